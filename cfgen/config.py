@@ -1,0 +1,47 @@
+"""Every default, once, with its unit and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cfgen.data.volume import Grid
+
+SEED = 0
+
+# Both grids share one field of view in MNI152NLin2009aSym: its lower corner in RAS mm.
+FIELD_OF_VIEW_CORNER_MM = (-80.0, -113.0, -83.0)
+
+
+def _grid(shape: tuple[int, int, int], spacing_mm: float) -> Grid:
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = np.array(FIELD_OF_VIEW_CORNER_MM) + spacing_mm / 2
+    return Grid(shape, affine)
+
+
+GRIDS = {
+    "t1w-2mm": _grid((80, 96, 88), 2.0),
+    "cdm-1mm": _grid((160, 192, 176), 1.0),
+}
+DEFAULT_GRID = "t1w-2mm"
+TEMPLATE_SPACE = "MNI152NLin2009aSym"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a scan comes to the model grid; part of the bundle."""
+
+    grid: str = DEFAULT_GRID
+    # Bias field and registration are estimated on a copy of about this spacing (mm).
+    work_spacing_mm: float = 2.0
+    n4_iterations: tuple[int, ...] = (30, 30, 30)
+    n4_shrink: int = 2
+    n4_tolerance: float = 1e-4
+    # This percentile of the brain becomes 1; evaluation.md section 0 scales the same way.
+    intensity_percentile: float = 99.5
+    # Brighter voxels (vessels, fat left by a generous mask) are cut here.
+    intensity_cap: float = 1.2
+
+
+PREPROCESS = Preprocess()

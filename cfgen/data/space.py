@@ -1,0 +1,102 @@
+"""Resampling between grids through the world: arrays in, arrays out.
+
+A point of the target grid goes to the world, through a 4x4 matrix between worlds (identity, or an
+affine registration), to voxel indices of the source grid, and is interpolated there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from cfgen.data.volume import Grid
+
+
+def resample(
+    data: np.ndarray,
+    source: Grid,
+    target: Grid,
+    target_to_source: np.ndarray | None = None,
+    *,
+    order: int = 1,
+    fill: float = 0.0,
+) -> np.ndarray:
+    """Interpolate `data` (source.shape) on `target`; float32 (target.shape).
+
+    `target_to_source` (4, 4) takes the target's world to the source's, both RAS+ mm. Where the
+    target is coarser the data are smoothed first, so that fine detail does not alias. `order` is
+    the spline order: 0 nearest, 1 linear, 3 cubic.
+    """
+    between = np.eye(4) if target_to_source is None else target_to_source
+    matrix = np.linalg.inv(source.affine) @ between @ target.affine
+    if order > 0:
+        step_vox = np.sqrt((matrix[:3, :3] ** 2).sum(1))  # target steps, in source voxels
+        # Full width at half maximum of one target voxel, less the source's own.
+        sigma = np.sqrt(np.maximum(step_vox**2 - 1.0, 0.0)) / 2.355
+        if (sigma > 0.25).any():
+            data = ndimage.gaussian_filter(data, sigma, truncate=3.0, mode="nearest")
+    linear: np.ndarray = matrix[:3, :3]
+    if np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9):
+        linear = np.diag(linear)  # scipy's separable, faster path
+    out = ndimage.affine_transform(
+        data.astype(np.float32, copy=False),
+        linear,
+        matrix[:3, 3],
+        output_shape=target.shape,
+        order=order,
+        mode="constant",
+        cval=fill,
+        output=np.float32,
+    )
+    return np.asarray(out)
+
+
+def work_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """The same box and axes at about `spacing_mm`; axes that are nearly as coarse stay."""
+    spacing = np.array(grid.spacing)
+    ratio = np.where(spacing < 0.75 * spacing_mm, spacing_mm / spacing, 1.0)
+    shape = np.maximum(np.round(np.array(grid.shape) / ratio), 2).astype(int)
+    step = np.array(grid.shape) / shape
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] * step
+    # Keep the outer faces of the box in place, not the centres of the first voxels.
+    affine[:3, 3] = grid.affine[:3, 3] + grid.affine[:3, :3] @ ((step - 1) / 2)
+    i, j, k = shape.tolist()
+    return Grid((i, j, k), affine)
+
+
+def crop_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
+    """The smallest box around a non-empty mask, with a margin in voxels, inside the array."""
+    boxes = []
+    for axis in range(3):
+        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = int(hits[0]) - margin, int(hits[-1]) + margin + 1
+        boxes.append(slice(max(low, 0), min(high, mask.shape[axis])))
+    return boxes[0], boxes[1], boxes[2]
+
+
+def crop_grid(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
+    """The grid of `data[box]`."""
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ np.array([b.start for b in box], float)
+    shape = tuple(b.stop - b.start for b in box)
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def upsample_cubic(data: np.ndarray, grid: Grid, factor: int) -> tuple[np.ndarray, Grid]:
+    """A smooth, finer copy: cubic splines once here, so that later steps can be linear."""
+    shape = tuple(n * factor for n in grid.shape)
+    affine = grid.affine.copy()
+    affine[:3, :3] /= factor
+    affine[:3, 3] += grid.affine[:3, :3] @ np.full(3, (1 / factor - 1) / 2)
+    fine = Grid((shape[0], shape[1], shape[2]), affine)
+    return resample(data, grid, fine, order=3), fine
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    labels, n = ndimage.label(mask)
+    if n == 0:
+        return mask.astype(bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(labels == sizes.argmax())

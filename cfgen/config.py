@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from cfgen.data.volume import Grid
-
 SEED = 0
 
-# Both grids share one field of view in MNI152NLin2009aSym: its lower corner in RAS mm.
-FIELD_OF_VIEW_CORNER_MM = (-80.0, -113.0, -83.0)
-
-
-def _grid(shape: tuple[int, int, int], spacing_mm: float) -> Grid:
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = np.array(FIELD_OF_VIEW_CORNER_MM) + spacing_mm / 2
-    return Grid(shape, affine)
-
-
-GRIDS = {
-    "t1w-2mm": _grid((80, 96, 88), 2.0),
-    "cdm-1mm": _grid((160, 192, 176), 1.0),
-}
+# The model grids: voxels and spacing (mm). They share one field of view in this template space,
+# given by its lower corner in RAS mm.
+GRIDS = {"t1w-2mm": ((80, 96, 88), 2.0), "cdm-1mm": ((160, 192, 176), 1.0)}
 DEFAULT_GRID = "t1w-2mm"
 TEMPLATE_SPACE = "MNI152NLin2009aSym"
+FIELD_OF_VIEW_CORNER_MM = (-80.0, -113.0, -83.0)
 
 
 @dataclass(frozen=True)

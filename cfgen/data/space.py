@@ -6,10 +6,24 @@ affine registration), to voxel indices of the source grid, and is interpolated t
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy import ndimage
 
+from cfgen import config
 from cfgen.data.volume import Grid
+from cfgen.errors import UsageError
+
+
+def model_grid(name: str) -> Grid:
+    """The model grid of that name, in the template's space (config.GRIDS)."""
+    if name not in config.GRIDS:
+        raise UsageError("--grid", f"unknown grid '{name}'", " or ".join(config.GRIDS))
+    shape, spacing_mm = config.GRIDS[name]
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = np.array(config.FIELD_OF_VIEW_CORNER_MM) + spacing_mm / 2
+    return Grid(shape, affine)
 
 
 def resample(
@@ -38,16 +52,19 @@ def resample(
     linear: np.ndarray = matrix[:3, :3]
     if np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9):
         linear = np.diag(linear)  # scipy's separable, faster path
-    out = ndimage.affine_transform(
-        data.astype(np.float32, copy=False),
-        linear,
-        matrix[:3, 3],
-        output_shape=target.shape,
-        order=order,
-        mode="constant",
-        cval=fill,
-        output=np.float32,
-    )
+    with warnings.catch_warnings():
+        # scipy still warns of a change of that path's meaning in 2016.
+        warnings.simplefilter("ignore", UserWarning)
+        out = ndimage.affine_transform(
+            data.astype(np.float32, copy=False),
+            linear,
+            matrix[:3, 3],
+            output_shape=target.shape,
+            order=order,
+            mode="constant",
+            cval=fill,
+            output=np.float32,
+        )
     return np.asarray(out)
 
 

@@ -1,0 +1,111 @@
+"""Affine and deformable registration and bias field, by ANTs and SimpleITK.
+
+Matrices and fields leave this file in our own convention (RAS+ mm); ITK's LPS stays inside. ANTs
+runs in its reproducible mode: the same images give the same transform, bit for bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from cfgen.config import SEED, Preprocess
+from cfgen.data.volume import Grid
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def _ants() -> Any:
+    import ants
+
+    ants.config.set_ants_deterministic(True, SEED + 1)
+    return ants
+
+
+def _to_ants(data: np.ndarray, grid: Grid) -> Any:
+    # ITK knows rotations only: a sheared affine is resampled by the caller before it comes here.
+    ants = _ants()
+    affine = LPS @ grid.affine
+    spacing = np.array(grid.spacing)
+    return ants.from_numpy(
+        np.ascontiguousarray(data, np.float32),
+        origin=tuple(affine[:3, 3]),
+        spacing=tuple(spacing),
+        direction=affine[:3, :3] / spacing,
+    )
+
+
+def is_orthogonal(grid: Grid) -> bool:
+    """Whether the axes are at right angles, as ITK needs them."""
+    axes = grid.affine[:3, :3] / np.array(grid.spacing)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
+
+
+def affine_register(
+    fixed: np.ndarray, fixed_grid: Grid, moving: np.ndarray, moving_grid: Grid
+) -> np.ndarray:
+    """The affine (4, 4) that takes the fixed image's world to the moving image's, RAS+ mm."""
+    ants = _ants()
+    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
+        result = ants.registration(
+            _to_ants(fixed, fixed_grid),
+            _to_ants(moving, moving_grid),
+            "antsRegistrationSyNQuickRepro[a]",
+            outprefix=f"{folder}/",
+        )
+        transform = ants.read_transform(result["fwdtransforms"][-1])
+    linear = np.array(transform.parameters[:9]).reshape(3, 3)
+    center = np.array(transform.fixed_parameters)
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = np.array(transform.parameters[9:]) + center - linear @ center
+    return LPS @ matrix @ LPS
+
+
+def deform(
+    fixed: np.ndarray,
+    fixed_grid: Grid,
+    moving: np.ndarray,
+    moving_grid: Grid,
+    image: np.ndarray,
+) -> np.ndarray:
+    """Bring `image` (on the moving grid) onto the fixed grid by affine and SyN registration."""
+    ants = _ants()
+    reference = _to_ants(fixed, fixed_grid)
+    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
+        result = ants.registration(
+            reference,
+            _to_ants(moving, moving_grid),
+            "antsRegistrationSyNQuickRepro[s]",
+            outprefix=f"{folder}/",
+        )
+        warped = ants.apply_transforms(
+            reference, _to_ants(image, moving_grid), result["fwdtransforms"]
+        )
+    return np.asarray(warped.numpy())
+
+
+def log_bias_field(
+    data: np.ndarray, mask: np.ndarray, grid: Grid, recipe: Preprocess
+) -> np.ndarray:
+    """The logarithm of the multiplicative bias field inside `mask` (N4; Tustison et al. 2010).
+
+    Normalised to mean 0 over the mask, so that dividing by it keeps the overall brightness.
+    """
+    import SimpleITK as sitk
+
+    def image(array: np.ndarray) -> Any:
+        out = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+        out.SetSpacing(grid.spacing)
+        return out
+
+    scan = image(data.astype(np.float32))
+    shrink = [recipe.n4_shrink] * 3
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(list(recipe.n4_iterations))
+    n4.SetConvergenceThreshold(recipe.n4_tolerance)
+    n4.Execute(sitk.Shrink(scan, shrink), sitk.Shrink(image(mask.astype(np.uint8)), shrink))
+    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(scan)).T
+    return np.asarray(field - field[mask].mean(), dtype=np.float32)

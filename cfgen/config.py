@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 SEED = 0
 
@@ -31,3 +32,22 @@ class Preprocess:
 
 
 PREPROCESS = Preprocess()
+
+# How an edit on the model grid reaches the scan (jobs/render.py).
+Render = Literal["residual", "warp", "latent"]
+RENDER: Render = "residual"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How far a latent is inverted and how it is denoised again."""
+
+    steps: int = 10
+    # The inversion stops at this fraction of T: enough to change anatomy, little enough to keep
+    # the subject.
+    depth: float = 0.6
+    fixed_point: int = 2
+    guidance: float = 1.0
+
+
+EDIT = Edit()

@@ -87,6 +87,26 @@ def deform(
     return np.asarray(warped.numpy())
 
 
+def displacement(
+    fixed: np.ndarray, fixed_grid: Grid, moving: np.ndarray, moving_grid: Grid
+) -> np.ndarray:
+    """SyN without affine: mm (*fixed shape, 3) in RAS from a fixed point to its moving point."""
+    import nibabel as nib
+
+    ants = _ants()
+    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
+        result = ants.registration(
+            _to_ants(fixed, fixed_grid),
+            _to_ants(moving, moving_grid),
+            "antsRegistrationSyNQuickRepro[so]",
+            outprefix=f"{folder}/",
+        )
+        field = next(f for f in result["fwdtransforms"] if f.endswith(".nii.gz"))
+        shift = np.asarray(nib.load(field).dataobj, np.float32)
+    # ITK stores vectors in LPS, on a fifth axis.
+    return shift.reshape(*fixed.shape, 3) * np.array([-1, -1, 1], np.float32)
+
+
 def log_bias_field(
     data: np.ndarray, mask: np.ndarray, grid: Grid, recipe: Preprocess
 ) -> np.ndarray:

@@ -1,0 +1,180 @@
+"""The model as one object on disk: `bundle.json` and one safetensors file a part.
+
+`bundle.json` says how a scan is prepared, what the conditions mean and where they were seen in
+training, and for every part its configuration and the hash of its file. Nothing that was fitted
+lives outside the folder, and nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfgen import __version__
+from cfgen.config import Preprocess
+from cfgen.data.conditions import Schema
+from cfgen.data.volume import write_atomically
+from cfgen.errors import BundleError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+DEFAULT = Path(__file__).parent / "bundles" / "default"
+PARTS = ("autoencoder", "latent_mean", "unet", "predictor", "template")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network or table: its configuration, its file's SHA-256, and how it was made."""
+
+    config: dict[str, Any]
+    sha256: str
+    trained: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    name: str
+    preprocess: Preprocess
+    schema: Schema
+    parts: dict[str, Part]
+    data: dict[str, Any]
+    cfgen: str = __version__
+
+    def part(self, name: str) -> Part:
+        """Raises BundleError when the bundle has no such part."""
+        if name not in self.parts:
+            raise BundleError(
+                self.path,
+                f"has no part '{name}'",
+                f"one of its parts: {', '.join(self.parts) or 'none'}",
+                f"train it: cfgen {TRAINED_BY[name]}",
+            )
+        return self.parts[name]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part, its hash checked. Raises BundleError when damaged or missing."""
+        from safetensors.torch import load
+
+        expected = self.part(name).sha256
+        path = self.path / f"{name}.safetensors"
+        if not path.exists():
+            raise BundleError(path, "is missing", "the file bundle.json speaks of", _REINSTALL)
+        payload = path.read_bytes()
+        found = hashlib.sha256(payload).hexdigest()
+        if found != expected:
+            raise BundleError(
+                path, f"is damaged: SHA-256 {found[:12]}...", f"{expected[:12]}...", _REINSTALL
+            )
+        return dict(load(payload))
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything in the bundle, for provenance."""
+        parts = json.dumps({k: v.sha256 for k, v in sorted(self.parts.items())})
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+
+TRAINED_BY = {
+    "autoencoder": "train-ae",
+    "latent_mean": "train-ldm",
+    "unet": "train-ldm",
+    "predictor": "train-predictor",
+    "template": "train-ae",
+}
+_REINSTALL = "copy or install the bundle again"
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read `bundle.json`; parts are read when they are asked for.
+
+    Raises BundleError when it is no bundle, damaged, or of another format version.
+    """
+    file = path / "bundle.json"
+    if not file.exists():
+        raise BundleError(path, "is no bundle: it has no bundle.json", "a folder made by cfgen")
+    try:
+        info = json.loads(file.read_text())
+        version = info["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(file, f"is damaged ({error})", "valid JSON", _REINSTALL) from error
+    if version != FORMAT:
+        raise BundleError(
+            file,
+            f"format {version}",
+            f"format {FORMAT}",
+            f"use the cfgen that wrote it ({info.get('cfgen', 'unknown')}), or train it again",
+        )
+    try:
+        recipe: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in info["preprocess"].items()
+        }
+        return Bundle(
+            path=path,
+            name=info["name"],
+            preprocess=Preprocess(**recipe),
+            schema=Schema.from_json(info["schema"]),
+            parts={name: Part(**part) for name, part in info["parts"].items()},
+            data=info["data"],
+            cfgen=info["cfgen"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(file, f"is damaged ({error!r})", "every field", _REINSTALL) from error
+
+
+def new_bundle(path: Path, preprocess: Preprocess, schema: Schema, data: dict[str, Any]) -> Bundle:
+    """An empty bundle, not yet on disk."""
+    return Bundle(path, path.name, preprocess, schema, {}, data)
+
+
+def write_part(
+    bundle: Bundle,
+    name: str,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    trained: dict[str, Any],
+) -> Bundle:
+    """Add or replace a part on disk; the bundle with it.
+
+    The new file is there before `bundle.json` speaks of it.
+    """
+    from safetensors.torch import save
+
+    payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    write_atomically(
+        bundle.path / f"{name}.safetensors", lambda temporary: temporary.write_bytes(payload)
+    )
+    part = Part(config, hashlib.sha256(payload).hexdigest(), trained)
+    changed = replace(bundle, parts=bundle.parts | {name: part})
+    _write_info(changed)
+    return changed
+
+
+def copy_bundle(source: Bundle, path: Path) -> Bundle:
+    """The same bundle in a new folder, to which a stage adds its part."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name in source.parts:
+        shutil.copyfile(source.path / f"{name}.safetensors", path / f"{name}.safetensors")
+    copied = replace(source, path=path, name=path.name)
+    _write_info(copied)
+    return copied
+
+
+def _write_info(bundle: Bundle) -> None:
+    info = {
+        "format": FORMAT,
+        "cfgen": __version__,
+        "name": bundle.name,
+        "preprocess": asdict(bundle.preprocess),
+        "schema": bundle.schema.to_json(),
+        "parts": {name: asdict(part) for name, part in sorted(bundle.parts.items())},
+        "data": bundle.data,
+    }
+    text = json.dumps(info, indent=2) + "\n"
+    write_atomically(bundle.path / "bundle.json", lambda temporary: temporary.write_text(text))

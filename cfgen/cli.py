@@ -1,0 +1,346 @@
+"""The command line: read options, call one job, print what it wrote.
+
+Heavy libraries are imported inside the commands, so that `cfgen --help` answers at once. Results go
+to standard output, progress and warnings to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cfgen import __version__, config
+from cfgen.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, CfgenError, UsageError
+
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
+
+app = typer.Typer(
+    name="cfgen",
+    help="Counterfactual brain MRI: what would this brain look like at another age or sex?\n\n"
+    "Research use, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+log = logging.getLogger("cfgen")
+
+
+Bundle = Annotated[Path, typer.Option("--bundle", help="Model bundle (default: the shipped one).")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings.")]
+In = Annotated[Path | None, typer.Option("--in", "-i", help="One scan (.nii, .nii.gz, .mgz).")]
+Manifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", help="CSV or TSV with a row a scan, or BIDS participants.tsv."),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="Brain mask or label map on the scan's grid.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
+
+
+def _setup(threads: int, verbose: bool, quiet: bool) -> None:
+    """Logging to standard error and the number of threads of every library."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cfgen").setLevel(level)
+    count = threads or len(os.sched_getaffinity(0))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ[name] = str(count)
+    # Large pages halve the time that convolutions wait for fresh memory.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def counterfactual(
+    image: In = None,
+    manifest: Manifest = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output image, or a folder (needed for a manifest)."),
+    ] = None,
+    age: Annotated[
+        list[str] | None,
+        typer.Option("--age", help="+30, -10, 75 or a range -20:+40:10; repeatable."),
+    ] = None,
+    sex: Annotated[str | None, typer.Option("--sex", help="M or F.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of any condition; repeatable.")
+    ] = None,
+    factual: Annotated[
+        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
+    ] = "",
+    mask: Mask = None,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    render: Annotated[
+        config.Render, typer.Option("--render", help="How the edit reaches the scan; see README.")
+    ] = config.RENDER,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of the sampler.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Classifier-free guidance weight.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Also write the signed difference.")] = False,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what a scan would look like at another age or sex, on its own grid.
+
+    Examples:
+
+      cfgen counterfactual --in sub01.nii.gz --age +30
+
+      cfgen counterfactual --in sub01.nii.gz --from age=62,sex=F --age -20:+20:10 --out edits/
+
+      cfgen counterfactual --manifest cohort.csv --sex F --out edits/
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.conditions import parse_interventions, parse_values
+    from cfgen.data.manifest import read_manifest
+    from cfgen.jobs.batch import plan, single_row
+
+    schema = read_bundle(bundle).schema
+    interventions = parse_interventions(schema, age or [], sex, change or [])
+    values = parse_values(schema, factual, "--from") if factual else {}
+    if (image is None) == (manifest is None):
+        raise UsageError("counterfactual", "--in and --manifest", "one of them")
+    if manifest is not None and (factual or mask):
+        raise UsageError("counterfactual", "--from or --mask beside --manifest", "columns in it")
+    if manifest is not None and out is None:
+        raise UsageError("--out", "missing", "a folder for the outputs of a manifest")
+    if image is not None:
+        rows = [replace(single_row(image, mask), values=values)]
+    else:
+        assert manifest is not None
+        rows = read_manifest(manifest, schema)
+    plans = plan(rows, interventions, out)
+    if dry_run:
+        _print([str(path) for p in plans for path in p.outputs.values()], as_json)
+        return
+
+    from cfgen.jobs.batch import run, write_outcome
+    from cfgen.jobs.counterfactual import Options, load_engine
+
+    asked: dict[str, Any] = {"steps": steps, "guidance": guidance}
+    options = Options(
+        render=render,
+        edit=replace(config.EDIT, **{k: v for k, v in asked.items() if v is not None}),
+        difference=diff,
+        picture=not no_picture,
+        overwrite=overwrite,
+        seed=seed,
+    )
+    engine = load_engine(bundle, device)
+    outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
+    if manifest is not None:
+        assert out is not None
+        for path in write_outcome(outcome, out):
+            log.info("wrote %s", path)
+    _print([str(row.image) for row in outcome.done], as_json)
+    if outcome.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def info(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle.")] = DEFAULT_BUNDLE,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a bundle holds, where it was trained, and what this machine offers."""
+    _setup(0, False, True)
+    from cfgen.jobs.info import describe, describe_json
+
+    print(json.dumps(describe_json(bundle), indent=2) if as_json else describe(bundle))
+
+
+def _training_options(
+    steps: int, learning_rate: float, batch_size: int, seed: int, usual: Any
+) -> Any:
+    """The stage's usual settings with those that were given."""
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    return replace(usual, seed=seed, **{k: v for k, v in given.items() if v})
+
+
+TrainManifest = Annotated[
+    Path,
+    typer.Option("--manifest", help="Prepared scans ('cfgen preprocess') with a split column."),
+]
+OutBundle = Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
+Steps = Annotated[int, typer.Option("--steps", min=0, help="Training steps; 0 is the usual.")]
+Rate = Annotated[float, typer.Option("--learning-rate", min=0, help="0 is the usual.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=0, help="0 is the usual.")]
+SourceBundle = Annotated[Path, typer.Option("--bundle", help="Bundle to which the part is added.")]
+
+
+@app.command("train-ae")
+def train_ae(
+    manifest: TrainManifest,
+    out: OutBundle,
+    grid: Annotated[str, typer.Option("--grid", help="t1w-2mm or cdm-1mm.")] = config.DEFAULT_GRID,
+    about: Annotated[
+        Path | None, typer.Option("--about", help="JSON that names data, licence, attribution.")
+    ] = None,
+    steps: Steps = 0,
+    learning_rate: Rate = 0.0,
+    batch_size: Batch = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the autoencoder of a new bundle.
+
+    The checkpoint, log and pictures lie beside the bundle in OUT-training. The same command goes on
+    after an interruption.
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.jobs.stages import read_about, train_autoencoder
+    from cfgen.jobs.train_autoencoder import AUTOENCODER_FIT
+
+    fit = _training_options(steps, learning_rate, batch_size, seed, AUTOENCODER_FIT)
+    recipe = config.Preprocess(grid=grid)
+    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about))
+    print(bundle.path)
+
+
+@app.command("train-ldm")
+def train_ldm(
+    manifest: TrainManifest,
+    bundle: SourceBundle,
+    out: OutBundle,
+    latent_mean: Annotated[
+        str,
+        typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
+    ] = "ridge",
+    steps: Steps = 0,
+    learning_rate: Rate = 0.0,
+    batch_size: Batch = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add the latent mean and the diffusion model to a bundle that has an autoencoder."""
+    _setup(threads, verbose, quiet)
+    if latent_mean not in ("ridge", "none"):
+        raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
+    from cfgen.jobs.stages import train_latent_diffusion
+    from cfgen.jobs.train_latent_diffusion import LATENT_DIFFUSION, LATENT_DIFFUSION_FIT
+
+    fit = _training_options(steps, learning_rate, batch_size, seed, LATENT_DIFFUSION_FIT)
+    diffusion = replace(LATENT_DIFFUSION, latent_mean=latent_mean == "ridge")
+    print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)
+
+
+@app.command("train-predictor")
+def train_predictor_command(
+    manifest: TrainManifest,
+    bundle: SourceBundle,
+    out: OutBundle,
+    steps: Steps = 0,
+    learning_rate: Rate = 0.0,
+    batch_size: Batch = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add a predictor of age and sex, trained on real scans alone, to a bundle."""
+    _setup(threads, verbose, quiet)
+    from cfgen.jobs.stages import train_predictor
+    from cfgen.jobs.train_predictor import PREDICTOR_FIT
+
+    fit = _training_options(steps, learning_rate, batch_size, seed, PREDICTOR_FIT)
+    print(train_predictor(manifest, bundle, out, fit, device).path)
+
+
+def _print(paths: list[str], as_json: bool) -> None:
+    print(json.dumps({"outputs": paths}, indent=2) if as_json else "\n".join(paths))
+
+
+def _expand_config(arguments: list[str]) -> list[str]:
+    """Replace `--config run.toml` by the options in it; those on the command line win."""
+    if "--config" not in arguments:
+        return arguments
+    place = arguments.index("--config")
+    if place + 1 == len(arguments):
+        raise UsageError("--config", "no file", "a TOML file with options")
+    path = Path(arguments[place + 1])
+    rest = arguments[:place] + arguments[place + 2 :]
+    try:
+        options = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(path, f"cannot be read ({error})", "a TOML file with options") from error
+    given = {a.partition("=")[0] for a in rest}
+    short = {"--in": "-i", "--out": "-o"}
+    for name, value in options.items():
+        flag = f"--{name}"
+        if flag in given or short.get(flag) in given or value is False:
+            continue
+        values = value if isinstance(value, list) else [value]
+        rest += [flag] if value is True else [f"{flag}={v}" for v in values]
+    return rest
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line and an exit code, never a traceback."""
+    try:
+        app(_expand_config(sys.argv[1:]))
+    except CfgenError as error:
+        print(f"cfgen: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("cfgen: out of memory; close other programs or use fewer --threads", file=sys.stderr)
+        sys.exit(EXIT_OUT_OF_MEMORY)
+    except RuntimeError as error:
+        # torch reports memory of either device as a RuntimeError.
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"cfgen: out of memory ({error}); use --device cpu or free memory", file=sys.stderr)
+        sys.exit(EXIT_OUT_OF_MEMORY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""Conditions: what is known of a subject and a scan, in raw units, and what to change.
+
+Ages are years, sexes are M or F, in files, options and JSON alike. `Schema.encode` is the only
+place where they become network units.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from cfgen.errors import ManifestError, UsageError
+
+Value = float | str
+Values = Mapping[str, Value]
+
+# No underscores, no 'nan', no 'inf': float() takes all of them.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_SEX_WORDS = {"male": "M", "female": "F"}
+# A range of ages longer than this is a typing mistake.
+_MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One condition.
+
+    `low` and `high` are the plausible limits of a number: outside is an error. `support` is the
+    range seen in training and `seen` the levels seen there: outside is a warning. `center` and
+    `scale` make network units of a number.
+    """
+
+    name: str
+    kind: Literal["continuous", "categorical"]
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    support: tuple[float, float] | None = None
+    levels: tuple[str, ...] = ()
+    center: float = 0.0
+    scale: float = 1.0
+    seen: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many network inputs: 1, or one for each of three or more levels."""
+        return len(self.levels) if len(self.levels) > 2 else 1
+
+    @property
+    def expected(self) -> str:
+        """What a valid value is, in words: 'a number of years between 0 and 120'."""
+        if self.kind == "categorical":
+            return " or ".join(self.levels)
+        return f"a number{f' of {self.unit}' if self.unit else ''}{_between(self.low, self.high)}"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The conditions that a model knows, in the order of its input vector."""
+
+    variables: tuple[Variable, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [v.name for v in self.variables]
+
+    def variable(self, name: str, where: object = "condition") -> Variable:
+        """Raises UsageError that lists the known variables when there is no such one."""
+        for variable in self.variables:
+            if variable.name == name:
+                return variable
+        near = get_close_matches(name.lower(), self.names, 1)
+        raise UsageError(
+            where,
+            f"unknown variable '{name}'",
+            f"one of {', '.join(self.names)}",
+            f"did you mean '{near[0]}'?" if near else "",
+        )
+
+    def encode(self, values: Values) -> np.ndarray:
+        """Network units, float32 (n,).
+
+        A number is (x - center) / scale, two levels are -1 and +1, more levels are one-hot. Raises
+        UsageError when a variable is missing.
+        """
+        missing = self.missing(values)
+        if missing:
+            raise UsageError("conditions", f"{' and '.join(missing)} missing", "every variable")
+        parts: list[float] = []
+        for v in self.variables:
+            value = values[v.name]
+            if v.kind == "continuous":
+                parts.append((float(value) - v.center) / v.scale)
+            else:
+                place = v.levels.index(str(value))
+                if v.width == 1:
+                    parts.append(2.0 * place - 1.0)
+                else:
+                    parts += [float(i == place) for i in range(v.width)]
+        return np.array(parts, np.float32)
+
+    def decode(self, vector: np.ndarray) -> dict[str, Value]:
+        """Raw units from network units (n,): numbers are cut to the limits, levels are the nearest.
+
+        The inverse of `encode`, and what a predictor's output means.
+        """
+        values: dict[str, Value] = {}
+        at = 0
+        for v in self.variables:
+            part = vector[at : at + v.width]
+            at += v.width
+            if v.kind == "categorical":
+                place = int(part[0] > 0) if v.width == 1 else int(np.argmax(part))
+                values[v.name] = v.levels[place]
+            else:
+                x = float(part[0]) * v.scale + v.center
+                low = -math.inf if v.low is None else v.low
+                values[v.name] = min(max(x, low), math.inf if v.high is None else v.high)
+        return values
+
+    def check_value(self, name: str, value: object, where: object) -> Value:
+        """The value in raw units: a finite number within the limits, or a level as it is spelt.
+
+        Raises UsageError with what was expected, `where` in front.
+        """
+        variable = self.variable(name, where)
+        if variable.kind == "categorical":
+            return _level(variable, str(value).strip(), where)
+        number = _number(variable, value, where)
+        _check_limits(
+            number,
+            variable.low,
+            variable.high,
+            f"'{value}' is implausible",
+            variable.expected,
+            where,
+        )
+        return number
+
+    def missing(self, values: Values) -> list[str]:
+        """The names of variables that have no value."""
+        return [name for name in self.names if name not in values]
+
+    def support_warnings(self, values: Values) -> list[str]:
+        """One sentence for every value that training never saw the like of."""
+        said = []
+        for v in self.variables:
+            value = values.get(v.name)
+            if value is None:
+                continue
+            if v.support is not None and not v.support[0] <= float(value) <= v.support[1]:
+                low, high = (number_text(x) for x in v.support)
+                said.append(
+                    f"{v.name} {number_text(float(value))} is outside the training range "
+                    f"{low} to {high}{f' {v.unit}' if v.unit else ''}: an extrapolation"
+                )
+            elif v.seen and value not in v.seen:
+                said.append(f"{v.name} {value} was not in the training data: an extrapolation")
+        return said
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What `json.dumps` takes and `from_json` reads back."""
+        return [asdict(v) for v in self.variables]
+
+    @staticmethod
+    def from_json(data: Sequence[Mapping[str, Any]]) -> Schema:
+        """Raises KeyError, TypeError or ValueError when the data are no schema."""
+        return Schema(tuple(_variable_from_json(entry) for entry in data))
+
+
+def default_schema() -> Schema:
+    """Age in years and sex, with the centre and spread of adults until `fit_schema` sets them."""
+    age = Variable("age", "continuous", "years", low=0.0, high=120.0, center=50.0, scale=20.0)
+    return Schema((age, Variable("sex", "categorical", levels=("M", "F"))))
+
+
+class HasValues(Protocol):
+    @property
+    def values(self) -> dict[str, Value]: ...
+
+
+def fit_schema(rows: Iterable[HasValues], schema: Schema | None = None) -> Schema:
+    """The schema with centre, spread and support of the training rows.
+
+    A variable that no row has is left out. Raises ManifestError when none is left.
+    """
+    rows = list(rows)
+    fitted = []
+    for v in (schema or default_schema()).variables:
+        known = [r.values[v.name] for r in rows if v.name in r.values]
+        if not known:
+            continue
+        if v.kind == "categorical":
+            fitted.append(replace(v, seen=tuple(level for level in v.levels if level in known)))
+            continue
+        x = np.array(known, np.float64)
+        # Equal ages have no spread: any scale will do, and 1 keeps the units readable.
+        scale = float(x.std()) or 1.0
+        support = (float(x.min()), float(x.max()))
+        fitted.append(replace(v, center=float(x.mean()), scale=scale, support=support))
+    if not fitted:
+        raise ManifestError("training rows", "no row has a condition", "age or sex in some rows")
+    return Schema(tuple(fitted))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One variable set to a value, or shifted by it when `relative`; limits are for the result."""
+
+    name: str
+    value: Value
+    relative: bool = False
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def apply(self, factual: Values) -> Value:
+        """The new value. Raises UsageError when it is implausible or the subject's is unknown."""
+        if not self.relative:
+            return self.value
+        if self.name not in factual:
+            raise UsageError(
+                self.label(),
+                f"the subject's {self.name} is unknown",
+                f"a known {self.name} for a relative change",
+                f"say it, for example --from {self.name}=...",
+            )
+        before = float(factual[self.name])
+        after = before + float(self.value)
+        _check_limits(
+            after,
+            self.low,
+            self.high,
+            f"the subject's {self.name} {number_text(before)} would become {number_text(after)}",
+            f"{self.unit or 'a value'}{_between(self.low, self.high)}",
+            self.label(),
+        )
+        return after
+
+    def label(self) -> str:
+        """Safe in file names: 'age+30', 'age75', 'sexF'."""
+        if isinstance(self.value, str):
+            text, glue = re.sub(r"[^A-Za-z0-9.+-]+", "-", self.value), ""
+        else:
+            # Adding 0.0 turns -0.0, which would be 'age-0', into 0.0.
+            text = number_text(self.value + 0.0)
+            if self.relative:
+                return f"{self.name}{'' if text.startswith('-') else '+'}{text}"
+            glue = "=" if text.startswith("-") else ""
+        # 'apoe4' set to 3 is 'apoe4=3', not 'apoe43'.
+        return f"{self.name}{'=' if self.name[-1:].isdigit() else glue}{text}"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Changes that are made together; hashable, so that it can name an output."""
+
+    changes: tuple[Change, ...]
+
+    def apply(self, factual: Values) -> dict[str, Value]:
+        """The values after the change; variables that are not changed keep theirs."""
+        return dict(factual) | {c.name: c.apply(factual) for c in self.changes}
+
+    def label(self) -> str:
+        """'age-20_sexF'."""
+        return "_".join(c.label() for c in self.changes)
+
+    def is_null(self, factual: Values) -> bool:
+        """Whether this subject would stay as it is."""
+        return self.apply(factual) == dict(factual)
+
+
+def parse_interventions(
+    schema: Schema, ages: Sequence[str] = (), sex: str | None = None, sets: Sequence[str] = ()
+) -> list[Intervention]:
+    """One intervention for every age asked for, each with the sex and the `--set` changes.
+
+    A signed age is relative. 'LOW:HIGH:STEP' is a range with both ends in it: '20:80:10', or
+    '-20:+40:10' relative. The same age twice is one intervention. Raises UsageError.
+    """
+    targets = [target for text in ages for target in _age_changes(schema, text)]
+    common = [] if sex is None else [_change(schema, "sex", sex, f"--sex {sex}")]
+    for text in sets:
+        name, value = _split_assignment(text, f"--set {text}")
+        common.append(_change(schema, name, value, f"--set {text}"))
+    given = Counter(c.name for c in common) + Counter(["age"] if ages else [])
+    double = [name for name, n in given.items() if n > 1]
+    if double:
+        raise UsageError(
+            "intervention", f"{' and '.join(double)} given twice", "one value for each variable"
+        )
+    if not targets and not common:
+        raise UsageError(
+            "intervention",
+            "nothing to change",
+            "--age, --sex or --set NAME=VALUE",
+            "for example --age +30",
+        )
+    if not targets:
+        return [Intervention(tuple(common))]
+    return [Intervention((target, *common)) for target in dict.fromkeys(targets)]
+
+
+def parse_values(schema: Schema, text: str, where: object) -> dict[str, Value]:
+    """Factual conditions from 'age=62,sex=F'. Raises UsageError."""
+    values: dict[str, Value] = {}
+    for part in text.split(","):
+        name, value = _split_assignment(part, where)
+        if name in values:
+            raise UsageError(where, f"{name} given twice", "one value for each variable")
+        values[name] = schema.check_value(name, value, where)
+    return values
+
+
+def number_text(x: float) -> str:
+    """The shortest text that is read back as the same number to ten digits: '62', '38.78'."""
+    return f"{x:.10g}"
+
+
+def _split_assignment(text: str, where: object) -> tuple[str, str]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (name and equals and value):
+        raise UsageError(where, f"'{text}' is no assignment", "NAME=VALUE, for example age=62")
+    return name, value
+
+
+def _age_changes(schema: Schema, text: str) -> list[Change]:
+    where = f"--age {text}"
+    if ":" not in text:
+        return [_change(schema, "age", text, where)]
+    form = "LOW:HIGH:STEP, such as 20:80:10 or -20:+40:10"
+    parts = [p.strip() for p in text.split(":")]
+    if len(parts) != 3 or not all(_NUMBER.fullmatch(p) for p in parts):
+        raise UsageError(where, "is no range", form)
+    low, high, step = (float(p) for p in parts)
+    signed = [p[0] in "+-" for p in parts[:2]]
+    if signed[0] != signed[1]:
+        raise UsageError(
+            where,
+            "one end of the range is signed (relative) and one is not",
+            form,
+            "sign both ends for a range around the subject's age, zero too: +0:+40:10",
+        )
+    if step <= 0 or high < low:
+        raise UsageError(where, "is an empty range", f"{form}, LOW at most HIGH, STEP above 0")
+    # The slack keeps the upper end when the step is no binary fraction: 20:21:0.1.
+    steps = math.floor((high - low) / step + 1e-9)
+    if steps > _MOST_STEPS:
+        raise UsageError(where, f"has {steps + 1} ages", f"at most {_MOST_STEPS}", "widen STEP")
+    sign = "+" if signed[0] else ""
+    ends = [round(low + i * step, 9) + 0.0 for i in range(steps + 1)]
+    return [_change(schema, "age", f"{x:{sign}.10g}", where) for x in ends]
+
+
+def _change(schema: Schema, name: str, text: str, where: object) -> Change:
+    variable = schema.variable(name, where)
+    text = text.strip()
+    if variable.kind == "categorical":
+        return Change(name, _level(variable, text, where))
+    relative = text[:1] in ("+", "-")
+    value = _number(variable, text, where) if relative else schema.check_value(name, text, where)
+    return Change(name, value, relative, variable.low, variable.high, variable.unit)
+
+
+def _number(variable: Variable, value: object, where: object) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        text = str(value).strip()
+        if not _NUMBER.fullmatch(text):
+            comma = _NUMBER.fullmatch(text.replace(",", ".", 1))
+            fix = f"write {text.replace(',', '.', 1)}" if comma else ""
+            raise UsageError(where, f"'{value}' is not a number", variable.expected, fix)
+        number = float(text)
+    if not math.isfinite(number):
+        raise UsageError(where, f"'{value}' is not finite", variable.expected)
+    return number + 0.0
+
+
+def _level(variable: Variable, text: str, where: object) -> str:
+    by_word = {level.casefold(): level for level in variable.levels}
+    if variable.name == "sex":
+        by_word |= {w: level for w, level in _SEX_WORDS.items() if level in variable.levels}
+    found = by_word.get(text.casefold())
+    if found is None:
+        fix = ""
+        if variable.name == "sex" and re.fullmatch(r"[0-9](\.0)?", text):
+            fix = "number codes for sex mean different things in different studies"
+        raise UsageError(where, f"'{text}' is no known {variable.name}", variable.expected, fix)
+    return found
+
+
+def _check_limits(
+    x: float, low: float | None, high: float | None, found: str, expected: str, where: object
+) -> None:
+    if (low is not None and x < low) or (high is not None and x > high):
+        raise UsageError(where, found, expected)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" between {number_text(low)} and {number_text(high)}"
+    if low is not None:
+        return f" of at least {number_text(low)}"
+    return f" of at most {number_text(high)}" if high is not None else ""
+
+
+def _variable_from_json(entry: Mapping[str, Any]) -> Variable:
+    fields = dict(entry)
+    for name in ("support", "levels", "seen"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
+    variable = Variable(**fields)
+    if variable.kind not in ("continuous", "categorical"):
+        raise ValueError(f"variable '{variable.name}' has kind '{variable.kind}'")
+    if variable.kind == "categorical" and len(variable.levels) < 2:
+        raise ValueError(f"variable '{variable.name}' has fewer than two levels")
+    if not variable.scale > 0:
+        raise ValueError(f"variable '{variable.name}' has scale {variable.scale}")
+    return variable

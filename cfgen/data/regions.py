@@ -1,0 +1,193 @@
+"""Label tables: which codes of a segmentation are which region, and how large the regions are.
+
+Two tables: 'freesurfer' (aseg and aparc+aseg of FreeSurfer and FastSurfer, the output of SynthSeg,
+and the whole-head label maps that SynthSeg is trained on) and 'dlmuse' (DLMUSE, NiChart).
+
+A label belongs to one group. The inferior horns of the lateral ventricles are a group of their own,
+so that 'lateral_ventricle' means the same (51 + 52 of DLMUSE, 4 + 43 of FreeSurfer) in both tables;
+choroid plexus counts as the ventricle around it. 'cortex' is the whole cortex: its lobes
+('cortex_frontal', ...) and what no lobe was given to. The parietal operculum of DLMUSE is frontal,
+as in DLMUSE's own lobes. 'other_brain' is ventral diencephalon, basal forebrain, optic chiasm and
+vessels; 'head' is what lies outside the skull's inner table.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from cfgen.errors import ImageError, UsageError
+
+_FILES = {"freesurfer": "freesurfer", "aseg": "freesurfer", "synthseg": "freesurfer"}
+_FILES |= {"dlmuse": "dlmuse"}
+LOBES = ("frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
+GROUPS = (
+    "lateral_ventricle",
+    "inferior_lateral_ventricle",
+    "third_ventricle",
+    "fourth_ventricle",
+    "hippocampus",
+    "amygdala",
+    "thalamus",
+    "basal_ganglia",
+    "brainstem",
+    "cerebellum_gm",
+    "cerebellum_wm",
+    "cerebral_wm",
+    "cortex",
+    *(f"cortex_{lobe}" for lobe in LOBES),
+    "csf",
+    "other_brain",
+    "head",
+    "background",
+)
+# The channels of SynthSeg's posteriors: ascending labels, in which its own printed table is wrong.
+SYNTHSEG_CHANNELS = (
+    *(0, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),
+    *(41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60),
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """One label: `side` is 'left', 'right' or 'both' (midline, or not told apart)."""
+
+    code: int
+    name: str
+    group: str
+    side: str
+
+
+@cache
+def table(name: str) -> dict[int, Region]:
+    """Code -> region of 'freesurfer' (also 'aseg', 'synthseg') or 'dlmuse'. Raises UsageError."""
+    if name.lower() not in _FILES:
+        raise UsageError("label table", f"unknown table '{name}'", " or ".join(_FILES))
+    file = resources.files("cfgen.data").joinpath("tables", f"{_FILES[name.lower()]}.csv")
+    lines = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    rows = [Region(int(r["label"]), r["name"], r["group"], r["side"]) for r in lines]
+    return {row.code: row for row in rows}
+
+
+def codes(table_name: str, group: str, side: str | None = None) -> tuple[int, ...]:
+    """The codes of a group, ascending; `side` 'left' or 'right' leaves the other and midline out.
+
+    Raises UsageError for an unknown table, group or side.
+    """
+    if group not in GROUPS:
+        raise UsageError("region group", f"unknown group '{group}'", "one of " + ", ".join(GROUPS))
+    if side not in (None, "left", "right", "both"):
+        raise UsageError("region side", f"unknown side '{side}'", "left, right or both (midline)")
+    return tuple(
+        code
+        for code, region in sorted(table(table_name).items())
+        if _belongs(region.group, group) and side in (None, region.side)
+    )
+
+
+def group_mask(
+    labels: np.ndarray, table_name: str, group: str, side: str | None = None
+) -> np.ndarray:
+    """Where a label map (I, J, K) is in a group: bool (I, J, K), all False when it is not there.
+
+    Raises ImageError when the map has unknown codes or nothing but background.
+    """
+    wanted = codes(table_name, group, side)
+    label_counts(labels, table_name)
+    return np.isin(labels, wanted)
+
+
+def volumes_mm3(labels: np.ndarray, voxel_mm3: float, table_name: str) -> dict[str, float]:
+    """Volume of every group that the table has, by counting voxels; 0 where none is labelled.
+
+    'cortex' is the total, its lobes included; the lobes and the head are left out where the map
+    does not label them at all. Raises ImageError as `group_mask` does.
+    """
+    counts = label_counts(labels, table_name)
+    return _totals(table(table_name), ((c, n * voxel_mm3) for c, n in counts.items()))
+
+
+def soft_volumes_mm3(posteriors: Any, voxel_mm3: float) -> dict[str, float]:
+    """Volume of every group from SynthSeg posteriors (I, J, K, 33), or 32 channels of its --v1.
+
+    Sums of probabilities, as SynthSeg's own volumes are. `posteriors` may be a nibabel `dataobj`:
+    one channel is read at a time. Raises ImageError when it is something else.
+    """
+    shape = tuple(posteriors.shape)
+    channels = {33: SYNTHSEG_CHANNELS, 32: tuple(c for c in SYNTHSEG_CHANNELS if c != 24)}
+    if len(shape) != 4 or shape[3] not in channels:
+        raise ImageError(
+            "posteriors",
+            f"shape {'x'.join(map(str, shape))}",
+            "4D with 33 channels (32 with --v1), as mri_synthseg --post writes",
+        )
+    volumes = []
+    for k, code in enumerate(channels[shape[3]]):
+        channel = np.asarray(posteriors[..., k])
+        low, high = float(channel.min()), float(channel.max())
+        # NaN fails this test too.
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ImageError(
+                "posteriors", f"channel {k} has values {low:g} to {high:g}", "probabilities, 0 to 1"
+            )
+        volumes.append((code, float(channel.sum(dtype=np.float64)) * voxel_mm3))
+    if not any(v for code, v in volumes if code):
+        raise ImageError("posteriors", "nothing but background", "a segmented brain")
+    return _totals(table("freesurfer"), volumes)
+
+
+def label_counts(labels: np.ndarray, table_name: str) -> dict[int, int]:
+    """Voxels of every code that is there. Raises ImageError as `group_mask` does."""
+    known = table(table_name)
+    counts = _count(np.asarray(labels))
+    strange = sorted(code for code in counts if code not in known)
+    if strange:
+        shown = ", ".join(map(str, strange[:10])) + (", ..." if len(strange) > 10 else "")
+        raise ImageError(
+            "label map",
+            f"{len(strange)} unknown codes: {shown}",
+            f"codes of the {table_name} table",
+            "name the table that the segmentation was made with",
+        )
+    if set(counts) <= {0}:
+        raise ImageError("label map", "nothing but background", "a segmented brain")
+    return counts
+
+
+def _count(labels: np.ndarray) -> dict[int, int]:
+    if labels.dtype.kind not in "iub":
+        whole = np.rint(labels)
+        if not np.array_equal(whole, labels):
+            raise ImageError(
+                "label map",
+                "has values that are no whole numbers",
+                "label codes",
+                "resample label maps with nearest neighbour",
+            )
+        labels = whole
+    found, n = np.unique(labels, return_counts=True)
+    return {int(code): int(k) for code, k in zip(found, n, strict=True)}
+
+
+def _totals(known: dict[int, Region], volumes: Iterable[tuple[int, float]]) -> dict[str, float]:
+    own = {r.group: 0.0 for r in known.values() if r.group != "background"}
+    for code, volume in volumes:
+        if known[code].group in own:
+            own[known[code].group] += volume
+    lobes = [f"cortex_{lobe}" for lobe in LOBES]
+    own["cortex"] = own.get("cortex", 0.0) + sum(own[lobe] for lobe in lobes)
+    # A map without lobes or head has not measured them: leave them out rather than say 0.
+    unmeasured = set() if any(own[lobe] for lobe in lobes) else set(lobes)
+    if not own.get("head"):
+        unmeasured.add("head")
+    return {g: own[g] for g in GROUPS if g in own and g not in unmeasured}
+
+
+def _belongs(own: str, group: str) -> bool:
+    return own == group or (group == "cortex" and own.startswith("cortex_"))

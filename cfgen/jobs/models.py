@@ -1,0 +1,137 @@
+"""The networks of a bundle, loaded and ready: image <-> latent, and one edit in latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfgen.bundle import Bundle
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import Edit
+from cfgen.diffusion.guidance import guided
+from cfgen.diffusion.inversion import invert_ddim
+from cfgen.diffusion.samplers import Denoiser, denoise_ddim
+from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
+from cfgen.errors import BundleError
+from cfgen.jobs.device import autocast, channels_last
+from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.tokens import condition_tokens
+from cfgen.nets.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class Models:
+    """`latent_mean` is always there: the papers' plain form is a mean without conditions."""
+
+    autoencoder: Autoencoder
+    latent_mean: LatentMean
+    unet: UNet
+    schedule: Schedule
+    device: torch.device
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor) -> Tensor:
+        """The latent mean (B, C, d, h, w) float32 of images (B, 1, D, H, W)."""
+        with autocast(self.device):
+            z0: Tensor = self.autoencoder.encode(image.to(self.device)).float()
+        return z0
+
+    @torch.inference_mode()
+    def decode(self, z0: Tensor) -> Tensor:
+        with autocast(self.device):
+            image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
+        return image
+
+    def denoiser(self, c: Tensor, guidance: float) -> Denoiser:
+        """The UNet under conditions c (B, V)."""
+        nothing = condition_tokens(c, torch.ones(len(c), dtype=torch.bool))
+        step = guided(self.unet, condition_tokens(c), nothing, guidance)
+
+        def denoise(zt: Tensor, t: Tensor) -> Tensor:
+            with autocast(self.device):
+                return step(zt, t).float()
+
+        return denoise
+
+
+@dataclass(frozen=True)
+class LatentEdit:
+    """The reconstruction under the factual conditions and a latent for each target."""
+
+    reconstruction: Tensor
+    counterfactuals: list[Tensor]
+    # |reconstruction - z0| / |z0|
+    round_trip: float
+
+
+@torch.inference_mode()
+def edit_latent(
+    models: Models, z0: Tensor, c: Tensor, targets: Sequence[Tensor], config: Edit
+) -> LatentEdit:
+    """Abduct r from z0 (1, C, d, h, w) under c (1, V), act and predict for each target (1, V).
+
+    DDIM inversion (CDM Eq. 5-6) is shared by all targets; the reconstruction takes the same way
+    back under c, so that what the sampler itself loses cancels in the difference.
+    """
+    last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
+    times = time_grid(config.steps, last)
+    r = models.latent_mean.residual(z0, c)
+    rt = invert_ddim(models.denoiser(c, 1.0), models.schedule, r, times, config.fixed_point)
+
+    def predict(conditions: Tensor, guidance: float) -> Tensor:
+        edited = denoise_ddim(models.denoiser(conditions, guidance), models.schedule, rt, times)
+        return models.latent_mean.latent(edited, conditions)
+
+    reconstruction = predict(c, 1.0)
+    error = (reconstruction - z0).norm() / z0.norm()
+    return LatentEdit(reconstruction, [predict(t, config.guidance) for t in targets], float(error))
+
+
+def load_models(bundle: Bundle, device: torch.device) -> Models:
+    """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
+    autoencoder = load_autoencoder(bundle, device)
+    part = bundle.part("unet")
+    net = UNet(UNetConfig(**tuples(part.config["net"])))
+    load_weights(net, bundle, "unet")
+    mean = LatentMean.from_tensors(bundle.tensors("latent_mean"))
+    mean = LatentMean(*(v.to(device) for v in (mean.knots, mean.coefficients, mean.sigma)))
+    schedule = Schedule.make(ScheduleConfig(**part.config["schedule"]))
+    return Models(autoencoder, mean, channels_last(net, device).eval(), schedule, device)
+
+
+def load_autoencoder(bundle: Bundle, device: torch.device) -> Autoencoder:
+    config = AutoencoderConfig(**tuples(bundle.part("autoencoder").config))
+    net = Autoencoder(config)
+    load_weights(net, bundle, "autoencoder")
+    return channels_last(net, device).eval()
+
+
+def load_weights(net: torch.nn.Module, bundle: Bundle, name: str) -> None:
+    tensors = {k: v.float() for k, v in bundle.tensors(name).items()}
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleError(
+            bundle.path / f"{name}.safetensors",
+            f"does not fit its configuration ({str(error).splitlines()[-1].strip()})",
+            "the weights that bundle.json describes",
+            "train the part again",
+        ) from error
+
+
+def half(net: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights as they are shipped: half precision, half the bytes."""
+    return {k: v.half() for k, v in net.state_dict().items()}
+
+
+def net_config(config: object) -> dict[str, Any]:
+    """A network's configuration for bundle.json."""
+    return asdict(config)  # type: ignore[call-overload,no-any-return]
+
+
+def tuples(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}

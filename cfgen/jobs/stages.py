@@ -1,0 +1,160 @@
+"""Training stages: each reads a manifest of prepared scans and a bundle, and writes a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_part
+from cfgen.config import Preprocess
+from cfgen.data.conditions import Schema, default_schema, fit_schema
+from cfgen.data.manifest import Row, read_manifest
+from cfgen.errors import UsageError
+from cfgen.jobs.device import pick_device
+from cfgen.jobs.fit import FitConfig, fit
+from cfgen.jobs.models import half, load_autoencoder, net_config
+from cfgen.jobs.train_autoencoder import AUTOENCODER, AutoencoderTask
+from cfgen.jobs.train_latent_diffusion import (
+    LATENT_DIFFUSION,
+    LatentDiffusionConfig,
+    LatentDiffusionTask,
+    encode_views,
+    fit_mean,
+    unet_config,
+)
+from cfgen.jobs.train_predictor import PredictorTask
+from cfgen.jobs.training_data import Cohort, read_cohort
+from cfgen.nets.predictors import PredictorConfig
+
+log = logging.getLogger("cfgen")
+
+
+def runs_folder(out: Path, stage: str) -> Path:
+    """Where a stage keeps its checkpoint, log and pictures: beside the bundle it writes."""
+    return out.with_name(f"{out.name}-training") / stage
+
+
+def train_autoencoder(
+    manifest: Path,
+    out: Path,
+    recipe: Preprocess,
+    config: FitConfig,
+    device: str,
+    data: dict[str, Any],
+) -> Bundle:
+    """Train the autoencoder of a new bundle on the train split; the val split is for figures.
+
+    `data` describes the training data: name, licence, attribution.
+    """
+    where = pick_device(device)
+    schema = fit_schema(_train_rows(manifest))
+    train, val = _splits(manifest, schema, recipe.grid)
+    task = AutoencoderTask(
+        train.images, train.weights, val.images[::4], val.masks[::4], where, config
+    )
+    net = fit(task, config, runs_folder(out, "autoencoder"))
+    bundle = new_bundle(out, recipe, schema, data)
+    return write_part(
+        bundle, "autoencoder", half(net), net_config(AUTOENCODER), _trained(train, config)
+    )
+
+
+def train_latent_diffusion(
+    manifest: Path,
+    source: Path,
+    out: Path,
+    config: FitConfig,
+    device: str,
+    diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+) -> Bundle:
+    """Add the latent mean and the UNet to a bundle that has an autoencoder."""
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    autoencoder = load_autoencoder(bundle, where)
+    train, val = _splits(manifest, bundle.schema, bundle.preprocess.grid)
+    latents = encode_views(autoencoder, train.images, diffusion.views, where, config.seed)
+    held_out = encode_views(autoencoder, val.images, 1, where, config.seed)[:, 0]
+    continuous = _continuous(bundle.schema)
+    mean = fit_mean(latents, train.conditions, train.weights, continuous, diffusion.latent_mean)
+    task = LatentDiffusionTask(
+        latents,
+        train.conditions,
+        train.weights,
+        (held_out, val.conditions),
+        mean,
+        where,
+        config,
+        diffusion,
+    )
+    net = fit(task, config, runs_folder(out, "unet"))
+    copied = copy_bundle(bundle, out)
+    copied = write_part(
+        copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
+    )
+    network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
+    description = {"net": network, "schedule": asdict(diffusion.schedule)}
+    return write_part(copied, "unet", half(net), description, _trained(train, config))
+
+
+def train_predictor(
+    manifest: Path, source: Path, out: Path, config: FitConfig, device: str
+) -> Bundle:
+    """Add the predictor of conditions to a bundle; it sees real scans alone."""
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    train, val = _splits(manifest, bundle.schema, bundle.preprocess.grid)
+    task = PredictorTask(
+        train.images,
+        train.conditions,
+        train.weights,
+        _continuous(bundle.schema),
+        (val.images, val.conditions),
+        where,
+        config,
+    )
+    net = fit(task, config, runs_folder(out, "predictor"))
+    copied = copy_bundle(bundle, out)
+    description = net_config(PredictorConfig(train.conditions.shape[1]))
+    return write_part(copied, "predictor", half(net), description, _trained(train, config))
+
+
+def read_about(path: Path | None) -> dict[str, Any]:
+    """What the training data are: a JSON object with name, licence and attribution."""
+    if path is None:
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(path, f"cannot be read ({error})", "a JSON object") from error
+    if not isinstance(about, dict):
+        raise UsageError(path, "is no JSON object", '{"name": ..., "licence": ...}')
+    return about
+
+
+def _splits(manifest: Path, schema: Schema, grid: str) -> tuple[Cohort, Cohort]:
+    return read_cohort(manifest, schema, grid, "train"), read_cohort(manifest, schema, grid, "val")
+
+
+def _train_rows(manifest: Path) -> list[Row]:
+    return [r for r in read_manifest(manifest, default_schema()) if r.split == "train"]
+
+
+def _continuous(schema: Schema) -> Tensor:
+    return torch.tensor([v.kind == "continuous" for v in schema.variables])
+
+
+def _trained(cohort: Cohort, config: FitConfig) -> dict[str, Any]:
+    """What a part saw: how many, which (as a hash), and for how long."""
+    subjects = "\n".join(sorted(r.subject for r in cohort.rows))
+    return {
+        "scans": len(cohort.rows),
+        "subjects_sha256": hashlib.sha256(subjects.encode()).hexdigest(),
+        **asdict(replace(config, checkpoint_every=0, report_every=0)),
+    }

@@ -1,0 +1,68 @@
+"""Prepared scans of a manifest, in memory, ready for training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfgen.data.conditions import Schema
+from cfgen.data.manifest import Row, read_manifest
+from cfgen.data.space import model_grid
+from cfgen.data.volume import read_volume
+from cfgen.errors import ManifestError
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """`images` (N, D, H, W) float16 on the model grid, `conditions` (N, V) standardised,
+    `weights` (N,) sampling weights, and the rows they came from."""
+
+    images: Tensor
+    conditions: Tensor
+    weights: Tensor
+    rows: list[Row]
+
+    @property
+    def masks(self) -> Tensor:
+        return self.images > 0
+
+
+def read_cohort(manifest: Path, schema: Schema, grid: str, split: str) -> Cohort:
+    """The prepared scans of one split. Raises ManifestError naming every row that does not fit."""
+    rows = [r for r in read_manifest(manifest, schema) if r.split == split]
+    if not rows:
+        raise ManifestError(
+            manifest,
+            f"no row has split '{split}'",
+            "prepared scans with a split column",
+            "add a split column with train and val",
+        )
+    expected, faults, images = model_grid(grid), [], []
+    for row in rows:
+        missing = schema.missing(row.values)
+        if missing:
+            faults.append(f"{row.source}: {' and '.join(missing)} missing")
+            continue
+        volume = read_volume(row.image)
+        if not volume.grid.matches(expected):
+            faults.append(f"{row.source}: {row.image.name} is not on grid {grid}")
+            continue
+        images.append(torch.from_numpy(volume.data).half())
+    if faults:
+        raise ManifestError(
+            manifest, "; ".join(faults[:20]), f"scans that 'cfgen preprocess --grid {grid}' wrote"
+        )
+    conditions = torch.from_numpy(np.stack([schema.encode(r.values) for r in rows]))
+    return Cohort(torch.stack(images), conditions, balanced_weights(rows), rows)
+
+
+def balanced_weights(rows: list[Row]) -> Tensor:
+    """Every decade of age is drawn equally often (CDM section 4.1); equal weights without ages."""
+    decades = [int(float(r.values["age"])) // 10 if "age" in r.values else 0 for r in rows]
+    count = Counter(decades)
+    return torch.tensor([1.0 / count[d] for d in decades])

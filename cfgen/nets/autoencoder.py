@@ -1,0 +1,250 @@
+"""The autoencoder: image <-> latent, a Gaussian a voxel (Kingma & Welling 2014; Rombach 2022).
+
+With `pack=1` and `linear_path=False` it is the network of MONAI's AutoencoderKL, and equal to it
+once the weights are converted (nets/convert.py). The shipped bundle uses two additions of ours:
+
+`pack` folds p x p x p voxels into channels before the first convolution and unfolds them at the
+end, so that no wide feature map lives at full resolution: four times the voxels a second in
+training. A last full-resolution convolution keeps the unfolding from leaving a checkerboard.
+
+`linear_path` adds an overlapping linear transform past the networks in both directions. It carries
+the low frequencies from the first step on, and leaves detail to the networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """`channels`, `res_blocks` and `attention` have one entry a level, finest first."""
+
+    channels: tuple[int, ...]
+    res_blocks: tuple[int, ...]
+    attention: tuple[bool, ...]
+    latent_channels: int
+    middle_attention: bool = False
+    norm_groups: int = 16
+    norm_eps: float = 1e-6
+    pack: int = 1
+    # Channels of the full-resolution map that is left after unpacking.
+    unpacked_channels: int = 8
+    linear_path: bool = False
+
+    @property
+    def factor(self) -> int:
+        """Voxels of the image along one edge of a latent voxel."""
+        return int(self.pack * 2 ** (len(self.channels) - 1))
+
+
+class ResBlock(nn.Module):
+    def __init__(self, channels_in: int, channels: int, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.norm_groups, channels_in, config.norm_eps)
+        self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(config.norm_groups, channels, config.norm_eps)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Identity() if channels_in == channels else nn.Conv3d(channels_in, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over all voxels, one head."""
+
+    def __init__(self, channels: int, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels, config.norm_eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        h = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return x + self.out_proj(h).transpose(1, 2).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1) * 3))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.postconv = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.postconv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def pack_voxels(x: Tensor, p: int) -> Tensor:
+    """(B, C, D, H, W) -> (B, C p^3, D/p, H/p, W/p)."""
+    b, c, d, h, w = x.shape
+    x = x.reshape(b, c, d // p, p, h // p, p, w // p, p).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(b, c * p**3, d // p, h // p, w // p)
+
+
+def unpack_voxels(x: Tensor, p: int) -> Tensor:
+    """(B, C p^3, D, H, W) -> (B, C, D p, H p, W p), the inverse of `pack_voxels`."""
+    b, c, d, h, w = x.shape
+    x = x.reshape(b, c // p**3, p, p, p, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, c // p**3, d * p, h * p, w * p)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.pack = config.pack
+        width = config.channels[0]
+        blocks: list[nn.Module] = [nn.Conv3d(config.pack**3, width, 3, padding=1)]
+        for level, channels in enumerate(config.channels):
+            for _ in range(config.res_blocks[level]):
+                blocks.append(ResBlock(width, channels, config))
+                width = channels
+                if config.attention[level]:
+                    blocks.append(Attention(width, config))
+            if level < len(config.channels) - 1:
+                blocks.append(Downsample(width))
+        blocks += _middle(width, config)
+        blocks.append(nn.GroupNorm(config.norm_groups, width, config.norm_eps))
+        blocks.append(nn.Conv3d(width, config.latent_channels, 3, padding=1))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(pack_voxels(x, self.pack) if self.pack > 1 else x)
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.pack = config.pack
+        width = config.channels[-1]
+        blocks: list[nn.Module] = [nn.Conv3d(config.latent_channels, width, 3, padding=1)]
+        blocks += _middle(width, config)
+        for level in reversed(range(len(config.channels))):
+            for _ in range(config.res_blocks[level]):
+                blocks.append(ResBlock(width, config.channels[level], config))
+                width = config.channels[level]
+                if config.attention[level]:
+                    blocks.append(Attention(width, config))
+            if level > 0:
+                blocks.append(Upsample(width))
+        blocks.append(nn.GroupNorm(config.norm_groups, width, config.norm_eps))
+        out = config.unpacked_channels * config.pack**3 if config.pack > 1 else 1
+        blocks.append(nn.Conv3d(width, out, 3, padding=1))
+        self.blocks = nn.Sequential(*blocks)
+        if config.pack > 1:
+            self.full_resolution = nn.Conv3d(config.unpacked_channels, 1, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.blocks(z)
+        if self.pack > 1:
+            x = self.full_resolution(F.silu(unpack_voxels(x, self.pack)))
+        return x
+
+
+def _middle(width: int, config: AutoencoderConfig) -> list[nn.Module]:
+    if not config.middle_attention:
+        return []
+    return [
+        ResBlock(width, width, config),
+        Attention(width, config),
+        ResBlock(width, width, config),
+    ]
+
+
+class Autoencoder(nn.Module):
+    """Image (B, 1, D, H, W) in [0, 1.2] <-> latent (B, C, D/f, H/f, W/f); f is config.factor."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, f = config.latent_channels, config.factor
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv_mu = nn.Conv3d(c, c, 1)
+        self.quant_conv_log_sigma = nn.Conv3d(c, c, 1)
+        self.post_quant_conv = nn.Conv3d(c, c, 1)
+        if config.linear_path:
+            # Kernels of two latent voxels overlap by half, which leaves no block edges.
+            self.linear_encoder = nn.Conv3d(1, c, 2 * f, stride=f, padding=f // 2)
+            self.linear_decoder = nn.ConvTranspose3d(c, 1, 2 * f, stride=f, padding=f // 2)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent, each (B, C, D/f, H/f, W/f)."""
+        h = self.encoder(x)
+        mean = self.quant_conv_mu(h)
+        log_variance = self.quant_conv_log_sigma(h).clamp(-30.0, 20.0)
+        if self.config.linear_path:
+            mean = mean + self.linear_encoder(x)
+        return mean, torch.exp(log_variance / 2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior mean."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        out = self.decoder(self.post_quant_conv(z))
+        if self.config.linear_path:
+            out = out + self.linear_decoder(z)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction from the posterior mean."""
+        return self.decode(self.encode(x))
+
+
+def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
+    """KL from N(mean, std^2) to N(0, 1), summed over a latent and averaged over the batch."""
+    kl = 0.5 * (mean.square() + std.square() - 2 * torch.log(std) - 1)
+    return kl.flatten(1).sum(1).mean()
+
+
+@torch.no_grad()
+def start_from_averages(net: Autoencoder) -> None:
+    """Let the linear path keep the 2 x 2 x 2 means of each latent voxel and spread them linearly.
+
+    For 8 latent channels; both networks start at zero, so that training begins at the error of
+    halving the resolution instead of at a blank image.
+    """
+    f = net.config.factor
+    half = f // 2
+    # Along one axis of the kernel (2f wide, the latent voxel is its middle half).
+    means = torch.zeros(2, 2 * f)
+    spread = torch.zeros(2, 2 * f)
+    for side in range(2):
+        low = half + side * half
+        means[side, low : low + half] = 1 / half
+        centre = low + (half - 1) / 2
+        distance = (torch.arange(2 * f) - centre).abs()
+        spread[side] = (1 - distance / half).clamp(min=0)
+    for kernel, weight in ((means, net.linear_encoder.weight), (spread, net.linear_decoder.weight)):
+        cube = torch.einsum("ai,bj,ck->abcijk", kernel, kernel, kernel).reshape(8, *[2 * f] * 3)
+        weight.copy_(cube[:, None] if weight.shape[0] == 8 else cube)
+    for conv in (net.linear_encoder, net.linear_decoder, net.quant_conv_mu):
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(net.quant_conv_mu.weight)
+    # A unit posterior would drown the linear path; KL at its weight never asks for one.
+    nn.init.zeros_(net.quant_conv_log_sigma.weight)
+    nn.init.constant_(net.quant_conv_log_sigma.bias, -12.0)  # type: ignore[arg-type]
+    last = net.decoder.full_resolution
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]

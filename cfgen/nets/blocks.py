@@ -1,0 +1,181 @@
+"""Building blocks of the UNet: residual blocks with time, attention, and its parts.
+
+Convolutions stay channels-last throughout: tokens are views of the same memory, not copies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of t (B,) -> (B, width), cosines first (Vaswani et al. 2017; Ho et al. 2020)."""
+    half = width // 2
+    rates = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * rates
+    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added between them."""
+
+    def __init__(
+        self, channels_in: int, channels: int, time_width: int, groups: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
+        self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, channels)
+        self.norm2 = nn.GroupNorm(groups, channels, eps)
+        # Zero at the start: every block begins as the identity.
+        self.conv2 = zeroed(nn.Conv3d(channels, channels, 3, padding=1))
+        self.skip_connection = (
+            nn.Identity() if channels_in == channels else nn.Conv3d(channels_in, channels, 1)
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip_connection(x) + h
+
+
+def zeroed(module: nn.Conv3d) -> nn.Conv3d:
+    """The same convolution with all parameters zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention of tokens (B, N, C) to themselves or to a context (B, M, K)."""
+
+    def __init__(
+        self, channels: int, heads: int, context_channels: int | None = None, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_channels or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_channels or channels, channels, bias=bias)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        source = x if context is None else context
+
+        def split(tokens: Tensor) -> Tensor:
+            return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        h = F.scaled_dot_product_attention(
+            split(self.to_q(x)), split(self.to_k(source)), split(self.to_v(source))
+        )
+        out: Tensor = self.out_proj(h.transpose(1, 2).flatten(2))
+        return out
+
+
+class GatedFeedForward(nn.Module):
+    """GEGLU (Shazeer 2020), four times as wide inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, channels * 8)
+        self.linear2 = nn.Linear(channels * 4, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.linear1(x).chunk(2, dim=-1)
+        out: Tensor = self.linear2(value * F.gelu(gate))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, context_channels: int) -> None:
+        super().__init__()
+        self.attn1 = TokenAttention(channels, heads)
+        self.attn2 = TokenAttention(channels, heads, context_channels)
+        self.ff = GatedFeedForward(channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention, cross-attention to the conditions and feed-forward over all voxels."""
+
+    def __init__(
+        self,
+        channels: int,
+        head_channels: int,
+        context_channels: int,
+        layers: int,
+        groups: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps)
+        self.proj_in = nn.Conv3d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, channels // head_channels, context_channels)
+            for _ in range(layers)
+        )
+        self.proj_out = zeroed(nn.Conv3d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError("this network is conditional: it needs a context")
+        h = self.proj_in(self.norm(x))
+        tokens = to_tokens(h)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(to_voxels(tokens, h.shape))
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over all voxels, for networks without conditions."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps)
+        self.attn = TokenAttention(channels, channels // head_channels, bias=True)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return x + to_voxels(self.attn(to_tokens(self.norm(x))), x.shape)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, D, H, W) -> (B, D H W, C); a view where x is channels-last."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+
+
+def to_voxels(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `to_tokens`, channels-last in memory."""
+    return tokens.unflatten(1, shape[2:]).permute(0, 4, 1, 2, 3)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv3d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.postconv = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.postconv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out

@@ -1,0 +1,196 @@
+"""The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
+
+The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
+equal once its weights are converted (nets/convert.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfgen.nets.blocks import (
+    Downsample,
+    ResBlock,
+    SpatialAttention,
+    SpatialTransformer,
+    Upsample,
+    time_embedding,
+    zeroed,
+)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """`channels` and `attention` have one entry a level, finest first.
+
+    `context_dim` is the width of the condition tokens; None makes a network without conditions.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    res_blocks: int
+    attention: tuple[bool, ...]
+    head_channels: int
+    context_dim: int | None
+    transformer_layers: int = 1
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+
+
+class UNet(nn.Module):
+    """zt (B, C, D, H, W), t (B,) and context (B, tokens, context_dim) -> (B, out, D, H, W)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, last = config.channels[0], config.channels[-1]
+        width = 4 * first
+        self.conv_in = nn.Conv3d(config.in_channels, first, 3, padding=1)
+        self.time_embed = nn.Sequential(nn.Linear(first, width), nn.SiLU(), nn.Linear(width, width))
+        self.down_blocks = nn.ModuleList(_down_levels(config, width))
+        self.middle_block = _Middle(last, width, config)
+        self.up_blocks = nn.ModuleList(_up_levels(config, width))
+        self.out = nn.Sequential(
+            nn.GroupNorm(config.norm_groups, first, config.norm_eps),
+            nn.SiLU(),
+            zeroed(nn.Conv3d(first, config.out_channels, 3, padding=1)),
+        )
+
+    def forward(self, zt: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        shape = zt.shape[2:]
+        zt = _pad_to_multiple(zt, 2 ** (len(self.config.channels) - 1))
+        time = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
+        h = self.conv_in(zt)
+        skips = [h]
+        for down in self.down_blocks:
+            h = down(h, time, context, skips)
+        h = self.middle_block(h, time, context)
+        for up in self.up_blocks:
+            h = up(h, time, context, skips)
+        out: Tensor = self.out(h)
+        return out[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def _pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+    """Repeat the last slices until every edge can be halved at each level."""
+    extra = [-n % factor for n in x.shape[2:]]
+    if not any(extra):
+        return x
+    return F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")
+
+
+def _attention(channels: int, config: UNetConfig) -> nn.Module:
+    groups, eps = config.norm_groups, config.norm_eps
+    if config.context_dim is None:
+        return SpatialAttention(channels, config.head_channels, groups, eps)
+    return SpatialTransformer(
+        channels, config.head_channels, config.context_dim, config.transformer_layers, groups, eps
+    )
+
+
+class _Down(nn.Module):
+    def __init__(
+        self, channels_in: int, channels: int, width: int, level: int, config: UNetConfig
+    ) -> None:
+        super().__init__()
+        count = config.res_blocks
+        self.resnets = nn.ModuleList(
+            ResBlock(
+                channels_in if i == 0 else channels,
+                channels,
+                width,
+                config.norm_groups,
+                config.norm_eps,
+            )
+            for i in range(count)
+        )
+        self.attentions = nn.ModuleList(
+            _attention(channels, config) for _ in range(count if config.attention[level] else 0)
+        )
+        last = level == len(config.channels) - 1
+        self.downsampler = None if last else Downsample(channels)
+
+    def forward(
+        self, h: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
+    ) -> Tensor:
+        """Every map is also pushed on `skips`."""
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(h, time)
+            if self.attentions:
+                h = self.attentions[i](h, context)
+            skips.append(h)
+        if self.downsampler is not None:
+            h = self.downsampler(h)
+            skips.append(h)
+        return h
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int, width: int, config: UNetConfig) -> None:
+        super().__init__()
+        groups, eps = config.norm_groups, config.norm_eps
+        self.resnet_1 = ResBlock(channels, channels, width, groups, eps)
+        self.attention = _attention(channels, config)
+        self.resnet_2 = ResBlock(channels, channels, width, groups, eps)
+
+    def forward(self, h: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        out: Tensor = self.resnet_2(self.attention(self.resnet_1(h, time), context), time)
+        return out
+
+
+class _Up(nn.Module):
+    def __init__(
+        self, channels_in: int, skips: list[int], width: int, level: int, config: UNetConfig
+    ) -> None:
+        super().__init__()
+        channels = config.channels[level]
+        self.resnets = nn.ModuleList(
+            ResBlock(
+                (channels_in if i == 0 else channels) + skip,
+                channels,
+                width,
+                config.norm_groups,
+                config.norm_eps,
+            )
+            for i, skip in enumerate(skips)
+        )
+        self.attentions = nn.ModuleList(
+            _attention(channels, config)
+            for _ in range(len(skips) if config.attention[level] else 0)
+        )
+        self.upsampler = Upsample(channels) if level > 0 else None
+
+    def forward(
+        self, h: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
+    ) -> Tensor:
+        """Takes one map off `skips` for every residual block."""
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(torch.cat([h, skips.pop()], 1), time)
+            if self.attentions:
+                h = self.attentions[i](h, context)
+        return h if self.upsampler is None else self.upsampler(h)
+
+
+def _down_levels(config: UNetConfig, width: int) -> list[_Down]:
+    inputs = (config.channels[0], *config.channels[:-1])
+    return [
+        _Down(before, channels, width, level, config)
+        for level, (before, channels) in enumerate(zip(inputs, config.channels, strict=True))
+    ]
+
+
+def _up_levels(config: UNetConfig, width: int) -> list[_Up]:
+    levels = []
+    for level in reversed(range(len(config.channels))):
+        own = config.channels[level]
+        finer = config.channels[max(level - 1, 0)]
+        coarser = config.channels[min(level + 1, len(config.channels) - 1)]
+        # The last skip of a level is the map that came down from the finer one.
+        skips = [own] * config.res_blocks + [finer]
+        levels.append(_Up(coarser, skips, width, level, config))
+    return levels

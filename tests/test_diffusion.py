@@ -1,0 +1,197 @@
+"""Schedules and samplers against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cfgen.diffusion.guidance import guided
+from cfgen.diffusion.inversion import invert_ddim
+from cfgen.diffusion.samplers import (
+    denoise_ddim,
+    denoise_ddpm,
+    denoise_dpmpp_2m,
+    noise_like,
+)
+from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
+from cfgen.errors import UsageError
+
+KINDS = ["linear", "scaled_linear", "cosine"]
+M, S = 1.5, 0.7
+
+
+def schedule(kind="cosine", prediction="eps", T=1000):
+    return Schedule.make(ScheduleConfig(kind, prediction, T))
+
+
+def gaussian_denoiser(own: Schedule):
+    """The exact denoiser of data N(M, S^2): the posterior mean of z0 is linear in zt."""
+
+    def denoise(zt, t):
+        signal, noise = own.levels(t, zt)
+        z0 = M + signal * S**2 / (signal**2 * S**2 + noise**2) * (zt - signal * M)
+        eps = (zt - signal * z0) / noise
+        return own.target(z0, eps, t)
+
+    return denoise
+
+
+def exact_flow(own: Schedule, zT: torch.Tensor, t: int) -> torch.Tensor:
+    """The probability flow carries quantiles: zt and z0 have one standard score."""
+    a = float(own.alpha_bar[t])
+    return M + S * (zT - a**0.5 * M) / (a * S**2 + 1 - a) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [100, 1000])
+def test_alpha_bar_falls_strictly_from_one(kind, T):
+    alpha_bar = schedule(kind, T=T).alpha_bar
+    assert len(alpha_bar) == T + 1
+    assert alpha_bar[0] == 1
+    assert (alpha_bar.diff() < 0).all()
+    assert alpha_bar[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("linear", "linear_beta"), ("scaled_linear", "scaled_linear_beta")]
+)
+def test_alpha_bar_is_monais_one_level_later(kind, name):
+    from monai.networks.schedulers import DDPMScheduler
+
+    theirs = DDPMScheduler(1000, schedule=name, beta_start=0.0015, beta_end=0.0205)
+    assert torch.allclose(schedule(kind).alpha_bar[1:].float(), theirs.alphas_cumprod, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_true_noise_gives_z0_back(kind, prediction):
+    own = schedule(kind, prediction)
+    z0, eps = torch.randn(6, 2, 3, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
+    t = torch.tensor([1, 2, 100, 500, 900, 1000])
+    zt = own.add_noise(z0, t, eps)
+    found, noise = own.z0_and_eps(own.target(z0, eps, t), zt, t)
+    assert torch.allclose(found, z0, atol=1e-5)
+    assert torch.allclose(noise, eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("sampler", [denoise_ddim, denoise_dpmpp_2m])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_oracle_of_one_image_is_returned(sampler, prediction, steps):
+    """A denoiser that knows z0 brings any sampler to z0, from any noise."""
+    own = schedule("cosine", prediction)
+    z0, zt = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+
+    def oracle(z, t):
+        signal, noise = own.levels(t, z)
+        return own.target(z0, (z - signal * z0) / noise, t)
+
+    assert torch.allclose(sampler(oracle, own, zt, time_grid(steps, 900)), z0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ddim_converges_to_the_closed_form(kind):
+    own, zT = schedule(kind, "v"), torch.randn(4000, 1, dtype=torch.float64)
+    found = denoise_ddim(gaussian_denoiser(own), own, zT, time_grid(500, 1000))
+    assert (found - exact_flow(own, zT, 1000)).abs().max() < 0.03
+
+
+def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders():
+    own = schedule("linear", "eps")
+    zT = torch.randn(2000, 1, dtype=torch.float64)
+
+    def error(sampler, steps):
+        found = sampler(gaussian_denoiser(own), own, zT, time_grid(steps, 900, 100))
+        a = float(own.alpha_bar[100])
+        score = (exact_flow(own, zT, 900) - M) / S
+        exact = a**0.5 * M + (a * S**2 + 1 - a) ** 0.5 * score
+        return float((found - exact).abs().mean())
+
+    assert 1.7 < error(denoise_ddim, 40) / error(denoise_ddim, 80) < 2.3
+    assert error(denoise_dpmpp_2m, 40) / error(denoise_dpmpp_2m, 80) > 3.4
+    assert error(denoise_dpmpp_2m, 10) < error(denoise_ddim, 10)
+
+
+@pytest.mark.parametrize("steps", [250, 1000])
+def test_ancestral_sampling_has_the_right_mean_and_spread(steps):
+    own = schedule("linear", "eps")
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    zT = noise_like(torch.empty(2, 20000, dtype=torch.float64), generators)
+    found = denoise_ddpm(gaussian_denoiser(own), own, zT, time_grid(steps, 1000), generators)
+    assert abs(float(found.mean()) - M) < 0.03
+    # Fewer steps lose a little variance; the full chain does not.
+    assert abs(float(found.std()) / S - 1) < (0.02 if steps == 1000 else 0.05)
+
+
+def curved(own: Schedule):
+    """A smooth nonlinear denoiser whose steps cannot be inverted in closed form."""
+
+    def denoise(zt, t):
+        return torch.tanh(zt.roll(1, -1)) * 0.6 + 0.3 * torch.sin(2 * zt) + t[:, None] / 3000
+
+    return denoise
+
+
+def test_inversion_comes_back():
+    own, z0 = schedule("linear", "v"), torch.randn(3, 16, dtype=torch.float64)
+    times = time_grid(50, 1000)
+    errors = []
+    for iterations in (0, 2, 5):
+        zt = invert_ddim(curved(own), own, z0, times, iterations)
+        back = denoise_ddim(curved(own), own, zt, times)
+        errors.append(float((back - z0).norm() / z0.norm()))
+    assert errors[2] < 1e-5
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_inversion_of_a_gaussian_is_the_closed_form():
+    own = schedule("cosine", "v")
+    z0 = torch.randn(500, 1, dtype=torch.float64) * S + M
+    zt = invert_ddim(gaussian_denoiser(own), own, z0, time_grid(200, 600), 3)
+    assert (exact_flow(own, zt, 600) - z0).abs().max() < 0.02
+
+
+def test_guidance_interpolates_between_null_and_condition():
+    asked = []
+
+    def net(zt, t, context):
+        asked.append(t)
+        return zt * context[:, :1]
+
+    zt, t = torch.ones(2, 1), torch.tensor([5, 5])
+    context, null = torch.full((2, 1), 3.0), torch.full((2, 1), 1.0)
+    values = [guided(net, context, null, w)(zt, t)[0].item() for w in (0.0, 1.0, 2.0)]
+    assert values == [1.0, 3.0, 5.0]
+    assert all((t == 4).all() for t in asked)
+
+
+def test_noise_of_an_element_does_not_depend_on_its_batch():
+    def noise(seeds):
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        return noise_like(torch.empty(len(seeds), 2, 3), generators)
+
+    assert torch.equal(noise([7, 8])[1], noise([8])[0])
+
+
+def test_batch_of_two_is_each_alone():
+    own, zt = schedule("cosine", "v"), torch.randn(2, 16, dtype=torch.float64)
+    times = time_grid(12, 600)
+    both = denoise_dpmpp_2m(curved(own), own, zt, times)
+    assert torch.equal(both[1:], denoise_dpmpp_2m(curved(own), own, zt[1:], times))
+
+
+def test_time_grid_is_strict_and_keeps_both_ends():
+    for steps in (1, 3, 10, 600):
+        times = time_grid(steps, 600)
+        assert (times[0], times[-1], len(times)) == (0, 600, steps + 1)
+        assert (np.diff(times) > 0).all()
+    with pytest.raises(UsageError, match="601 steps"):
+        time_grid(601, 600)
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(UsageError, match="kind"):
+        Schedule.make(ScheduleConfig("quadratic", "v"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="prediction"):
+        Schedule.make(ScheduleConfig("linear", "x0"))  # type: ignore[arg-type]

@@ -1,0 +1,155 @@
+"""Our networks give what MONAI's give with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cfgen.errors import BundleError
+from cfgen.nets.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    kl_divergence,
+    pack_voxels,
+    start_from_averages,
+    unpack_voxels,
+)
+from cfgen.nets.convert import autoencoder_from_monai, check_names, unet_from_monai
+from cfgen.nets.unet import UNet, UNetConfig
+
+
+def randomised(net: torch.nn.Module) -> torch.nn.Module:
+    """Weights that are nowhere zero, so that every path counts."""
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    return net.eval()
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("context_dim", [None, 5])
+@pytest.mark.parametrize(
+    ("channels", "attention", "res_blocks"),
+    [((16, 32), (False, True), 2), ((8, 16, 24), (False, True, True), 1)],
+)
+def test_unet_equals_monai(context_dim, channels, attention, res_blocks):
+    from monai.networks.nets import DiffusionModelUNet
+
+    torch.set_num_threads(2)
+    theirs = randomised(
+        DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=4,
+            out_channels=3,
+            num_res_blocks=res_blocks,
+            channels=channels,
+            attention_levels=attention,
+            norm_num_groups=8,
+            num_head_channels=8,
+            with_conditioning=context_dim is not None,
+            cross_attention_dim=context_dim,
+        )
+    )
+    ours = UNet(
+        UNetConfig(4, 3, channels, res_blocks, attention, 8, context_dim, norm_groups=8)
+    ).eval()
+    ours.load_state_dict(unet_from_monai(theirs.state_dict()))
+    zt, t = torch.randn(2, 4, 8, 12, 4), torch.tensor([0, 731])
+    context = None if context_dim is None else torch.randn(2, 3, context_dim)
+    with torch.no_grad():
+        expected = theirs(zt, t, context)
+        assert relative(ours(zt, t, context), expected) < 1e-5
+        last = torch.channels_last_3d
+        found = ours.to(memory_format=last)(zt.contiguous(memory_format=last), t, context)
+        assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_autoencoder_equals_monai(middle):
+    from monai.networks.nets import AutoencoderKL
+
+    theirs = randomised(
+        AutoencoderKL(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=1,
+            num_res_blocks=(1, 2, 1),
+            channels=(8, 16, 16),
+            attention_levels=(False, False, True),
+            latent_channels=3,
+            norm_num_groups=8,
+            with_encoder_nonlocal_attn=middle,
+            with_decoder_nonlocal_attn=middle,
+        )
+    )
+    config = AutoencoderConfig(
+        (8, 16, 16), (1, 2, 1), (False, False, True), 3, middle_attention=middle, norm_groups=8
+    )
+    ours = Autoencoder(config).eval()
+    ours.load_state_dict(autoencoder_from_monai(theirs.state_dict()))
+    x = torch.rand(2, 1, 16, 8, 12)
+    with torch.no_grad():
+        mean, sigma = theirs.encode(x)
+        found_mean, found_sigma = ours.posterior(x)
+        assert relative(found_mean, mean) < 1e-5
+        assert relative(found_sigma, sigma) < 1e-5
+        assert relative(ours.decode(mean), theirs.decode(mean)) < 1e-5
+
+
+def test_unet_takes_edges_that_do_not_halve():
+    net = randomised(UNet(UNetConfig(2, 2, (8, 8, 8), 1, (False,) * 3, 8, None, norm_groups=4)))
+    zt, t = torch.randn(1, 2, 5, 6, 11), torch.tensor([3])
+    with torch.no_grad():
+        out = net(zt, t)
+        moved = net(zt + torch.nn.functional.pad(torch.ones(1, 2, 1, 6, 11), [0] * 5 + [4]), t)
+    assert out.shape == zt.shape
+    assert (moved - out)[:, :, -1].abs().max() > 0
+
+
+def test_batch_elements_do_not_see_each_other():
+    net = randomised(UNet(UNetConfig(2, 2, (8, 16), 1, (False, True), 8, 4, norm_groups=4)))
+    zt, t, context = torch.randn(2, 2, 4, 4, 4), torch.tensor([3, 500]), torch.randn(2, 2, 4)
+    with torch.no_grad():
+        both = net(zt, t, context)
+        alone = net(zt[1:], t[1:], context[1:])
+    assert relative(both[1:], alone) < 1e-6
+
+
+def test_converter_names_what_does_not_fit():
+    net = UNet(UNetConfig(2, 2, (8,), 1, (False,), 8, None, norm_groups=4))
+    state = net.state_dict()
+    broken = {k: v for k, v in state.items() if k != "conv_in.bias"} | {"spare": torch.zeros(1)}
+    with pytest.raises(BundleError, match=r"conv_in\.bias missing; spare left over"):
+        check_names(broken, state, "weights")
+
+
+def test_packing_is_undone_and_keeps_neighbours_together():
+    x = torch.arange(2 * 8 * 4 * 6.0).reshape(1, 2, 8, 4, 6)
+    packed = pack_voxels(x, 2)
+    assert packed.shape == (1, 16, 4, 2, 3)
+    assert set(packed[0, :8, 0, 0, 0].tolist()) == set(x[0, 0, :2, :2, :2].flatten().tolist())
+    assert torch.equal(unpack_voxels(packed, 2), x)
+
+
+def test_linear_start_returns_a_linear_image():
+    """Means of 2 x 2 x 2 spread linearly are exact on a ramp, away from the border."""
+    config = AutoencoderConfig((8, 16), (1, 1), (False, False), 8, pack=2, norm_groups=8)
+    net = Autoencoder(AutoencoderConfig(**{**vars(config), "linear_path": True})).eval()
+    start_from_averages(net)
+    i, j, k = torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij")
+    x = (0.01 * i + 0.02 * j - 0.005 * k)[None, None]
+    with torch.no_grad():
+        rec = net(x)
+    inside = (slice(None), slice(None), *[slice(6, -6)] * 3)
+    assert torch.allclose(rec[inside], x[inside], atol=1e-5)
+
+
+def test_kl_of_the_prior_is_zero_and_matches_torch():
+    mean, std = torch.randn(3, 2, 4, 4, 4), torch.rand(3, 2, 4, 4, 4) + 0.1
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0))
+    assert torch.allclose(kl_divergence(mean, std), expected.flatten(1).sum(1).mean(), rtol=1e-5)
+    assert kl_divergence(torch.zeros_like(mean), torch.ones_like(std)) == 0

@@ -51,6 +51,7 @@ Manifest = Annotated[
 Mask = Annotated[
     Path | None, typer.Option("--mask", help="Brain mask or label map on the scan's grid.")
 ]
+Grid = Annotated[str, typer.Option("--grid", help=" or ".join(config.GRIDS))]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 
 
@@ -141,8 +142,7 @@ def counterfactual(
     schema = read_bundle(bundle).schema
     interventions = parse_interventions(schema, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
-    if (image is None) == (manifest is None):
-        raise UsageError("counterfactual", "--in and --manifest", "one of them")
+    _one_source("counterfactual", image, manifest)
     if manifest is not None and (factual or mask):
         raise UsageError("counterfactual", "--from or --mask beside --manifest", "columns in it")
     if manifest is not None and out is None:
@@ -192,6 +192,66 @@ def info(
     print(json.dumps(describe_json(bundle), indent=2) if as_json else describe(bundle))
 
 
+@app.command()
+def preprocess(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for prepared scans.")],
+    image: In = None,
+    manifest: Manifest = None,
+    mask: Mask = None,
+    grid: Grid = config.DEFAULT_GRID,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring scans to the model grid: brain, bias field, affine to the template, intensity.
+
+    Writes the prepared image, the brain mask, a picture to check and the way back (see 'undo') for
+    each scan, and a manifest for training. Scans that are prepared already are kept. The bundle
+    gives the head template for scans without a mask.
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.conditions import default_schema
+    from cfgen.data.manifest import read_manifest
+    from cfgen.jobs.batch import single_row
+    from cfgen.jobs.counterfactual import head_template
+    from cfgen.jobs.preprocess import preprocess as job
+
+    _one_source("preprocess", image, manifest)
+    if image is not None:
+        rows = [single_row(image, mask)]
+    else:
+        assert manifest is not None
+        rows = read_manifest(manifest, default_schema())
+    needed = any(row.mask is None and row.labels is None for row in rows)
+    template = head_template(read_bundle(bundle)) if needed else None
+    recipe = config.Preprocess(grid=grid)
+    result = job(rows, out, recipe, template, keep_going=manifest is not None, overwrite=overwrite)
+    _print([str(row.image) for row in result.done], as_json)
+    if result.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def undo(
+    image: Annotated[Path, typer.Option("--in", "-i", help="Edited image on the model grid.")],
+    prepared: Annotated[Path, typer.Option("--prepared", help="What 'preprocess' wrote.")],
+    scan: Annotated[Path, typer.Option("--scan", help="The scan that was prepared.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Image to write, on the scan's grid.")],
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry an edit of a prepared image back to the scan it came from."""
+    _setup(0, verbose, quiet)
+    from cfgen.jobs.preprocess import undo as job
+
+    print(job(image, prepared, scan, out, overwrite))
+
+
 def _training_options(
     steps: int, learning_rate: float, batch_size: int, seed: int, usual: Any
 ) -> Any:
@@ -215,7 +275,7 @@ SourceBundle = Annotated[Path, typer.Option("--bundle", help="Bundle to which th
 def train_ae(
     manifest: TrainManifest,
     out: OutBundle,
-    grid: Annotated[str, typer.Option("--grid", help="t1w-2mm or cdm-1mm.")] = config.DEFAULT_GRID,
+    grid: Grid = config.DEFAULT_GRID,
     about: Annotated[
         Path | None, typer.Option("--about", help="JSON that names data, licence, attribution.")
     ] = None,
@@ -294,6 +354,12 @@ def train_predictor_command(
 
     fit = _training_options(steps, learning_rate, batch_size, seed, PREDICTOR_FIT)
     print(train_predictor(manifest, bundle, out, fit, device).path)
+
+
+def _one_source(command: str, image: Path | None, manifest: Path | None) -> None:
+    if (image is None) == (manifest is None):
+        found = "neither --in nor --manifest" if image is None else "both --in and --manifest"
+        raise UsageError(command, found, "one of them")
 
 
 def _print(paths: list[str], as_json: bool) -> None:

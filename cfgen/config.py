@@ -15,13 +15,16 @@ TEMPLATE_SPACE = "MNI152NLin2009aSym"
 FIELD_OF_VIEW_CORNER_MM = (-80.0, -113.0, -83.0)
 
 
+WORK_SPACING_MM = 2.0
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How a scan comes to the model grid; part of the bundle."""
 
     grid: str = DEFAULT_GRID
     # Bias field and registration are estimated on a copy of about this spacing (mm).
-    work_spacing_mm: float = 2.0
+    work_spacing_mm: float = WORK_SPACING_MM
     n4_iterations: tuple[int, ...] = (30, 30, 30)
     n4_shrink: int = 2
     n4_tolerance: float = 1e-4

@@ -11,7 +11,7 @@ from cfgen.nets.autoencoder import (
     AutoencoderConfig,
     kl_divergence,
     pack_voxels,
-    start_from_averages,
+    start_from_cosines,
     unpack_voxels,
 )
 from cfgen.nets.convert import autoencoder_from_monai, check_names, unet_from_monai
@@ -134,17 +134,24 @@ def test_packing_is_undone_and_keeps_neighbours_together():
     assert torch.equal(unpack_voxels(packed, 2), x)
 
 
-def test_linear_start_returns_a_linear_image():
-    """Means of 2 x 2 x 2 spread linearly are exact on a ramp, away from the border."""
-    config = AutoencoderConfig((8, 16), (1, 1), (False, False), 8, pack=2, norm_groups=8)
-    net = Autoencoder(AutoencoderConfig(**{**vars(config), "linear_path": True})).eval()
-    start_from_averages(net)
-    i, j, k = torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij")
-    x = (0.01 * i + 0.02 * j - 0.005 * k)[None, None]
+@pytest.mark.parametrize("latent_channels", [1, 8, 64])
+def test_training_starts_at_the_cosine_transform(latent_channels):
+    """All 64 cosines of a 4 x 4 x 4 block give the image back; 8 give scipy's low-pass."""
+    from scipy.fft import dctn, idctn
+
+    config = AutoencoderConfig(
+        (8, 16), (1, 1), (False, False), latent_channels, pack=2, norm_groups=8, linear_path=True
+    )
+    net = Autoencoder(config).eval()
+    start_from_cosines(net)
+    x = torch.rand(1, 1, 8, 8, 8)
     with torch.no_grad():
-        rec = net(x)
-    inside = (slice(None), slice(None), *[slice(6, -6)] * 3)
-    assert torch.allclose(rec[inside], x[inside], atol=1e-5)
+        rec = net(x)[0, 0, :4, :4, :4].numpy()
+    coefficients = dctn(x[0, 0, :4, :4, :4].numpy(), norm="ortho")
+    i, j, k = torch.meshgrid(*[torch.arange(4)] * 3, indexing="ij")
+    order = torch.argsort((i**2 + j**2 + k**2).flatten(), stable=True)[latent_channels:]
+    coefficients.reshape(-1)[order.numpy()] = 0
+    assert abs(rec - idctn(coefficients, norm="ortho")).max() < 1e-5
 
 
 def test_kl_of_the_prior_is_zero_and_matches_torch():

@@ -21,8 +21,8 @@ def invert_ddim(
     """Walk the grid of times upwards so that `denoise_ddim` comes back to z0.
 
     The step from s to t is implicit: denoising asks the network at zt, which is not known yet.
-    Plain inversion takes zs in its place (CDM Eq. 5-6); `fixed_point` further iterations put the last
-    guess of zt there (Pan et al. 2023), each of which shrinks the error of the round trip.
+    Plain inversion takes zs in its place (CDM Eq. 5-6); each of `fixed_point` further iterations
+    puts the last guess of zt there (Pan et al. 2023), and shrinks the error of the round trip.
     """
     zs = z0
     for s, t in pairwise(times):

@@ -111,6 +111,7 @@ def counterfactual(
     _check_targets(list(outputs), known, engine.bundle)
 
     brain = find_brain(scan, mask_path, head_template(engine.bundle))
+    warnings += [brain.warning] if brain.warning else []
     prepared = prepare(scan, brain.mask, engine.bundle.preprocess)
     factual, predicted = _factual(engine, prepared, known)
     warnings += predicted
@@ -247,12 +248,7 @@ def _write(
     if "picture" in paths:
         title = f"{scan.path.name if scan.path else 'scan'}: counterfactual {label} (synthetic)"
         counterfactual_picture(
-            scan.data,
-            [(label, data)],
-            scan.grid,
-            paths["picture"],
-            title,
-            mask=prepared.native_mask,
+            scan.data, data, scan.grid, prepared.native_mask, paths["picture"], title
         )
     text = json.dumps(sidecar, indent=2) + "\n"
     write_atomically(paths["sidecar"], lambda temporary: temporary.write_text(text))

@@ -183,7 +183,7 @@ class _State:
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam.{name}/{index}/{k}": v for k, v in moments.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in sorted(tensors.items())}
         meta = {"step": str(step), "config": self.config}
         write_atomically(self.path, lambda p: save_file(tensors, p, metadata=meta))
 

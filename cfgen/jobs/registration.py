@@ -7,6 +7,7 @@ runs in its reproducible mode: the same images give the same transform, bit for 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,9 @@ def deform(
     fixed_grid: Grid,
     moving: np.ndarray,
     moving_grid: Grid,
-    image: np.ndarray,
-) -> np.ndarray:
-    """Bring `image` (on the moving grid) onto the fixed grid by affine and SyN registration."""
+    images: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Bring `images` (on the moving grid) onto the fixed grid by affine and SyN registration."""
     ants = _ants()
     reference = _to_ants(fixed, fixed_grid)
     with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
@@ -81,10 +82,11 @@ def deform(
             "antsRegistrationSyNQuickRepro[s]",
             outprefix=f"{folder}/",
         )
-        warped = ants.apply_transforms(
-            reference, _to_ants(image, moving_grid), result["fwdtransforms"]
-        )
-    return np.asarray(warped.numpy())
+        warped = [
+            ants.apply_transforms(reference, _to_ants(i, moving_grid), result["fwdtransforms"])
+            for i in images
+        ]
+    return [np.asarray(image.numpy()) for image in warped]
 
 
 def displacement(

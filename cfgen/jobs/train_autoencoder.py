@@ -16,7 +16,7 @@ from cfgen.nets.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
     kl_divergence,
-    start_from_averages,
+    start_from_cosines,
 )
 
 # Four times the voxels a second of a plain stem, and three resolutions down to 20 x 24 x 22.
@@ -24,7 +24,7 @@ AUTOENCODER = AutoencoderConfig(
     channels=(48, 96),
     res_blocks=(1, 2),
     attention=(False, False),
-    latent_channels=8,
+    latent_channels=16,
     pack=2,
     linear_path=True,
 )
@@ -35,6 +35,8 @@ class AutoencoderLoss:
     """Weights of the loss terms; KL and adversarial weights are CDM's."""
 
     gradient: float = 0.5
+    # Voxels outside the brain count little: an edit never writes them.
+    background: float = 0.05
     kl: float = 1e-7
     adversarial: float = 0.005
     # The adversary joins when the reconstruction is near its final quality.
@@ -69,7 +71,7 @@ class AutoencoderTask:
         self.device, self.weight, self.augmentation, self.fit = device, loss, augmentation, fit
         autoencoder = Autoencoder(net)
         if net.linear_path:
-            start_from_averages(autoencoder)
+            start_from_cosines(autoencoder)
         self.net = channels_last(autoencoder, device)
         self.crop = tuple(min(c, n) for c, n in zip(CROP, images.shape[1:], strict=True))
         critic = PatchDiscriminator(
@@ -93,8 +95,9 @@ class AutoencoderTask:
         x = torch.stack(views)[:, None].to(self.device, memory_format=torch.channels_last_3d)
         mean, std = self.net.posterior(x)
         rec = self.net.decode(mean + std * torch.randn_like(mean)).float()
-        l1 = (rec - x).abs().mean()
-        gradient = _gradient_difference(rec, x)
+        weight = torch.where(x > 0, 1.0, self.weight.background)
+        l1 = (weight * (rec - x).abs()).mean()
+        gradient = _gradient_difference(rec, x, weight)
         # Per voxel, like the other terms: Rombach's code sums all of them over the image. A KL sum
         # beside a mean L1 would weigh 1e5 times as much and blur the latent by its own noise.
         kl = kl_divergence(mean.float(), std.float()) / x[0].numel()
@@ -132,9 +135,13 @@ class AutoencoderTask:
         return {"psnr_db": sum(found) / len(found)}
 
 
-def _gradient_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the forward differences along each axis."""
-    parts = [(torch.diff(a, dim=d) - torch.diff(b, dim=d)).abs().mean() for d in (-3, -2, -1)]
+def _gradient_difference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean absolute difference of the forward differences along each axis."""
+    error = a - b
+    parts = [
+        (weight.narrow(d, 1, weight.shape[d] - 1) * torch.diff(error, dim=d)).abs().mean()
+        for d in (-3, -2, -1)
+    ]
     return torch.stack(parts).mean()
 
 

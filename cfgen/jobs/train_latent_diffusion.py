@@ -91,7 +91,7 @@ def fit_mean(
     features = 1 + conditions.shape[1]
     coefficients = torch.zeros(features, *mean.shape)
     coefficients[0] = mean
-    return LatentMean(torch.full((conditions.shape[1], 5), torch.nan), coefficients, sigma)
+    return LatentMean(torch.full((conditions.shape[1], 4), torch.nan), coefficients, sigma)
 
 
 class LatentDiffusionTask:

@@ -219,32 +219,32 @@ def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_from_averages(net: Autoencoder) -> None:
-    """Let the linear path keep the 2 x 2 x 2 means of each latent voxel and spread them linearly.
+def start_from_cosines(net: Autoencoder) -> None:
+    """Let the linear path keep the lowest cosine frequencies of each latent voxel's block.
 
-    For 8 latent channels; both networks start at zero, so that training begins at the error of
-    halving the resolution instead of at a blank image.
+    The cosine transform is close to the best linear code of natural images (Ahmed et al. 1974).
+    Both networks start at zero, so that training begins at its error, not at a blank image.
     """
-    f = net.config.factor
-    half = f // 2
-    # Along one axis of the kernel (2f wide, the latent voxel is its middle half).
-    means = torch.zeros(2, 2 * f)
-    spread = torch.zeros(2, 2 * f)
-    for side in range(2):
-        low = half + side * half
-        means[side, low : low + half] = 1 / half
-        centre = low + (half - 1) / 2
-        distance = (torch.arange(2 * f) - centre).abs()
-        spread[side] = (1 - distance / half).clamp(min=0)
-    for kernel, weight in ((means, net.linear_encoder.weight), (spread, net.linear_decoder.weight)):
-        cube = torch.einsum("ai,bj,ck->abcijk", kernel, kernel, kernel).reshape(8, *[2 * f] * 3)
-        weight.copy_(cube[:, None] if weight.shape[0] == 8 else cube)
-    for conv in (net.linear_encoder, net.linear_decoder, net.quant_conv_mu):
+    f, c = net.config.factor, net.config.latent_channels
+    n = torch.arange(f)
+    waves = torch.cos(torch.pi * (n + 0.5) * n[:, None] / f) * (2 / f) ** 0.5
+    waves[0] /= 2**0.5
+    cubes = torch.einsum("ai,bj,ck->abcijk", waves, waves, waves).reshape(f**3, f, f, f)
+    frequency = (n[:, None, None] ** 2 + n[:, None] ** 2 + n**2).flatten()
+    lowest = cubes[torch.argsort(frequency, stable=True)[:c]]
+    # Scaled so that the first channel is the mean of the block.
+    scale = f**1.5
+    middle = slice(f // 2, f // 2 + f)
+    for conv, factor in ((net.linear_encoder, 1 / scale), (net.linear_decoder, scale)):
+        weight = torch.zeros(c, *[2 * f] * 3)
+        weight[:, middle, middle, middle] = lowest * factor
+        conv.weight.copy_(weight.reshape(conv.weight.shape))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    nn.init.zeros_(net.quant_conv_mu.weight)
+    last = net.decoder.full_resolution if net.config.pack > 1 else net.decoder.blocks[-1]
+    assert isinstance(last, nn.Conv3d)
+    for zero in (net.quant_conv_mu, last):
+        nn.init.zeros_(zero.weight)
+        nn.init.zeros_(zero.bias)  # type: ignore[arg-type]
     # A unit posterior would drown the linear path; KL at its weight never asks for one.
     nn.init.zeros_(net.quant_conv_log_sigma.weight)
     nn.init.constant_(net.quant_conv_log_sigma.bias, -12.0)  # type: ignore[arg-type]
-    last = net.decoder.full_resolution
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)  # type: ignore[arg-type]

@@ -1,0 +1,263 @@
+"""Prepare scans for training: brain on the model grid, the way back, and a picture to check it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from cfgen import __version__
+from cfgen.config import Preprocess
+from cfgen.data.manifest import Row, unique_key, write_manifest
+from cfgen.data.space import model_grid, resample
+from cfgen.data.volume import (
+    Grid,
+    Volume,
+    header_warnings,
+    read_volume,
+    write_atomically,
+    write_like,
+    write_new,
+)
+from cfgen.errors import CfgenError, ImageError, UsageError
+from cfgen.jobs.brain import HeadTemplate, find_brain
+from cfgen.jobs.pictures import preparation_picture
+from cfgen.jobs.prepare import Prepared, prepare, template_brain
+
+log = logging.getLogger("cfgen")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What one prepared scan leaves: model image, native brain mask, way back, record, picture."""
+
+    image: Path
+    mask: Path
+    undo: Path
+    sidecar: Path
+    picture: Path
+
+    @staticmethod
+    def named(folder: Path, key: str) -> Files:
+        return Files(
+            folder / f"{key}_desc-model_T1w.nii.gz",
+            folder / f"{key}_desc-brain_mask.nii.gz",
+            folder / f"{key}_desc-undo.safetensors",
+            folder / f"{key}_desc-model_T1w.json",
+            folder / f"{key}_desc-qc.png",
+        )
+
+
+@dataclass(frozen=True)
+class Prepping:
+    """Manifest rows of prepared scans, and the rows that failed."""
+
+    done: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+
+
+def preprocess(
+    rows: Sequence[Row],
+    out: Path,
+    recipe: Preprocess,
+    template: HeadTemplate | None,
+    *,
+    keep_going: bool,
+    overwrite: bool = False,
+) -> Prepping:
+    """Prepare every row into `out`; scans that are there already, from the same file, are kept.
+
+    With `keep_going` a scan that fails is logged and collected; otherwise its error is raised. The
+    manifest of what was done is written at the end, and failed.csv where rows failed.
+    """
+    result = Prepping()
+    for number, row in enumerate(rows, 1):
+        files = Files.named(out, unique_key(row))
+        try:
+            fingerprint = _fingerprint(row, recipe)
+            if overwrite or _recorded(files) != fingerprint:
+                _refuse_foreign(files, overwrite)
+                preprocess_scan(row, files, recipe, template, fingerprint)
+                log.info("%d/%d %s prepared", number, len(rows), row.subject)
+            else:
+                log.info("%d/%d %s is there already", number, len(rows), row.subject)
+        except CfgenError as error:
+            if not keep_going:
+                raise
+            log.error("%s: %s", row.source, error)
+            said = {"error": " ".join(str(error).split())}
+            result.failed.append(replace(row, extra=row.extra | said))
+            continue
+        result.done.append(
+            replace(
+                row,
+                image=files.image,
+                mask=None,
+                labels=None,
+                posteriors=None,
+                extra=row.extra | {"scan": str(row.image.absolute())},
+            )
+        )
+    for name, kept in (("manifest.csv", result.done), ("failed.csv", result.failed)):
+        if kept:
+            write_manifest(out / name, kept)
+        else:
+            (out / name).unlink(missing_ok=True)
+    return result
+
+
+def preprocess_scan(
+    row: Row,
+    files: Files,
+    recipe: Preprocess,
+    template: HeadTemplate | None,
+    fingerprint: str,
+) -> Prepared:
+    """Prepare one scan and write its files, the record last: without it nothing counts as done."""
+    scan = read_volume(row.image)
+    warnings = header_warnings(row.image)
+    brain = find_brain(scan, row.mask or row.labels, template)
+    warnings += [brain.warning] if brain.warning else []
+    for warning in warnings:
+        log.warning("%s: warning: %s", row.image.name, warning)
+    prepared = prepare(scan, brain.mask, recipe)
+    said = f"cfgen {__version__} preprocess"
+    write_new(
+        Volume(prepared.image, prepared.grid.affine), files.image, np.float32, description=said
+    )
+    write_new(scan.like(brain.mask), files.mask, np.uint8, description=said)
+    payload = save(_undo_tensors(prepared))
+    write_atomically(files.undo, lambda temporary: temporary.write_bytes(payload))
+    standard, standard_grid = template_brain()
+    preparation_picture(
+        scan.data,
+        brain.mask,
+        scan.grid,
+        prepared.image,
+        prepared.grid,
+        resample(standard, standard_grid, prepared.grid),
+        files.picture,
+        f"{row.image.name}: brain from {brain.source}",
+    )
+    record = {
+        "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
+        "Sources": [row.image.name],
+        "Fingerprint": fingerprint,
+        "SkullStripping": {"Method": brain.source, "Note": brain.note},
+        "Preprocessing": asdict(recipe),
+        "IntensityScale": prepared.scale,
+        "TemplateToScan": prepared.to_native.round(6).tolist(),
+        "BrainVolume_mm3": round(float(brain.mask.sum()) * scan.grid.voxel_mm3, 1),
+        "Warnings": warnings,
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
+    return prepared
+
+
+def _undo_tensors(prepared: Prepared) -> dict[str, torch.Tensor]:
+    return {
+        "native_shape": torch.tensor(prepared.native.shape),
+        "native_affine": torch.from_numpy(prepared.native.affine),
+        "to_native": torch.from_numpy(prepared.to_native),
+        "scale": torch.tensor(prepared.scale, dtype=torch.float64),
+        "log_bias": torch.from_numpy(np.ascontiguousarray(prepared.log_bias)),
+        "bias_affine": torch.from_numpy(prepared.bias_grid.affine),
+    }
+
+
+def load_prepared(image: Path) -> Prepared:
+    """What `preprocess` wrote beside a model image, with its way back.
+
+    Raises ImageError when a file of it is missing or damaged.
+    """
+    name = "_desc-model_T1w.nii.gz"
+    if not image.name.endswith(name):
+        raise ImageError(image, "is no prepared image", f"a file named *{name}")
+    files = Files.named(image.parent, image.name.removesuffix(name))
+    model, mask = read_volume(files.image), read_volume(files.mask)
+    try:
+        tensors = {k: v.numpy() for k, v in load(files.undo.read_bytes()).items()}
+        recipe = json.loads(files.sidecar.read_text())["Preprocessing"]
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise ImageError(
+            files.undo,
+            f"the way back is missing or damaged ({error})",
+            "the files of preprocess",
+            "run preprocess again with --overwrite",
+        ) from error
+    i, j, k = tensors["log_bias"].shape
+    return Prepared(
+        image=model.data,
+        mask=model.data > 0,
+        grid=model_grid(recipe["grid"]),
+        native=mask.grid,
+        native_mask=mask.data > 0,
+        to_native=tensors["to_native"],
+        scale=float(tensors["scale"]),
+        log_bias=tensors["log_bias"],
+        bias_grid=Grid((i, j, k), tensors["bias_affine"]),
+    )
+
+
+def undo(edited: Path, prepared_image: Path, scan_path: Path, out: Path, overwrite: bool) -> Path:
+    """Carry an edited model image back: the scan plus the change, on the scan's grid.
+
+    `edited` is on the grid of `prepared_image`. What was not changed stays as it was, to the bit.
+    """
+    if out.exists() and not overwrite:
+        raise UsageError(out, "exists already", fix="use --overwrite or another --out")
+    prepared, scan, image = (
+        load_prepared(prepared_image),
+        read_volume(scan_path),
+        read_volume(edited),
+    )
+    if not scan.grid.matches(prepared.native):
+        raise ImageError(scan_path, "is not the scan that was prepared", "the same grid")
+    if not image.grid.matches(prepared.grid):
+        raise ImageError(edited, "is not on the model grid", f"the grid of {prepared_image.name}")
+    change = np.where(prepared.mask, image.data - prepared.image, 0)
+    data = scan.data + prepared.change_to_native(change) if change.any() else scan.data
+    write_like(scan, data, out, description=f"cfgen {__version__} undo")
+    return out
+
+
+def _fingerprint(row: Row, recipe: Preprocess) -> str:
+    """A hash of the scan, its mask and the recipe: what decides whether work can be kept."""
+    digest = hashlib.sha256(json.dumps([__version__, asdict(recipe)]).encode())
+    for path in (row.image, row.mask or row.labels):
+        if path is not None:
+            if not path.exists():
+                raise ImageError(path, "no such file", "an image")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _recorded(files: Files) -> str:
+    """The fingerprint of finished work; empty when a file is missing."""
+    if not all(p.exists() for p in vars(files).values()):
+        return ""
+    try:
+        record: dict[str, Any] = json.loads(files.sidecar.read_text())
+    except ValueError:
+        return ""
+    return str(record.get("Fingerprint", ""))
+
+
+def _refuse_foreign(files: Files, overwrite: bool) -> None:
+    """Another scan's or recipe's finished work is not replaced unasked."""
+    if _recorded(files) and not overwrite:
+        raise UsageError(
+            files.image,
+            "exists already, from another scan or recipe",
+            fix="use --overwrite or another --out",
+        )

@@ -1,0 +1,68 @@
+"""The conditional mean of latents against data made with a known one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cfgen.causal.latent_mean import LatentMean, features, fit_latent_mean
+
+SPLINED = torch.tensor([True, False])
+
+
+def cohort(n=400, noise=0.1):
+    generator = torch.Generator().manual_seed(0)
+    age = torch.rand(n, generator=generator) * 4 - 2
+    sex = torch.randint(2, (n,), generator=generator) * 2.0 - 1
+    slope = torch.randn(2, 3, 3, 3, generator=generator)
+    z0 = (0.5 * age**2 + age)[:, None, None, None, None] * slope
+    z0 = z0 + sex[:, None, None, None, None] * 0.3
+    z0 = z0 + noise * torch.randn(n, 2, 3, 3, 3, generator=generator)
+    return z0, torch.stack([age, sex], 1), slope
+
+
+def test_the_mean_is_recovered():
+    z0, c, slope = cohort()
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    asked = torch.tensor([[-1.0, 1.0], [0.0, -1.0], [1.5, 1.0]])
+    expected = (0.5 * asked[:, 0] ** 2 + asked[:, 0])[:, None, None, None, None] * slope
+    expected = expected + asked[:, 1, None, None, None, None] * 0.3
+    assert (fitted.mean(asked) - expected).abs().max() < 0.3
+    assert torch.allclose(fitted.sigma.flatten(), torch.full((2,), 0.1), rtol=0.15)
+
+
+def test_residual_and_latent_are_inverse():
+    z0, c, _ = cohort(40)
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    assert torch.allclose(fitted.latent(fitted.residual(z0, c), c), z0, atol=1e-5)
+
+
+def test_weights_decide_between_two_groups():
+    """Two groups at one condition with means 0 and 1: the weights set where the mean lies."""
+    c = torch.zeros(40, 2)
+    c[:, 0] = torch.linspace(-1, 1, 20).repeat(2)
+    z0 = torch.repeat_interleave(torch.tensor([0.0, 1.0]), 20).reshape(40, 1, 1, 1, 1)
+    weights = torch.repeat_interleave(torch.tensor([1.0, 3.0]), 20)
+    fitted = fit_latent_mean(z0, c, weights, SPLINED)
+    assert fitted.mean(torch.zeros(1, 2)).item() == pytest.approx(0.75, abs=1e-3)
+
+
+def test_spline_is_straight_outside_its_knots_and_curved_inside():
+    knots = torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0]])
+
+    def bend(x):
+        columns = features(torch.tensor([[x - 0.1], [x], [x + 0.1]]), knots)
+        return (columns[0] - 2 * columns[1] + columns[2]).abs().max().item()
+
+    assert bend(2.0) < 1e-6
+    assert bend(-3.0) < 1e-6
+    assert bend(0.2) > 1e-4
+
+
+def test_tensors_round_trip():
+    z0, c, _ = cohort(40)
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    again = LatentMean.from_tensors(fitted.tensors())
+    # Coefficients are shipped in half precision.
+    assert torch.allclose(again.mean(c), fitted.mean(c), atol=2e-2)
+    assert torch.equal(again.knots.isnan(), fitted.knots.isnan())

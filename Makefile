@@ -2,8 +2,13 @@ PYTHON ?= python3
 # Pinned for development and CI; users may bring any torch >= 2.8 (pyproject.toml).
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+BUILD ?= build
+# The scan of `make demo`; the default is the MNI152 template that comes with nilearn.
+SCAN ?= $(BUILD)/demo/mni152_T1w.nii.gz
+FROM ?=
+AGE ?= +30
 
-.PHONY: venv test check
+.PHONY: venv demo test check bench default-bundle
 
 venv: .venv/.installed
 
@@ -13,6 +18,14 @@ venv: .venv/.installed
 	$(BIN)/pip install -q $(TORCH) -e '.[dev]'
 	touch $@
 
+demo: venv $(SCAN)
+	$(BIN)/cfgen counterfactual --in $(SCAN) $(if $(FROM),--from $(FROM)) --age $(AGE) \
+		--out $(BUILD)/demo --diff --overwrite
+	@echo "Pictures and images are in $(BUILD)/demo"
+
+$(BUILD)/demo/mni152_T1w.nii.gz: | venv
+	$(BIN)/python benchmarks/demo_scan.py $@
+
 test: venv check
 	$(BIN)/python -m pytest
 
@@ -20,3 +33,20 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# DATA is a folder with participants.csv: subject, age, sex, split, image, labels (brain labels).
+bench: venv
+	$(BIN)/python benchmarks/validate.py --data $(DATA) --bundle cfgen/bundles/default \
+		--out $(BUILD)/validate
+
+# Every step goes on where it stopped when the same command is run again.
+default-bundle: venv
+	$(BIN)/cfgen preprocess --manifest $(DATA)/participants.csv --out $(BUILD)/prepared
+	$(BIN)/cfgen train-ae --manifest $(BUILD)/prepared/manifest.csv --out $(BUILD)/1-ae \
+		--about data_manifests/ixi_about.json
+	$(BIN)/cfgen train-predictor --manifest $(BUILD)/prepared/manifest.csv \
+		--bundle $(BUILD)/1-ae --out $(BUILD)/2-predictor
+	$(BIN)/cfgen train-ldm --manifest $(BUILD)/prepared/manifest.csv \
+		--bundle $(BUILD)/2-predictor --out $(BUILD)/default
+	mkdir -p cfgen/bundles/default
+	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +18,15 @@ from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_par
 from cfgen.config import Preprocess
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.data.manifest import Row, read_manifest
+from cfgen.data.space import work_grid
+from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import UsageError
+from cfgen.jobs.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template
 from cfgen.jobs.device import pick_device
 from cfgen.jobs.fit import FitConfig, fit
 from cfgen.jobs.models import half, load_autoencoder, net_config
+from cfgen.jobs.prepare import template_brain
+from cfgen.jobs.preprocess import load_prepared
 from cfgen.jobs.train_autoencoder import AUTOENCODER, AutoencoderTask
 from cfgen.jobs.train_latent_diffusion import (
     LATENT_DIFFUSION,
@@ -61,9 +68,28 @@ def train_autoencoder(
     )
     net = fit(task, config, runs_folder(out, "autoencoder"))
     bundle = new_bundle(out, recipe, schema, data)
-    return write_part(
+    bundle = write_part(
         bundle, "autoencoder", half(net), net_config(AUTOENCODER), _trained(train, config)
     )
+    template = _head_template(train.rows)
+    if template is None:
+        log.warning("no head template: the manifest has no 'scan' column with whole heads")
+        return bundle
+    return write_part(bundle, "template", template.tensors(), {}, {})
+
+
+def _head_template(rows: list[Row]) -> HeadTemplate | None:
+    """The mean whole head of the scans that were prepared; None where they are unknown."""
+    if not all("scan" in row.extra for row in rows):
+        return None
+    grid = work_grid(template_brain()[1], HEAD_SPACING_MM)
+
+    def heads() -> Iterator[tuple[Volume, np.ndarray, np.ndarray]]:
+        for row in rows:
+            prepared = load_prepared(row.image)
+            yield read_volume(row.extra["scan"]), prepared.native_mask, prepared.to_native
+
+    return build_head_template(heads(), grid)
 
 
 def train_latent_diffusion(

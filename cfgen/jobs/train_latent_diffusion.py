@@ -30,7 +30,7 @@ class LatentDiffusionConfig:
     # Conditions are withheld this often, for classifier-free guidance.
     drop_conditions: float = 0.1
     # Latents a subject: itself, its mirror image, and warped views.
-    views: int = 6
+    views: int = 4
     latent_mean: bool = True
 
 

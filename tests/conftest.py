@@ -1,0 +1,70 @@
+"""Shared pieces: a small bundle with random weights, a brain that the repository can carry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cfgen.bundle import Bundle, new_bundle, write_part
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import Preprocess
+from cfgen.data.conditions import Schema, default_schema
+from cfgen.data.volume import Volume, write_new
+from cfgen.jobs.models import half, net_config
+from cfgen.jobs.prepare import template_brain
+from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
+from cfgen.nets.predictors import Predictor, PredictorConfig
+from cfgen.nets.tokens import token_width
+from cfgen.nets.unet import UNet, UNetConfig
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")
+
+
+def shipped_schema() -> Schema:
+    age, sex = default_schema().variables
+    return Schema((replace(age, support=(20.0, 86.0)), sex))
+
+
+def make_bundle(path: Path) -> Bundle:
+    """All parts with small random networks; the linear path makes it a real, weak autoencoder."""
+    torch.manual_seed(0)
+    bundle = new_bundle(path, Preprocess(), shipped_schema(), {"name": "random weights"})
+    config = AutoencoderConfig(
+        (8, 8), (1, 1), (False, False), 8, norm_groups=4, pack=2, linear_path=True
+    )
+    autoencoder = Autoencoder(config)
+    start_from_cosines(autoencoder)
+    bundle = write_part(bundle, "autoencoder", half(autoencoder), net_config(config), {})
+    mean = LatentMean(
+        torch.full((2, 4), torch.nan),
+        0.05 * torch.randn(3, 8, 20, 24, 22),
+        torch.full((8, 1, 1, 1), 0.2),
+    )
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": True}, {})
+    unet = UNetConfig(8, 8, (8, 16), 1, (False, True), 8, token_width(2), norm_groups=4)
+    net = UNet(unet)
+    torch.nn.init.normal_(net.out[2].weight, std=0.02)
+    schedule = {"kind": "cosine", "prediction": "v"}
+    description = {"net": net_config(unet), "schedule": schedule}
+    bundle = write_part(bundle, "unet", half(net), description, {})
+    predictor = PredictorConfig(2, (8, 8))
+    return write_part(bundle, "predictor", half(Predictor(predictor)), net_config(predictor), {})
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def stripped_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The MNI template, a stripped T1w brain, as int16."""
+    data, grid = template_brain()
+    path = tmp_path_factory.mktemp("scans") / "mni_T1w.nii.gz"
+    write_new(Volume(np.rint(data * 1000), grid.affine), path, np.int16)
+    return path

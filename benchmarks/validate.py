@@ -3,7 +3,7 @@
     python benchmarks/validate.py --data PATH/ixi --bundle cfgen/bundles/default --out table/
 
 Every figure is measured on the written scan's own grid. Lateral ventricles are measured without the
-generator: voxels darker than halfway from cerebrospinal fluid to white matter, inside the label
+generator: voxels darker than halfway from cerebrospinal fluid to deep grey matter, inside the label
 map's ventricles grown by 6 mm. What is due is the change that the training cohort itself shows:
 log(ventricles / intracranial volume) regressed on age and age^2.
 """
@@ -57,8 +57,8 @@ class Ventricles:
         grown = round(GROWN_MM / min(scan.grid.spacing))
         self.region = ndimage.binary_dilation(inside, iterations=grown)
         fluid = float(np.percentile(scan.data[inside], 20))
-        white = float(np.median(scan.data[group_mask(labels, "dlmuse", "cerebral_wm")]))
-        self.threshold = (fluid + white) / 2
+        grey = float(np.median(scan.data[group_mask(labels, "dlmuse", "basal_ganglia")]))
+        self.threshold = (fluid + grey) / 2
 
     def count(self, data: np.ndarray) -> int:
         return int((data[self.region] < self.threshold).sum())
@@ -68,7 +68,7 @@ def edits(models: Models, z0: torch.Tensor, c: torch.Tensor, targets: list, meth
     """Reconstruction and counterfactual latents of a method, and the round-trip error."""
     if method == "ridge":
         mean = models.latent_mean
-        return z0, [z0 + mean.mean(t) - mean.mean(c) for t in targets], 0.0
+        return z0, [mean.latent(mean.residual(z0, c), t, c) for t in targets], 0.0
     edit = edit_latent(models, z0, c, targets, EDIT)
     return edit.reconstruction, edit.counterfactuals, edit.round_trip
 

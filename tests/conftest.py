@@ -44,6 +44,7 @@ def make_bundle(path: Path) -> Bundle:
         torch.full((2, 4), torch.nan),
         0.05 * torch.randn(3, 8, 20, 24, 22),
         torch.full((8, 1, 1, 1), 0.2),
+        torch.ones(1),
     )
     bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": True}, {})
     unet = UNetConfig(8, 8, (8, 16), 1, (False, True), 8, token_width(2), norm_groups=4)

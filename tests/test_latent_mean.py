@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,17 @@ def test_residual_and_latent_are_inverse():
     z0, c, _ = cohort(40)
     fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
     assert torch.allclose(fitted.latent(fitted.residual(z0, c), c), z0, atol=1e-5)
+
+
+def test_gain_stretches_the_shift_between_conditions_and_nothing_else():
+    z0, c, _ = cohort(40)
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    doubled = replace(fitted, gain=torch.tensor([2.0]))
+    other = c + torch.tensor([0.5, 0.0])
+    r = fitted.residual(z0, c)
+    shift = fitted.latent(r, other, c) - z0
+    assert torch.allclose(doubled.latent(r, other, c) - z0, 2 * shift, atol=1e-4)
+    assert torch.allclose(doubled.latent(r, c, c), z0, atol=1e-5)
 
 
 def test_weights_decide_between_two_groups():

@@ -21,11 +21,13 @@ RIDGE = 0.1
 @dataclass(frozen=True)
 class LatentMean:
     """`knots` (variables, K), NaN where a variable is linear; `coefficients` (F, C, D, H, W);
-    `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel."""
+    `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel; `gain` multiplies
+    the shift between two conditions (jobs/calibrate.py)."""
 
     knots: Tensor
     coefficients: Tensor
     sigma: Tensor
+    gain: Tensor
 
     def mean(self, c: Tensor) -> Tensor:
         """mu(c) (B, C, D, H, W) of condition vectors c (B, variables)."""
@@ -34,20 +36,29 @@ class LatentMean:
     def residual(self, z0: Tensor, c: Tensor) -> Tensor:
         return (z0 - self.mean(c)) / self.sigma
 
-    def latent(self, r: Tensor, c: Tensor) -> Tensor:
-        return self.mean(c) + self.sigma * r
+    def latent(self, r: Tensor, c: Tensor, factual: Tensor | None = None) -> Tensor:
+        """z0 of residuals r under c; of a subject whose `factual` conditions were others, with the
+        shift between the two multiplied by the gain."""
+        mean = self.mean(c)
+        if factual is not None:
+            mean = mean + (self.gain - 1) * (mean - self.mean(factual))
+        return mean + self.sigma * r
 
     def tensors(self) -> dict[str, Tensor]:
         return {
             "knots": self.knots,
             "coefficients": self.coefficients.half(),
             "sigma": self.sigma,
+            "gain": self.gain.reshape(1),
         }
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> LatentMean:
         return LatentMean(
-            tensors["knots"].float(), tensors["coefficients"].float(), tensors["sigma"].float()
+            tensors["knots"].float(),
+            tensors["coefficients"].float(),
+            tensors["sigma"].float(),
+            tensors["gain"].float(),
         )
 
 
@@ -101,4 +112,6 @@ def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> 
     error = (y - phi @ beta).reshape(z0.shape)
     sigma = error.transpose(0, 1).flatten(1).std(1)
     coefficients = beta.reshape(-1, *z0.shape[1:])
-    return LatentMean(knots, coefficients.float(), sigma.float()[:, None, None, None])
+    return LatentMean(
+        knots, coefficients.float(), sigma.float()[:, None, None, None], torch.ones(1)
+    )

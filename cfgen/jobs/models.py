@@ -84,7 +84,7 @@ def edit_latent(
 
     def predict(conditions: Tensor, guidance: float) -> Tensor:
         edited = denoise_ddim(models.denoiser(conditions, guidance), models.schedule, rt, times)
-        return models.latent_mean.latent(edited, conditions)
+        return models.latent_mean.latent(edited, conditions, c)
 
     reconstruction = predict(c, 1.0)
     error = (reconstruction - z0).norm() / z0.norm()
@@ -98,7 +98,7 @@ def load_models(bundle: Bundle, device: torch.device) -> Models:
     net = UNet(UNetConfig(**tuples(part.config["net"])))
     load_weights(net, bundle, "unet")
     mean = LatentMean.from_tensors(bundle.tensors("latent_mean"))
-    mean = LatentMean(*(v.to(device) for v in (mean.knots, mean.coefficients, mean.sigma)))
+    mean = LatentMean(*(v.to(device) for v in vars(mean).values()))
     schedule = Schedule.make(ScheduleConfig(**part.config["schedule"]))
     return Models(autoencoder, mean, channels_last(net, device).eval(), schedule, device)
 

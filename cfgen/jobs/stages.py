@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_part
-from cfgen.config import Preprocess
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import GRIDS, Preprocess
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.data.manifest import Row, read_manifest
 from cfgen.data.space import work_grid
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import UsageError
 from cfgen.jobs.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template
-from cfgen.jobs.device import pick_device
+from cfgen.jobs.calibrate import fit_gain
+from cfgen.jobs.device import autocast, pick_device
 from cfgen.jobs.fit import FitConfig, fit
 from cfgen.jobs.models import half, load_autoencoder, net_config
 from cfgen.jobs.prepare import template_brain
@@ -38,6 +40,7 @@ from cfgen.jobs.train_latent_diffusion import (
 )
 from cfgen.jobs.train_predictor import PredictorTask
 from cfgen.jobs.training_data import Cohort, read_cohort
+from cfgen.nets.autoencoder import Autoencoder
 from cfgen.nets.predictors import PredictorConfig
 
 log = logging.getLogger("cfgen")
@@ -109,6 +112,13 @@ def train_latent_diffusion(
     held_out = encode_views(autoencoder, val.images, 1, where, config.seed)[:, 0]
     continuous = _continuous(bundle.schema)
     mean = fit_mean(latents, train.conditions, train.weights, continuous, diffusion.latent_mean)
+    if diffusion.latent_mean:
+        # Half of the subjects fit a mean, the other half say how far it should be stretched.
+        half_mean = fit_mean(
+            latents[::2], train.conditions[::2], train.weights[::2], continuous, True
+        )
+        gain = _gain(half_mean, train, autoencoder, where, bundle.preprocess.grid)
+        mean = replace(mean, gain=torch.tensor([gain]))
     task = LatentDiffusionTask(
         latents,
         train.conditions,
@@ -127,6 +137,25 @@ def train_latent_diffusion(
     network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
     description = {"net": network, "schedule": asdict(diffusion.schedule)}
     return write_part(copied, "unet", half(net), description, _trained(train, config))
+
+
+def _gain(
+    mean: LatentMean, train: Cohort, autoencoder: Autoencoder, device: torch.device, grid: str
+) -> float:
+    @torch.inference_mode()
+    def encode(x: Tensor) -> Tensor:
+        with autocast(device):
+            z0: Tensor = autoencoder.encode(x.to(device)).float().cpu()
+        return z0
+
+    @torch.inference_mode()
+    def decode(z0: Tensor) -> Tensor:
+        with autocast(device):
+            image: Tensor = autoencoder.decode(z0.to(device)).float().cpu()
+        return image
+
+    images, conditions = train.images[1::2], train.conditions[1::2]
+    return fit_gain(mean, images, conditions, GRIDS[grid][1], encode, decode)
 
 
 def train_predictor(

@@ -91,7 +91,8 @@ def fit_mean(
     features = 1 + conditions.shape[1]
     coefficients = torch.zeros(features, *mean.shape)
     coefficients[0] = mean
-    return LatentMean(torch.full((conditions.shape[1], 4), torch.nan), coefficients, sigma)
+    knots = torch.full((conditions.shape[1], 4), torch.nan)
+    return LatentMean(knots, coefficients, sigma, torch.ones(1))
 
 
 class LatentDiffusionTask:

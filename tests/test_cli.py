@@ -1,0 +1,186 @@
+"""The command line: exit codes, streams, manifests; nothing is written where a run is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cfgen import cli
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["cfgen", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def cfgen(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def test_help_does_not_load_the_heavy_libraries():
+    code = (
+        "import sys\nsys.argv=['cfgen','--help']\nfrom cfgen import cli\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "heavy = ('torch', 'monai', 'ants', 'nilearn', 'pandas', 'scipy')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert "counterfactual" in done.stdout
+
+
+def test_one_scan(cfgen, tiny_bundle, stripped_scan, tmp_path):
+    code, out, err = cfgen(
+        "counterfactual",
+        "--in",
+        stripped_scan,
+        "--from",
+        "age=40,sex=M",
+        "--age",
+        "+20",
+        "--bundle",
+        tiny_bundle.path,
+        "--out",
+        tmp_path / "edits",
+    )
+    made = tmp_path / "edits" / "mni_T1w_age+20.nii.gz"
+    assert (code, out.strip()) == (0, str(made)), err
+    names = sorted(p.name for p in made.parent.iterdir())
+    assert names == [f"mni_T1w_age+20.{s}" for s in ("json", "nii.gz", "png")]
+
+
+def test_manifest_goes_on_after_a_bad_row(cfgen, tiny_bundle, stripped_scan, tmp_path):
+    shutil.copy(stripped_scan, tmp_path / "good.nii.gz")
+    image = nib.load(stripped_scan)
+    empty = nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine)
+    nib.save(empty, tmp_path / "bad.nii.gz")
+    (tmp_path / "cohort.csv").write_text(
+        "subject,image,age,sex\n007,good.nii.gz,40,M\n008,bad.nii.gz,50,F\n"
+    )
+    out = tmp_path / "edits"
+    code, printed, err = cfgen(
+        "counterfactual",
+        "--manifest",
+        tmp_path / "cohort.csv",
+        "--sex",
+        "F",
+        "--bundle",
+        tiny_bundle.path,
+        "--out",
+        out,
+        "--no-picture",
+        "--json",
+    )
+    assert code == 1
+    assert json.loads(printed)["outputs"] == [str(out / "007_sexF.nii.gz")]
+    assert "cohort.csv:3" in err
+    assert "every voxel is zero" in err
+    (done,) = csv.DictReader((out / "manifest.csv").open())
+    assert (done["subject"], done["sex"], done["age"]) == ("007", "F", "40")
+    (failed,) = csv.DictReader((out / "failed.csv").open())
+    assert failed["subject"] == "008"
+    assert "zero" in failed["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--age", "old"], 2, "not a number"),
+        (["--age", "+20", "--sex", "X"], 2, "no known sex"),
+        (["--set", "height=3"], 2, "unknown variable"),
+        ([], 2, "nothing to change"),
+        (["--age", "+20", "--manifest", "x.csv"], 2, "both --in and --manifest"),
+        (["--age", "+20", "--render", "cartoon"], 2, "cartoon"),
+        (["--age", "+20", "--age", "+30", "--out", "one.nii.gz"], 2, "one file for 2 outputs"),
+        (["--age", "+90", "--from", "age=62,sex=F"], 2, "would become 152"),
+        (["--age", "+20", "--device", "tpu"], 2, "tpu"),
+        (["--age", "+20", "--bundle", "nowhere"], 4, "no bundle"),
+    ],
+)
+def test_refusals(cfgen, tiny_bundle, stripped_scan, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    if "--bundle" not in arguments:
+        arguments = [*arguments, "--bundle", str(tiny_bundle.path)]
+    found, out, err = cfgen("counterfactual", "--in", stripped_scan, *arguments)
+    assert found == code
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_scan_is_an_unusable_input(cfgen, tiny_bundle, tmp_path):
+    code, _, err = cfgen(
+        "counterfactual",
+        "--in",
+        tmp_path / "no.nii.gz",
+        "--age",
+        "+20",
+        "--bundle",
+        tiny_bundle.path,
+        "--out",
+        tmp_path,
+    )
+    assert code == 3
+    assert "no such file" in err
+
+
+def test_dry_run_names_the_outputs_and_writes_none(cfgen, tiny_bundle, stripped_scan, tmp_path):
+    code, out, _ = cfgen(
+        "counterfactual",
+        "--in",
+        stripped_scan,
+        "--age",
+        "-10:+10:10",
+        "--dry-run",
+        "--bundle",
+        tiny_bundle.path,
+        "--out",
+        tmp_path / "edits",
+    )
+    assert code == 0
+    assert [line.rpartition("/")[2] for line in out.split()] == [
+        f"mni_T1w_age{a}.nii.gz" for a in ("-10", "+0", "+10")
+    ]
+    assert not (tmp_path / "edits").exists()
+
+
+def test_config_file_gives_options_and_the_command_line_wins(
+    cfgen, tiny_bundle, stripped_scan, tmp_path
+):
+    (tmp_path / "run.toml").write_text(
+        f'age = ["+10", "+20"]\nbundle = "{tiny_bundle.path}"\n'
+        f'out = "{tmp_path}/a"\ndry-run = true\n'
+    )
+    config = ["--config", tmp_path / "run.toml"]
+    _, out, _ = cfgen("counterfactual", "--in", stripped_scan, *config)
+    assert out.split() == [f"{tmp_path}/a/mni_T1w_age+{n}.nii.gz" for n in (10, 20)]
+    _, out, _ = cfgen("counterfactual", "--in", stripped_scan, *config, "-o", tmp_path / "b")
+    assert out.split()[0] == f"{tmp_path}/b/mni_T1w_age+10.nii.gz"
+    (tmp_path / "run.toml").write_text("agee = 3\n")
+    code, _, err = cfgen("counterfactual", "--in", stripped_scan, *config)
+    assert code == 2
+    assert "--agee" in err
+
+
+def test_info_names_parts_and_ranges(cfgen, tiny_bundle):
+    code, out, _ = cfgen("info", tiny_bundle.path)
+    assert code == 0
+    assert "age: 20 to 86 years in training" in out
+    assert "autoencoder" in out
+    _, out, _ = cfgen("info", tiny_bundle.path, "--json")
+    assert set(json.loads(out)["bundle"]["parts"]) == set(tiny_bundle.parts)

@@ -58,8 +58,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compu
 def _setup(threads: int, verbose: bool, quiet: bool) -> None:
     """Logging to standard error and the number of threads of every library."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("cfgen").setLevel(level)
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(level)
+    log.propagate = False
     count = threads or len(os.sched_getaffinity(0))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = str(count)
@@ -338,22 +339,15 @@ def train_predictor_command(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
-    steps: Steps = 0,
-    learning_rate: Rate = 0.0,
-    batch_size: Batch = 0,
-    device: Device = "auto",
     threads: Threads = 0,
-    seed: Seed = config.SEED,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a predictor of age and sex, trained on real scans alone, to a bundle."""
+    """Add a predictor of age and sex, fitted on real scans alone, to a bundle."""
     _setup(threads, verbose, quiet)
     from cfgen.jobs.stages import train_predictor
-    from cfgen.jobs.train_predictor import PREDICTOR_FIT
 
-    fit = _training_options(steps, learning_rate, batch_size, seed, PREDICTOR_FIT)
-    print(train_predictor(manifest, bundle, out, fit, device).path)
+    print(train_predictor(manifest, bundle, out).path)
 
 
 def _one_source(command: str, image: Path | None, manifest: Path | None) -> None:

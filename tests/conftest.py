@@ -53,7 +53,7 @@ def make_bundle(path: Path) -> Bundle:
     schedule = {"kind": "cosine", "prediction": "v"}
     description = {"net": net_config(unet), "schedule": schedule}
     bundle = write_part(bundle, "unet", half(net), description, {})
-    predictor = PredictorConfig(2, (8, 8))
+    predictor = PredictorConfig(2, (80, 96, 88))
     return write_part(bundle, "predictor", half(Predictor(predictor)), net_config(predictor), {})
 
 

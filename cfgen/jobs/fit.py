@@ -184,7 +184,8 @@ class _State:
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam.{name}/{index}/{k}": v for k, v in moments.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in sorted(tensors.items())}
-        meta = {"step": str(step), "config": self.config}
+        # One entry: safetensors writes several in an order that changes from run to run.
+        meta = {"run": json.dumps({"step": step, "config": self.config})}
         write_atomically(self.path, lambda p: save_file(tensors, p, metadata=meta))
 
     def load(self) -> int:
@@ -192,12 +193,12 @@ class _State:
         if not self.path.exists():
             return 0
         with safe_open(self.path, "pt") as file:
-            meta = file.metadata()
+            run = json.loads(file.metadata()["run"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        if meta["config"] != self.config:
+        if run["config"] != self.config:
             raise UsageError(
                 self.path,
-                f"belongs to a run with other settings ({meta['config']})",
+                f"belongs to a run with other settings ({run['config']})",
                 self.config,
                 "use another --out, or the settings of that run",
             )
@@ -210,7 +211,7 @@ class _State:
                 moments.setdefault(int(index), {})[field] = value
             whole = optimizer.state_dict()
             optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
-        return int(meta["step"])
+        return int(run["step"])
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -69,7 +69,9 @@ def describe(path: Path) -> str:
     lines.append("  parts:")
     for name, part in bundle["parts"].items():
         scans = part["trained"].get("scans")
-        seen = f", {scans} scans, {part['trained']['steps']} steps" if scans else ""
+        steps = part["trained"].get("steps")
+        seen = f", {scans} scans" if scans else ""
+        seen += f", {steps} steps" if steps else ""
         lines.append(f"    {name}: {part['bytes'] / 1e6:.1f} MB{seen}")
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
     return "\n".join(lines)

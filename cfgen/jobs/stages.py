@@ -38,10 +38,9 @@ from cfgen.jobs.train_latent_diffusion import (
     fit_mean,
     unet_config,
 )
-from cfgen.jobs.train_predictor import PredictorTask
+from cfgen.jobs.train_predictor import fit_predictor
 from cfgen.jobs.training_data import Cohort, read_cohort
 from cfgen.nets.autoencoder import Autoencoder
-from cfgen.nets.predictors import PredictorConfig
 
 log = logging.getLogger("cfgen")
 
@@ -158,26 +157,21 @@ def _gain(
     return fit_gain(mean, images, conditions, GRIDS[grid][1], encode, decode)
 
 
-def train_predictor(
-    manifest: Path, source: Path, out: Path, config: FitConfig, device: str
-) -> Bundle:
+def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
     """Add the predictor of conditions to a bundle; it sees real scans alone."""
-    where = pick_device(device)
     bundle = read_bundle(source)
     train, val = _splits(manifest, bundle.schema, bundle.preprocess.grid)
-    task = PredictorTask(
-        train.images,
-        train.conditions,
-        train.weights,
-        _continuous(bundle.schema),
-        (val.images, val.conditions),
-        where,
-        config,
-    )
-    net = fit(task, config, runs_folder(out, "predictor"))
+    net, config = fit_predictor(train.images, train.conditions)
+    with torch.inference_mode():
+        found = torch.cat([net(x[None, None].float()) for x in val.images])
+    for variable, error in zip(bundle.schema.variables, (found - val.conditions).T, strict=True):
+        if variable.kind == "continuous":
+            mae = float(error.abs().mean()) * variable.scale
+            log.info("predictor: %s MAE %.2f %s on val", variable.name, mae, variable.unit)
     copied = copy_bundle(bundle, out)
-    description = net_config(PredictorConfig(train.conditions.shape[1]))
-    return write_part(copied, "predictor", half(net), description, _trained(train, config))
+    return write_part(
+        copied, "predictor", half(net), net_config(config), {"scans": len(train.rows)}
+    )
 
 
 def read_about(path: Path | None) -> dict[str, Any]:

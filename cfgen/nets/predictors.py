@@ -1,4 +1,4 @@
-"""Predictors of conditions from an image: a small residual CNN after CDM section 4.3."""
+"""A predictor of conditions from an image: linear in the blurred voxels."""
 
 from __future__ import annotations
 
@@ -8,50 +8,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.nets.autoencoder import pack_voxels
+RADIUS = 3
 
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """`outputs` values an image: standardised numbers and logits, one a variable."""
+    """`outputs` values an image of `shape` (D, H, W): standardised numbers, one a variable."""
 
     outputs: int
-    channels: tuple[int, ...] = (32, 48, 64, 96)
-    norm_groups: int = 8
-    dropout: float = 0.3
+    shape: tuple[int, int, int]
+    blur_voxels: float = 1.0
 
-
-class _Block(nn.Module):
-    def __init__(self, channels_in: int, channels: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.shortcut = nn.Conv3d(channels_in, channels, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+    @property
+    def inputs(self) -> int:
+        """Voxels that are left of an image: every second one along each axis."""
+        d, h, w = ((n + 1) // 2 for n in self.shape)
+        return d * h * w
 
 
 class Predictor(nn.Module):
     """Image (B, 1, D, H, W) -> (B, outputs)."""
 
+    kernel: Tensor
+
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
-        widths = (8, *config.channels)
-        strides = (1, *[2] * (len(config.channels) - 1))
-        self.blocks = nn.Sequential(
-            *[
-                _Block(a, b, s, config.norm_groups)
-                for a, b, s in zip(widths, config.channels, strides, strict=False)
-            ]
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.channels[-1], config.outputs)
+        x = torch.arange(-RADIUS, RADIUS + 1.0)
+        line = torch.exp(-0.5 * (x / config.blur_voxels) ** 2)
+        line = line / line.sum()
+        kernel = torch.einsum("i,j,k->ijk", line, line, line)[None, None]
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.head = nn.Linear(config.inputs, config.outputs)
+
+    def blurred(self, image: Tensor) -> Tensor:
+        """Every second voxel of the blurred image, (B, inputs)."""
+        return F.conv3d(image, self.kernel, stride=2, padding=RADIUS).flatten(1)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.blocks(pack_voxels(image, 2))
-        out: Tensor = self.head(self.dropout(torch.mean(x, (2, 3, 4))))
+        out: Tensor = self.head(self.blurred(image))
         return out

@@ -277,6 +277,10 @@ def train_ae(
     manifest: TrainManifest,
     out: OutBundle,
     grid: Grid = config.DEFAULT_GRID,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
+    ] = None,
     about: Annotated[
         Path | None, typer.Option("--about", help="JSON that names data, licence, attribution.")
     ] = None,
@@ -300,7 +304,7 @@ def train_ae(
 
     fit = _training_options(steps, learning_rate, batch_size, seed, AUTOENCODER_FIT)
     recipe = config.Preprocess(grid=grid)
-    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about))
+    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about), init)
     print(bundle.path)
 
 

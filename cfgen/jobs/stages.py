@@ -26,7 +26,7 @@ from cfgen.jobs.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template
 from cfgen.jobs.calibrate import fit_gain
 from cfgen.jobs.device import autocast, pick_device
 from cfgen.jobs.fit import FitConfig, fit
-from cfgen.jobs.models import half, load_autoencoder, net_config
+from cfgen.jobs.models import half, load_autoencoder, load_weights, net_config
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import load_prepared
 from cfgen.jobs.train_autoencoder import AUTOENCODER, AutoencoderTask
@@ -57,10 +57,12 @@ def train_autoencoder(
     config: FitConfig,
     device: str,
     data: dict[str, Any],
+    init: Path | None = None,
 ) -> Bundle:
     """Train the autoencoder of a new bundle on the train split; the val split is for figures.
 
-    `data` describes the training data: name, licence, attribution.
+    `data` describes the training data: name, licence, attribution. `init` is a bundle whose
+    autoencoder the training starts from.
     """
     where = pick_device(device)
     schema = fit_schema(_train_rows(manifest))
@@ -68,6 +70,8 @@ def train_autoencoder(
     task = AutoencoderTask(
         train.images, train.weights, val.images[::4], val.masks[::4], where, config
     )
+    if init is not None:
+        load_weights(task.net, read_bundle(init), "autoencoder")
     net = fit(task, config, runs_folder(out, "autoencoder"))
     bundle = new_bundle(out, recipe, schema, data)
     bundle = write_part(

@@ -17,12 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from cfgen.bundle import read_bundle
 from cfgen.config import EDIT
-from cfgen.data.regions import group_mask
-from cfgen.data.volume import Volume, read_volume
+from cfgen.data.volume import read_volume
 from cfgen.jobs.brain import find_brain
 from cfgen.jobs.counterfactual import head_template
 from cfgen.jobs.device import autocast, pick_device
@@ -31,9 +29,9 @@ from cfgen.jobs.predict import load_predictor
 from cfgen.jobs.prepare import Prepared, prepare
 from cfgen.jobs.render import render
 from cfgen.metrics.image import psnr, ssim
+from cfgen.metrics.morphometry import ventricle_count
 
 DELTAS = (-30, -20, -10, 10, 20, 30)
-GROWN_MM = 6.0
 log = logging.getLogger("validate")
 
 
@@ -47,21 +45,6 @@ def due(data: Path) -> np.poly1d:
         v = volumes[row["subject"]]
         logs.append(np.log((float(v["51"]) + float(v["52"])) / float(v["702"])))
     return np.poly1d(np.polyfit(ages, logs, 2))
-
-
-class Ventricles:
-    """Counts dark voxels around a subject's ventricles; the factual scan sets the threshold."""
-
-    def __init__(self, scan: Volume, labels: np.ndarray) -> None:
-        inside = group_mask(labels, "dlmuse", "lateral_ventricle")
-        grown = round(GROWN_MM / min(scan.grid.spacing))
-        self.region = ndimage.binary_dilation(inside, iterations=grown)
-        fluid = float(np.percentile(scan.data[inside], 20))
-        grey = float(np.median(scan.data[group_mask(labels, "dlmuse", "basal_ganglia")]))
-        self.threshold = (fluid + grey) / 2
-
-    def count(self, data: np.ndarray) -> int:
-        return int((data[self.region] < self.threshold).sum())
 
 
 def edits(models: Models, z0: torch.Tensor, c: torch.Tensor, targets: list, method: str) -> tuple:
@@ -122,7 +105,7 @@ def main() -> None:
             torch.from_numpy(schema.encode(factual | {"age": factual["age"] + d}))[None]
             for d in deltas
         ]
-        ventricles = Ventricles(scan, labels)
+        ventricles = ventricle_count(scan.data, labels, "dlmuse", min(scan.grid.spacing))
         own = ventricles.count(scan.data)
         age = predicted_age(predictor, prepared.image, schema, device)
         for name, models in methods.items():

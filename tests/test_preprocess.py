@@ -13,7 +13,7 @@ from conftest import DATA, needs_data
 
 from cfgen.config import PREPROCESS
 from cfgen.data.manifest import Row
-from cfgen.data.space import model_grid
+from cfgen.data.space import model_grid, resample
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, UsageError
 from cfgen.jobs.brain import HeadTemplate, build_head_template, find_brain, stripped_mask
@@ -58,8 +58,6 @@ def test_prepared_image_is_aligned_with_the_template(prepared):
     image = read_volume(result.done[0].image)
     assert image.grid.matches(model_grid("t1w-2mm"))
     template, grid = template_brain()
-    from cfgen.data.space import resample
-
     expected = resample(template, grid, image.grid)
     inside = image.data > 0
     assert np.corrcoef(image.data[inside], expected[inside])[0, 1] > 0.9
@@ -72,8 +70,6 @@ def test_left_stays_left(prepared):
     _, result = prepared
     image = read_volume(result.done[0].image)
     template, grid = template_brain()
-    from cfgen.data.space import resample
-
     mark = image.data - resample(template, grid, image.grid)
     place = np.array(np.unravel_index(mark.argmax(), mark.shape))
     x = (image.affine @ [*place, 1])[0]
@@ -115,6 +111,37 @@ def test_manifest_and_record(prepared):
     record = json.loads(Files.named(out, "007").sidecar.read_text())
     assert record["SkullStripping"]["Method"] == "stripped"
     assert 1.2e6 < record["BrainVolume_mm3"] < 2.2e6
+
+
+def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
+    """A sheared voxel grid (a gantry tilt) is a grid like any other: labels land on their brain."""
+    data, grid = template_brain()
+    sheared = grid.affine.copy()
+    sheared[1, 2] = 0.3 * sheared[2, 2]
+    sheared[1, 3] -= 0.3 * sheared[2, 2] * 40
+    target = Grid(grid.shape, sheared)
+    image, labels = tmp_path / "head.nii.gz", tmp_path / "seg.nii.gz"
+    brain = resample(data, grid, target)
+    left = np.where(
+        resample((np.indices(grid.shape)[0] < 48) * (data > 0.2), grid, target) > 0.5, 51, 0
+    )
+    write_new(Volume(np.rint(brain * 1000), sheared), image, np.int16)
+    write_new(Volume(left, sheared), labels, np.int16)
+    row = Row(subject="1", image=image, labels=labels, mask=image)
+    (done,) = preprocess([row], tmp_path / "out", PREPROCESS, None, keep_going=False).done
+    assert done.labels is not None
+    model, moved = read_volume(done.image), read_volume(done.labels)
+    expected = resample(data, grid, model.grid)
+    inside = model.data > 0
+    assert np.corrcoef(model.data[inside], expected[inside])[0, 1] > 0.9
+    x = model.affine[0, 0] * np.indices(model.data.shape)[0] + model.affine[0, 3]
+    assert set(np.unique(moved.data)) == {0, 51}
+    assert x[moved.data == 51].max() < 6
+    # A label map of another scan is refused by name.
+    other = tmp_path / "other.nii.gz"
+    write_new(Volume(left, grid.affine), other, np.int16)
+    with pytest.raises(ImageError, match="not on the scan's grid"):
+        preprocess([replace(row, labels=other)], tmp_path / "b", PREPROCESS, None, keep_going=False)
 
 
 def test_finished_work_is_kept_and_other_work_is_not_replaced(prepared, tilted, stripped_scan):

@@ -12,6 +12,7 @@ from cfgen.data.regions import (
     SYNTHSEG_CHANNELS,
     codes,
     group_mask,
+    recognise_table,
     soft_volumes_mm3,
     table,
     volumes_mm3,
@@ -195,3 +196,17 @@ def test_synthseg_training_map_has_a_heads_volumes():
     image = nib.load(needs(DATA / "synthseg_labels" / "training_seg_01.nii.gz"))
     volumes = volumes_mm3(np.asanyarray(image.dataobj), 1.0, "synthseg")
     assert volumes["head"] > volumes["cortex"] > volumes["hippocampus"] > 2000
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [([0, 2, 3, 4, 41, 42, 43], "freesurfer"), ([0, 51, 52, 55, 56, 81, 100], "dlmuse")],
+)
+def test_the_table_of_a_map_is_recognised(found, name):
+    assert recognise_table(np.array(found).reshape(1, 1, -1)) == name
+
+
+@pytest.mark.parametrize(("found", "words"), [([0, 2, 999], "does not know"), ([0, 4], "both")])
+def test_a_map_of_no_or_any_table_is_not_guessed(found, words):
+    with pytest.raises(ImageError, match=words):
+        recognise_table(np.array(found).reshape(1, 1, -1))

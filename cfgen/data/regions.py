@@ -75,6 +75,26 @@ def table(name: str) -> dict[int, Region]:
     return {row.code: row for row in rows}
 
 
+def recognise_table(labels: np.ndarray) -> str:
+    """The table that a label map (I, J, K) was made with: the one that knows all of its codes.
+
+    Raises ImageError when no table does, or both do.
+    """
+    counts = _count(np.asarray(labels))
+    unknown = {
+        name: sorted(set(counts) - set(table(name))) for name in sorted(set(_FILES.values()))
+    }
+    fitting = [name for name, strange in unknown.items() if not strange]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = "; ".join(f"{n} does not know {', '.join(map(str, c[:5]))}" for n, c in unknown.items())
+    raise ImageError(
+        "label map",
+        "its table cannot be told: every code is in both tables" if fitting else found,
+        "a whole-brain segmentation of " + " or ".join(unknown),
+    )
+
+
 def codes(table_name: str, group: str, side: str | None = None) -> tuple[int, ...]:
     """The codes of a group, ascending; `side` 'left' or 'right' leaves the other and midline out.
 

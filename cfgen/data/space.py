@@ -6,6 +6,7 @@ affine registration), to voxel indices of the source grid, and is interpolated t
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -69,7 +70,12 @@ def resample(
 
 
 def work_grid(grid: Grid, spacing_mm: float) -> Grid:
-    """The same box and axes at about `spacing_mm`; axes that are nearly as coarse stay."""
+    """The same box and axes at about `spacing_mm`; axes that are nearly as coarse stay.
+
+    A sheared grid gives the upright box around it: registration needs axes at right angles.
+    """
+    if not _is_orthogonal(grid):
+        grid = _upright(grid)
     spacing = np.array(grid.spacing)
     ratio = np.where(spacing < 0.75 * spacing_mm, spacing_mm / spacing, 1.0)
     shape = np.maximum(np.round(np.array(grid.shape) / ratio), 2).astype(int)
@@ -79,6 +85,24 @@ def work_grid(grid: Grid, spacing_mm: float) -> Grid:
     # Keep the outer faces of the box in place, not the centres of the first voxels.
     affine[:3, 3] = grid.affine[:3, 3] + grid.affine[:3, :3] @ ((step - 1) / 2)
     i, j, k = shape.tolist()
+    return Grid((i, j, k), affine)
+
+
+def _is_orthogonal(grid: Grid) -> bool:
+    axes = grid.affine[:3, :3] / np.array(grid.spacing)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
+
+
+def _upright(grid: Grid) -> Grid:
+    """The RAS+ box around a grid, at its finest spacing."""
+    last = np.array(grid.shape) - 1
+    corners = np.array(list(itertools.product(*[(0, n) for n in last])))
+    world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    spacing = np.full(3, min(grid.spacing))
+    low, high = world.min(0), world.max(0)
+    i, j, k = (np.ceil((high - low) / spacing) + 1).astype(int).tolist()
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = low
     return Grid((i, j, k), affine)
 
 

@@ -108,14 +108,15 @@ def _given_mask(scan: Volume, path: Path) -> np.ndarray:
     if not mask.grid.matches(scan.grid):
         raise ImageError(
             path,
-            f"mask of {_text(mask.grid)} is not on the scan's grid",
-            _text(scan.grid),
+            f"mask of {grid_text(mask.grid)} is not on the scan's grid",
+            grid_text(scan.grid),
             "resample the mask to the scan with nearest neighbours",
         )
     return np.asarray(mask.data > 0)
 
 
-def _text(grid: Grid) -> str:
+def grid_text(grid: Grid) -> str:
+    """A grid in words, for messages."""
     size = "x".join(map(str, grid.shape))
     spacing = " x ".join(f"{s:.2f}" for s in grid.spacing)
     return f"{size} voxels of {spacing} mm, {grid.orientation}"

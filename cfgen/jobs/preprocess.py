@@ -29,7 +29,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import CfgenError, ImageError, UsageError
-from cfgen.jobs.brain import HeadTemplate, find_brain
+from cfgen.jobs.brain import HeadTemplate, find_brain, grid_text
 from cfgen.jobs.pictures import preparation_picture
 from cfgen.jobs.prepare import Prepared, prepare, template_brain
 
@@ -38,13 +38,15 @@ log = logging.getLogger("cfgen")
 
 @dataclass(frozen=True)
 class Files:
-    """What one prepared scan leaves: model image, native brain mask, way back, record, picture."""
+    """What one prepared scan leaves: model image, native brain mask, way back, record, picture;
+    and its label map on the model grid, where the manifest gives one."""
 
     image: Path
     mask: Path
     undo: Path
     sidecar: Path
     picture: Path
+    labels: Path
 
     @staticmethod
     def named(folder: Path, key: str) -> Files:
@@ -54,6 +56,7 @@ class Files:
             folder / f"{key}_desc-undo.safetensors",
             folder / f"{key}_desc-model_T1w.json",
             folder / f"{key}_desc-qc.png",
+            folder / f"{key}_desc-model_dseg.nii.gz",
         )
 
 
@@ -102,7 +105,7 @@ def preprocess(
                 row,
                 image=files.image,
                 mask=None,
-                labels=None,
+                labels=files.labels if row.labels else None,
                 posteriors=None,
                 extra=row.extra | {"scan": str(row.image.absolute())},
             )
@@ -129,12 +132,16 @@ def preprocess_scan(
     warnings += [brain.warning] if brain.warning else []
     for warning in warnings:
         log.warning("%s: warning: %s", row.image.name, warning)
+    labels = _read_labels(row.labels, scan) if row.labels else None
     prepared = prepare(scan, brain.mask, recipe)
     said = f"cfgen {__version__} preprocess"
     write_new(
         Volume(prepared.image, prepared.grid.affine), files.image, np.float32, description=said
     )
     write_new(scan.like(brain.mask), files.mask, np.uint8, description=said)
+    if labels is not None:
+        moved = resample(labels, scan.grid, prepared.grid, prepared.to_native, order=0)
+        write_new(Volume(moved, prepared.grid.affine), files.labels, np.int32, description=said)
     payload = save(_undo_tensors(prepared))
     write_atomically(files.undo, lambda temporary: temporary.write_bytes(payload))
     standard, standard_grid = template_brain()
@@ -162,6 +169,18 @@ def preprocess_scan(
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
     return prepared
+
+
+def _read_labels(path: Path, scan: Volume) -> np.ndarray:
+    labels = read_volume(path)
+    if not labels.grid.matches(scan.grid):
+        raise ImageError(
+            path,
+            f"label map of {grid_text(labels.grid)} is not on the scan's grid",
+            grid_text(scan.grid),
+            "resample the label map to the scan with nearest neighbours",
+        )
+    return labels.data
 
 
 def _undo_tensors(prepared: Prepared) -> dict[str, torch.Tensor]:
@@ -234,7 +253,7 @@ def undo(edited: Path, prepared_image: Path, scan_path: Path, out: Path, overwri
 def _fingerprint(row: Row, recipe: Preprocess) -> str:
     """A hash of the scan, its mask and the recipe: what decides whether work can be kept."""
     digest = hashlib.sha256(json.dumps([__version__, asdict(recipe)]).encode())
-    for path in (row.image, row.mask or row.labels):
+    for path in (row.image, row.mask, row.labels):
         if path is not None:
             if not path.exists():
                 raise ImageError(path, "no such file", "an image")
@@ -244,7 +263,7 @@ def _fingerprint(row: Row, recipe: Preprocess) -> str:
 
 def _recorded(files: Files) -> str:
     """The fingerprint of finished work; empty when a file is missing."""
-    if not all(p.exists() for p in vars(files).values()):
+    if not all(p.exists() for name, p in vars(files).items() if name != "labels"):
         return ""
     try:
         record: dict[str, Any] = json.loads(files.sidecar.read_text())

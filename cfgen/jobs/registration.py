@@ -26,7 +26,7 @@ def _ants() -> Any:
 
 
 def _to_ants(data: np.ndarray, grid: Grid) -> Any:
-    # ITK knows rotations only: a sheared affine is resampled by the caller before it comes here.
+    # ITK knows rotations only: data.space.work_grid straightens a sheared affine before this.
     ants = _ants()
     affine = LPS @ grid.affine
     spacing = np.array(grid.spacing)
@@ -36,12 +36,6 @@ def _to_ants(data: np.ndarray, grid: Grid) -> Any:
         spacing=tuple(spacing),
         direction=affine[:3, :3] / spacing,
     )
-
-
-def is_orthogonal(grid: Grid) -> bool:
-    """Whether the axes are at right angles, as ITK needs them."""
-    axes = grid.affine[:3, :3] / np.array(grid.spacing)
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
 
 
 def affine_register(

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_part
-from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import GRIDS, Preprocess
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.data.manifest import Row, read_manifest
@@ -113,14 +112,11 @@ def train_latent_diffusion(
     train, val = _splits(manifest, bundle.schema, bundle.preprocess.grid)
     latents = encode_views(autoencoder, train.images, diffusion.views, where, config.seed)
     held_out = encode_views(autoencoder, val.images, 1, where, config.seed)[:, 0]
-    continuous = _continuous(bundle.schema)
-    mean = fit_mean(latents, train.conditions, train.weights, continuous, diffusion.latent_mean)
+    mean = fit_mean(
+        latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
+    )
     if diffusion.latent_mean:
-        # Half of the subjects fit a mean, the other half say how far it should be stretched.
-        half_mean = fit_mean(
-            latents[::2], train.conditions[::2], train.weights[::2], continuous, True
-        )
-        gain = _gain(half_mean, train, autoencoder, where, bundle.preprocess.grid)
+        gain = _gain(train, latents, autoencoder, where, bundle)
         mean = replace(mean, gain=torch.tensor([gain]))
     task = LatentDiffusionTask(
         latents,
@@ -143,8 +139,18 @@ def train_latent_diffusion(
 
 
 def _gain(
-    mean: LatentMean, train: Cohort, autoencoder: Autoencoder, device: torch.device, grid: str
+    train: Cohort, latents: Tensor, autoencoder: Autoencoder, device: torch.device, bundle: Bundle
 ) -> float:
+    """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
+    tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]
+    if not tried:
+        log.warning("the manifest has no label maps: the gain of the latent mean stays 1")
+        return 1.0
+    labels = np.stack([read_volume(train.rows[n].labels).data for n in tried])  # type: ignore[arg-type]
+    mean = fit_mean(
+        latents[::2], train.conditions[::2], train.weights[::2], splined(bundle.schema), True
+    )
+
     @torch.inference_mode()
     def encode(x: Tensor) -> Tensor:
         with autocast(device):
@@ -157,8 +163,9 @@ def _gain(
             image: Tensor = autoencoder.decode(z0.to(device)).float().cpu()
         return image
 
-    images, conditions = train.images[1::2], train.conditions[1::2]
-    return fit_gain(mean, images, conditions, GRIDS[grid][1], encode, decode)
+    spacing_mm = GRIDS[bundle.preprocess.grid][1]
+    images, conditions = train.images[tried], train.conditions[tried]
+    return fit_gain(mean, images, labels, conditions, spacing_mm, encode, decode)
 
 
 def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
@@ -168,10 +175,12 @@ def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
     net, config = fit_predictor(train.images, train.conditions)
     with torch.inference_mode():
         found = torch.cat([net(x[None, None].float()) for x in val.images])
-    for variable, error in zip(bundle.schema.variables, (found - val.conditions).T, strict=True):
-        if variable.kind == "continuous":
-            mae = float(error.abs().mean()) * variable.scale
-            log.info("predictor: %s MAE %.2f %s on val", variable.name, mae, variable.unit)
+    guesses = [bundle.schema.decode(out.numpy()) for out in found]
+    for v in bundle.schema.variables:
+        if v.kind == "continuous":
+            pairs = zip(guesses, val.rows, strict=True)
+            errors = [abs(float(g[v.name]) - float(row.values[v.name])) for g, row in pairs]
+            log.info("predictor: %s MAE %.2f %s on val", v.name, np.mean(errors), v.unit)
     copied = copy_bundle(bundle, out)
     return write_part(
         copied, "predictor", half(net), net_config(config), {"scans": len(train.rows)}
@@ -199,8 +208,9 @@ def _train_rows(manifest: Path) -> list[Row]:
     return [r for r in read_manifest(manifest, default_schema()) if r.split == "train"]
 
 
-def _continuous(schema: Schema) -> Tensor:
-    return torch.tensor([v.kind == "continuous" for v in schema.variables])
+def splined(schema: Schema) -> Tensor:
+    """Which inputs of the condition vector are numbers, whose effect may bend."""
+    return torch.tensor([v.kind == "continuous" for v in schema.variables for _ in range(v.width)])
 
 
 def _trained(cohort: Cohort, config: FitConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ AUTOENCODER = AutoencoderConfig(
     channels=(48, 96),
     res_blocks=(1, 2),
     attention=(False, False),
-    latent_channels=16,
+    latent_channels=24,
     pack=2,
     linear_path=True,
 )

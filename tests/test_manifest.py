@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cfgen.data.bids import bids_values
 from cfgen.data.conditions import default_schema
-from cfgen.data.manifest import (
-    COLUMNS,
-    REQUIRED,
-    Row,
-    bids_values,
-    read_manifest,
-    unique_key,
-    write_manifest,
-)
+from cfgen.data.manifest import REQUIRED, read_manifest, unique_key, write_manifest
+from cfgen.data.table import COLUMNS, Row
 from cfgen.errors import ManifestError
 
 SCHEMA = default_schema()

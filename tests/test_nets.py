@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfgen.errors import BundleError
 from cfgen.nets.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -14,7 +13,7 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
     unpack_voxels,
 )
-from cfgen.nets.convert import autoencoder_from_monai, check_names, unet_from_monai
+from cfgen.nets.convert import autoencoder_from_monai, unet_from_monai
 from cfgen.nets.unet import UNet, UNetConfig
 
 
@@ -116,14 +115,6 @@ def test_batch_elements_do_not_see_each_other():
         both = net(zt, t, context)
         alone = net(zt[1:], t[1:], context[1:])
     assert relative(both[1:], alone) < 1e-6
-
-
-def test_converter_names_what_does_not_fit():
-    net = UNet(UNetConfig(2, 2, (8,), 1, (False,), 8, None, norm_groups=4))
-    state = net.state_dict()
-    broken = {k: v for k, v in state.items() if k != "conv_in.bias"} | {"spare": torch.zeros(1)}
-    with pytest.raises(BundleError, match=r"conv_in\.bias missing; spare left over"):
-        check_names(broken, state, "weights")
 
 
 def test_packing_is_undone_and_keeps_neighbours_together():

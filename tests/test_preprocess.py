@@ -12,8 +12,8 @@ import pytest
 from conftest import DATA, needs_data
 
 from cfgen.config import PREPROCESS
-from cfgen.data.manifest import Row
 from cfgen.data.space import model_grid, resample
+from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, UsageError
 from cfgen.jobs.brain import HeadTemplate, build_head_template, find_brain, stripped_mask

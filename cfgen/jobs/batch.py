@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cfgen.data.conditions import Intervention, number_text
-from cfgen.data.manifest import Row, unique_key, write_manifest
+from cfgen.data.manifest import unique_key, write_manifest
+from cfgen.data.table import Row
 from cfgen.data.volume import is_image_path, strip_suffix
 from cfgen.errors import CfgenError, UsageError
 from cfgen.jobs.counterfactual import Engine, Options, Result, counterfactual

@@ -16,8 +16,8 @@ import torch
 from cfgen import __version__
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import EDIT, RENDER, SEED, Edit, Render
+from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention
-from cfgen.data.manifest import bids_values
 from cfgen.data.volume import (
     Volume,
     header_warnings,

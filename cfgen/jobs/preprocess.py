@@ -17,8 +17,9 @@ from safetensors.torch import load, save
 
 from cfgen import __version__
 from cfgen.config import Preprocess
-from cfgen.data.manifest import Row, unique_key, write_manifest
+from cfgen.data.manifest import unique_key, write_manifest
 from cfgen.data.space import model_grid, resample
+from cfgen.data.table import Row
 from cfgen.data.volume import (
     Grid,
     Volume,

@@ -17,8 +17,9 @@ from torch import Tensor
 from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_part
 from cfgen.config import GRIDS, Preprocess
 from cfgen.data.conditions import Schema, default_schema, fit_schema
-from cfgen.data.manifest import Row, read_manifest
+from cfgen.data.manifest import read_manifest
 from cfgen.data.space import work_grid
+from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import UsageError
 from cfgen.jobs.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template

@@ -43,7 +43,7 @@ def unet_config(variables: int, latent_channels: int) -> UNetConfig:
     return UNetConfig(
         in_channels=latent_channels,
         out_channels=latent_channels,
-        channels=(48, 96, 128),
+        channels=(64, 64, 96),
         res_blocks=1,
         attention=(False, True, True),
         head_channels=32,

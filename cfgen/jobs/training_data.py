@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cfgen.data.conditions import Schema
-from cfgen.data.manifest import Row, read_manifest
+from cfgen.data.manifest import read_manifest
 from cfgen.data.space import model_grid
+from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
 from cfgen.errors import ManifestError
 

@@ -6,8 +6,6 @@ import re
 
 from torch import Tensor
 
-from cfgen.errors import BundleError
-
 # MONAI wraps every convolution in a module that names it `conv`.
 _WRAPPER = re.compile(r"\.conv\.(weight|bias)$")
 
@@ -30,17 +28,3 @@ def autoencoder_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _unwrap(key: str) -> str:
     return _WRAPPER.sub(r".\1", key)
-
-
-def check_names(state: dict[str, Tensor], expected: dict[str, Tensor], where: object) -> None:
-    """Raises BundleError naming weights that are missing, left over or of another shape."""
-    faults = [f"{k} missing" for k in expected if k not in state]
-    faults += [f"{k} left over" for k in state if k not in expected]
-    faults += [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
-        for k in expected
-        if k in state and state[k].shape != expected[k].shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:8]) + (f" and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise BundleError(where, shown, "the weights of this configuration")

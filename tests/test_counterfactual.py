@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -162,6 +163,14 @@ def brain_file(folder: Path, change) -> Path:
 def test_whole_head_without_template_is_refused(engine, tmp_path):
     scan = brain_file(tmp_path, lambda d: d + 0.1 + 0.01 * np.random.default_rng(0).random(d.shape))
     refused(engine, scan, tmp_path, "--mask")
+
+
+def test_unknown_age_without_a_predictor_is_refused(engine, stripped_scan, tmp_path):
+    parts = {k: v for k, v in engine.bundle.parts.items() if k != "predictor"}
+    blind = replace(engine, bundle=replace(engine.bundle, parts=parts))
+    refused(
+        blind, stripped_scan, tmp_path, "age of the scan unknown", UsageError, given={"sex": "F"}
+    )
 
 
 def test_nan_inside_is_refused(engine, tmp_path):

@@ -354,6 +354,36 @@ def train_predictor_command(
     print(train_predictor(manifest, bundle, out).path)
 
 
+@app.command("train-segmenter")
+def train_segmenter_command(
+    manifest: Annotated[
+        Path,
+        typer.Option("--manifest", help="Whole heads with label maps of the brain, and splits."),
+    ],
+    label_maps: Annotated[
+        Path,
+        typer.Option("--label-maps", help="Folder of whole-head label maps, FreeSurfer codes."),
+    ],
+    bundle: SourceBundle,
+    out: OutBundle,
+    steps: Steps = 0,
+    learning_rate: Rate = 0.0,
+    batch_size: Batch = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add brain extraction and regions to a bundle, learned from painted and real heads."""
+    _setup(threads, verbose, quiet)
+    from cfgen.jobs.stages import train_segmenter
+    from cfgen.jobs.train_segmenter import SEGMENTER_FIT
+
+    fit = _training_options(steps, learning_rate, batch_size, seed, SEGMENTER_FIT)
+    print(train_segmenter(manifest, label_maps, bundle, out, fit, device).path)
+
+
 def _one_source(command: str, image: Path | None, manifest: Path | None) -> None:
     if (image is None) == (manifest is None):
         found = "neither --in nor --manifest" if image is None else "both --in and --manifest"

@@ -75,7 +75,7 @@ def work_grid(grid: Grid, spacing_mm: float) -> Grid:
     A sheared grid gives the upright box around it: registration needs axes at right angles.
     """
     if not _is_orthogonal(grid):
-        grid = _upright(grid)
+        grid = upright_grid(grid, min(grid.spacing))
     spacing = np.array(grid.spacing)
     ratio = np.where(spacing < 0.75 * spacing_mm, spacing_mm / spacing, 1.0)
     shape = np.maximum(np.round(np.array(grid.shape) / ratio), 2).astype(int)
@@ -93,15 +93,14 @@ def _is_orthogonal(grid: Grid) -> bool:
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
 
 
-def _upright(grid: Grid) -> Grid:
-    """The RAS+ box around a grid, at its finest spacing."""
+def upright_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """The box around a grid with axes along the world's, R, A and S, at an isotropic spacing."""
     last = np.array(grid.shape) - 1
     corners = np.array(list(itertools.product(*[(0, n) for n in last])))
     world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    spacing = np.full(3, min(grid.spacing))
     low, high = world.min(0), world.max(0)
-    i, j, k = (np.ceil((high - low) / spacing) + 1).astype(int).tolist()
-    affine = np.diag([*spacing, 1.0])
+    i, j, k = (np.ceil((high - low) / spacing_mm - 1e-3) + 1).astype(int).tolist()
+    affine = np.diag([spacing_mm] * 3 + [1.0])
     affine[:3, 3] = low
     return Grid((i, j, k), affine)
 

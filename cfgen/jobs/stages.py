@@ -29,6 +29,7 @@ from cfgen.jobs.fit import FitConfig, fit
 from cfgen.jobs.models import half, load_autoencoder, load_weights, net_config
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import load_prepared
+from cfgen.jobs.segmenter_data import read_label_maps, read_labelled_scans
 from cfgen.jobs.train_autoencoder import AUTOENCODER, AutoencoderTask
 from cfgen.jobs.train_latent_diffusion import (
     LATENT_DIFFUSION,
@@ -39,6 +40,7 @@ from cfgen.jobs.train_latent_diffusion import (
     unet_config,
 )
 from cfgen.jobs.train_predictor import fit_predictor
+from cfgen.jobs.train_segmenter import SEGMENTER, SegmenterTask
 from cfgen.jobs.training_data import Cohort, read_cohort
 from cfgen.nets.autoencoder import Autoencoder
 
@@ -75,7 +77,7 @@ def train_autoencoder(
     net = fit(task, config, runs_folder(out, "autoencoder"))
     bundle = new_bundle(out, recipe, schema, data)
     bundle = write_part(
-        bundle, "autoencoder", half(net), net_config(AUTOENCODER), _trained(train, config)
+        bundle, "autoencoder", half(net), net_config(AUTOENCODER), _trained(train.rows, config)
     )
     template = _head_template(train.rows)
     if template is None:
@@ -136,7 +138,7 @@ def train_latent_diffusion(
     )
     network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
     description = {"net": network, "schedule": asdict(diffusion.schedule)}
-    return write_part(copied, "unet", half(net), description, _trained(train, config))
+    return write_part(copied, "unet", half(net), description, _trained(train.rows, config))
 
 
 def _gain(
@@ -188,6 +190,34 @@ def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
     )
 
 
+def train_segmenter(
+    manifest: Path,
+    label_maps: Path,
+    source: Path,
+    out: Path,
+    config: FitConfig,
+    device: str,
+) -> Bundle:
+    """Add the segmenter to a bundle: from whole-head label maps, and whole heads with labels.
+
+    Rows of `manifest` without labels, or of another split than train, are not trained on; every
+    fourth of the val split is for figures.
+    """
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    rows = read_manifest(manifest, default_schema())
+    train = [r for r in rows if r.split == "train" and r.labels]
+    val = [r for r in rows if r.split == "val" and r.labels][::4]
+    maps = read_label_maps(label_maps)
+    log.info("segmenter: %d label maps, %d labelled scans", len(maps), len(train))
+    task = SegmenterTask(maps, read_labelled_scans(train), read_labelled_scans(val), where, config)
+    net = fit(task, config, runs_folder(out, "segmenter"))
+    trained = {"label_maps": len(maps)} | _trained(train, config)
+    return write_part(
+        copy_bundle(bundle, out), "segmenter", half(net), net_config(SEGMENTER), trained
+    )
+
+
 def read_about(path: Path | None) -> dict[str, Any]:
     """What the training data are: a JSON object with name, licence and attribution."""
     if path is None:
@@ -214,11 +244,11 @@ def splined(schema: Schema) -> Tensor:
     return torch.tensor([v.kind == "continuous" for v in schema.variables for _ in range(v.width)])
 
 
-def _trained(cohort: Cohort, config: FitConfig) -> dict[str, Any]:
+def _trained(rows: list[Row], config: FitConfig) -> dict[str, Any]:
     """What a part saw: how many, which (as a hash), and for how long."""
-    subjects = "\n".join(sorted(r.subject for r in cohort.rows))
+    subjects = "\n".join(sorted(r.subject for r in rows))
     return {
-        "scans": len(cohort.rows),
+        "scans": len(rows),
         "subjects_sha256": hashlib.sha256(subjects.encode()).hexdigest(),
         **asdict(replace(config, checkpoint_every=0, report_every=0)),
     }

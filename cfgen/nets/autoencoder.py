@@ -43,11 +43,13 @@ class AutoencoderConfig:
 
 
 class ResBlock(nn.Module):
-    def __init__(self, channels_in: int, channels: int, config: AutoencoderConfig) -> None:
+    """Two convolutions, each after a norm and SiLU, past which the input is added."""
+
+    def __init__(self, channels_in: int, channels: int, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(config.norm_groups, channels_in, config.norm_eps)
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(config.norm_groups, channels, config.norm_eps)
+        self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.nin_shortcut = (
             nn.Identity() if channels_in == channels else nn.Conv3d(channels_in, channels, 1)
@@ -57,6 +59,10 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
+
+
+def _res_block(channels_in: int, channels: int, config: AutoencoderConfig) -> ResBlock:
+    return ResBlock(channels_in, channels, config.norm_groups, config.norm_eps)
 
 
 class Attention(nn.Module):
@@ -116,7 +122,7 @@ class Encoder(nn.Module):
         blocks: list[nn.Module] = [nn.Conv3d(config.pack**3, width, 3, padding=1)]
         for level, channels in enumerate(config.channels):
             for _ in range(config.res_blocks[level]):
-                blocks.append(ResBlock(width, channels, config))
+                blocks.append(_res_block(width, channels, config))
                 width = channels
                 if config.attention[level]:
                     blocks.append(Attention(width, config))
@@ -141,7 +147,7 @@ class Decoder(nn.Module):
         blocks += _middle(width, config)
         for level in reversed(range(len(config.channels))):
             for _ in range(config.res_blocks[level]):
-                blocks.append(ResBlock(width, config.channels[level], config))
+                blocks.append(_res_block(width, config.channels[level], config))
                 width = config.channels[level]
                 if config.attention[level]:
                     blocks.append(Attention(width, config))
@@ -165,9 +171,9 @@ def _middle(width: int, config: AutoencoderConfig) -> list[nn.Module]:
     if not config.middle_attention:
         return []
     return [
-        ResBlock(width, width, config),
+        _res_block(width, width, config),
         Attention(width, config),
-        ResBlock(width, width, config),
+        _res_block(width, width, config),
     ]
 
 

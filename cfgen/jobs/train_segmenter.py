@@ -1,0 +1,192 @@
+"""Train the segmenter on painted label maps and on real scans with label maps of their own.
+
+The two know different things: the painted heads have scalp and skull but no lobes, the real ones
+have lobes but nothing around the brain. A label is the set of classes that it may stand for, and
+the loss asks for the set alone (Fidon et al. 2021, label-set loss).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfgen.data.parcellation import LEFT, NAMES, SETS, membership
+from cfgen.jobs.device import channels_last
+from cfgen.jobs.fit import FitConfig
+from cfgen.jobs.synthesis import (
+    SYNTHESIS,
+    Example,
+    Synthesis,
+    acquire,
+    linear,
+    nearest,
+    paint,
+    random_points,
+    scaled,
+    strip,
+    swap_sides,
+)
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
+
+SEGMENTER = SegmenterConfig(classes=len(NAMES))
+SEGMENTER_FIT = FitConfig(steps=8000, learning_rate=2e-3, ema_decay=0.998)
+SPACING_MM = 2.0
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A whole-head map in RAS order: `tissues` (I, J, K) uint8 numbers of what has one brightness,
+    `count` of them; `sets` and `sides` as in `data/parcellation.py`; `spacing_mm`, isotropic."""
+
+    tissues: Tensor
+    count: int
+    sets: Tensor
+    sides: Tensor
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A real scan in RAS order: `image` (I, J, K) with `sets` and `sides`; `spacing_mm`."""
+
+    image: Tensor
+    sets: Tensor
+    sides: Tensor
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class SegmenterLoss:
+    # How often an example is a painted map and not a real scan.
+    painted: float = 0.4
+    side: float = 0.2
+
+
+class SegmenterTask:
+    """`maps` and `scans` to train on, `held_out` scans for figures."""
+
+    critic: nn.Module | None = None
+
+    def __init__(
+        self,
+        maps: list[LabelMap],
+        scans: list[LabelledScan],
+        held_out: list[LabelledScan],
+        device: torch.device,
+        fit: FitConfig,
+        net: SegmenterConfig = SEGMENTER,
+        loss: SegmenterLoss = SegmenterLoss(),
+        synthesis: Synthesis = SYNTHESIS,
+    ) -> None:
+        torch.manual_seed(fit.seed)
+        self.maps, self.scans, self.held_out = maps, scans, held_out
+        self.device, self.weight, self.synthesis = device, loss, synthesis
+        self.net = channels_last(Segmenter(net), device)
+        self.membership = torch.from_numpy(membership()).to(device)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        painted = bool(torch.rand(1, generator=generator) < self.weight.painted)
+        painted = bool(self.maps) and (painted or not self.scans)
+        pool: list[LabelMap] | list[LabelledScan] = self.maps if painted else self.scans
+        chosen = pool[int(torch.randint(len(pool), (1,), generator=generator))]
+        example = random_example(chosen, generator, self.synthesis)
+        image = example.image[None, None].to(self.device)
+        scores, side = self.net(image.contiguous(memory_format=torch.channels_last_3d))
+        target = example.sets.to(self.device)
+        entropy, dice = set_loss(scores[0].float(), target, self.membership)
+        sides = example.sides.to(self.device)
+        known = sides > 0
+        lateral = F.binary_cross_entropy_with_logits(
+            side[0].float()[known], (sides[known] == LEFT).float()
+        )
+        total = entropy + dice + self.weight.side * lateral
+        figures = {"entropy": entropy.item(), "dice": dice.item(), "side": lateral.item()}
+        return total, figures
+
+    def critic_loss(self, step: int) -> Tensor | None:
+        return None
+
+    @torch.no_grad()
+    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
+        """Mean Dice of the held-out scans over the structures, and of the brain."""
+        found: dict[str, list[float]] = {name: [] for name in NAMES}
+        brains = []
+        for scan in self.held_out:
+            image = scaled(scan.image.float())[None, None].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                scores, _ = net(image)
+            labels, truth = scores[0].argmax(0).cpu(), scan.sets
+            brains.append(_dice(labels > 1, truth != SETS.index((0, 1))))
+            for index, name in enumerate(NAMES[2:], 2):
+                if (truth == index).any():
+                    found[name].append(_dice(labels == index, truth == index))
+        _draw(picture, image[0, 0].cpu(), labels)
+        means = {name: float(np.mean(v)) for name, v in found.items() if v}
+        return {
+            "brain": float(np.mean(brains)),
+            "mean": float(np.mean(list(means.values()))),
+        } | means
+
+
+def random_example(
+    source: LabelMap | LabelledScan, generator: torch.Generator, options: Synthesis
+) -> Example:
+    """A crop around the middle of a label map, painted, or of a real scan, deformed."""
+    centre = (torch.tensor(source.sets.shape, dtype=torch.float32) - 1) / 2
+    points, mirrored = random_points(centre, SPACING_MM / source.spacing_mm, generator, options)
+    sets, sides = nearest(source.sets, points), nearest(source.sides, points)
+    if isinstance(source, LabelMap):
+        image = paint(nearest(source.tissues, points), source.count, generator, options)
+    else:
+        image = linear(source.image, points)
+    if mirrored:
+        sides = swap_sides(sides)
+    if torch.rand(1, generator=generator) < options.strip_probability:
+        image, sets = strip(image, sets, generator)
+    return Example(acquire(image, generator, options), sets, sides)
+
+
+def set_loss(scores: Tensor, target: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and 1 - mean soft Dice of scores (C, D, H, W) against sets (D, H, W).
+
+    `member` (sets, C) as of `parcellation.membership`. The probability of a set is the sum of those
+    of its classes; Dice is the mean over the sets that the target has.
+    """
+    probability = scores.flatten(1).softmax(0)
+    # The first sets are the classes themselves.
+    unions = member[len(scores) :] @ probability
+    probability = torch.cat([probability, unions])
+    flat = target.flatten().long()
+    true = probability.gather(0, flat[None])[0]
+    count = torch.bincount(flat, minlength=len(member)).float()
+    overlap = torch.zeros_like(count).index_add(0, flat, true)
+    present = count > 0
+    entropy = -torch.log(true.clamp(min=1e-6)).mean()
+    dice = (2 * overlap + 1) / (probability.sum(1) + count + 1)
+    return entropy, 1 - dice[present].mean()
+
+
+def _dice(a: Tensor, b: Tensor) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()).clamp(min=1))
+
+
+def _draw(path: Path, image: Tensor, labels: Tensor) -> None:
+    """Middle slices of an image and of its labels."""
+    from matplotlib import colormaps
+    from matplotlib.image import imsave
+
+    colours = torch.from_numpy(colormaps["nipy_spectral"](np.linspace(0, 1, len(NAMES)))[:, :3])
+    rows = []
+    for axis in range(3):
+        middle = image.shape[axis] // 2
+        grey = image.select(axis, middle).T.flip(0)[..., None].expand(-1, -1, 3)
+        painted = colours[labels.select(axis, middle).T.flip(0)]
+        rows.append(torch.cat([grey, painted.float()], 1))
+    width = max(r.shape[1] for r in rows)
+    rows = [F.pad(r, (0, 0, 0, width - r.shape[1])) for r in rows]
+    imsave(path, torch.cat(rows).clamp(0, 1).numpy())

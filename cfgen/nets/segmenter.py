@@ -1,0 +1,75 @@
+"""The segmenter: a small UNet from an image to class scores and the side of every voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfgen.nets.autoencoder import Downsample, ResBlock, pack_voxels, unpack_voxels
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """`channels` has one entry a level, finest first; `pack` voxels fold into channels before."""
+
+    classes: int
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    pack: int = 2
+    norm_groups: int = 8
+    norm_eps: float = 1e-5
+
+    @property
+    def multiple(self) -> int:
+        """What the edges of an image are padded to a multiple of."""
+        return int(self.pack * 2 ** (len(self.channels) - 1))
+
+
+class Segmenter(nn.Module):
+    """Image (B, 1, D, H, W) in [0, 1] -> scores (B, classes, D, H, W) and side (B, D, H, W), the
+    logit of left against right. Edges of any length."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        groups, eps, widths = config.norm_groups, config.norm_eps, config.channels
+        self.conv_in = nn.Conv3d(config.pack**3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        before = widths[0]
+        for width in widths:
+            self.down.append(ResBlock(before, width, groups, eps))
+            self.shrink.append(Downsample(width))
+            before = width
+        self.shrink = self.shrink[:-1]
+        self.up = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for width in reversed(widths[:-1]):
+            # Narrowed before it is enlarged: a convolution on the finer grid costs eight times.
+            self.grow.append(nn.Conv3d(before, width, 1))
+            self.up.append(ResBlock(2 * width, width, groups, eps))
+            before = width
+        self.norm_out = nn.GroupNorm(groups, before, eps)
+        # Voxel by voxel: a wider kernel here would cost as much as the rest together.
+        self.conv_out = nn.Conv3d(before, (config.classes + 1) * config.pack**3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = x.shape[2:]
+        extra = [-n % self.config.multiple for n in shape]
+        h = self.conv_in(
+            pack_voxels(F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0])), self.config.pack)
+        )
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            h = block(h)
+            if level < len(self.shrink):
+                skips.append(h)
+                h = self.shrink[level](h)
+        for grow, block in zip(self.grow, self.up, strict=True):
+            h = F.interpolate(grow(h), scale_factor=2.0, mode="nearest")
+            h = block(torch.cat([h, skips.pop()], 1))
+        out = unpack_voxels(self.conv_out(F.silu(self.norm_out(h))), self.config.pack)
+        out = out[:, :, : shape[0], : shape[1], : shape[2]]
+        return out[:, :-1], out[:, -1]

@@ -26,7 +26,7 @@ class Structure:
 
 
 _BASAL_GANGLIA = ("caudate", "putamen", "pallidum", "accumbens")
-# FreeSurfer's codes; the lobes, which it has no codes for, follow its cortex of 10xx and 20xx.
+# FreeSurfer's codes; the lobes of the cortex, which it has none for, are 1901 and 2901 onwards.
 STRUCTURES = (
     Structure("background", "background", 0, 0),
     Structure("head", "head", 516, 516),
@@ -48,7 +48,7 @@ STRUCTURES = (
     Structure("cerebellum_wm", "cerebellum_wm", 7, 46),
     Structure("cerebral_wm", "cerebral_wm", 2, 41),
     *(
-        Structure(f"cortex_{lobe}", f"cortex_{lobe}", 1101 + i, 2101 + i)
+        Structure(f"cortex_{lobe}", f"cortex_{lobe}", 1901 + i, 2901 + i)
         for i, lobe in enumerate(LOBES)
     ),
 )

@@ -21,7 +21,7 @@ from cfgen.data.parcellation import LEFT, NOT_BRAIN, RIGHT, SETS
 class Synthesis:
     """Ranges of the random changes; lengths in voxels of the segmenter's grid (2 mm)."""
 
-    crop: tuple[int, int, int] = (88, 104, 96)
+    crop: tuple[int, int, int] = (80, 96, 96)
     rotation_degrees: float = 12.0
     log_scale: float = 0.1
     shear: float = 0.02

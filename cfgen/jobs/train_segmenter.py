@@ -31,6 +31,7 @@ from cfgen.jobs.synthesis import (
     strip,
     swap_sides,
 )
+from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 SEGMENTER = SegmenterConfig(classes=len(NAMES))
@@ -65,6 +66,9 @@ class SegmenterLoss:
     # How often an example is a painted map and not a real scan.
     painted: float = 0.4
     side: float = 0.2
+    # Of an example's voxels, a random share that differs from step to step: the last layer and the
+    # loss at all of them would cost as much as the network.
+    looked_at: float = 0.25
 
 
 class SegmenterTask:
@@ -96,13 +100,16 @@ class SegmenterTask:
         chosen = pool[int(torch.randint(len(pool), (1,), generator=generator))]
         example = random_example(chosen, generator, self.synthesis)
         image = example.image[None, None].to(self.device)
-        scores, side = self.net(image.contiguous(memory_format=torch.channels_last_3d))
-        target = example.sets.to(self.device)
-        entropy, dice = set_loss(scores[0].float(), target, self.membership)
-        sides = example.sides.to(self.device)
+        features = self.net.features(image.contiguous(memory_format=torch.channels_last_3d))
+        cells = features[0, 0].numel()
+        some = torch.randperm(cells, generator=generator)[: round(self.weight.looked_at * cells)]
+        scores, side = self.net.scores_at(features[0], some.to(self.device))
+        target = _cells(example.sets, self.net.config.pack)[some].flatten().to(self.device)
+        sides = _cells(example.sides, self.net.config.pack)[some].flatten().to(self.device)
+        entropy, dice = set_loss(scores.float(), target, self.membership)
         known = sides > 0
         lateral = F.binary_cross_entropy_with_logits(
-            side[0].float()[known], (sides[known] == LEFT).float()
+            side.float()[known], (sides[known] == LEFT).float()
         )
         total = entropy + dice + self.weight.side * lateral
         figures = {"entropy": entropy.item(), "dice": dice.item(), "side": lateral.item()}
@@ -151,17 +158,22 @@ def random_example(
     return Example(acquire(image, generator, options), sets, sides)
 
 
+def _cells(labels: Tensor, pack: int) -> Tensor:
+    """(D, H, W) -> (cells, pack^3), in the order of the network's packed voxels."""
+    return pack_voxels(labels[None, None], pack)[0].flatten(1).T
+
+
 def set_loss(scores: Tensor, target: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and 1 - mean soft Dice of scores (C, D, H, W) against sets (D, H, W).
+    """Cross-entropy and 1 - mean soft Dice of scores (C, N) against sets (N,).
 
     `member` (sets, C) as of `parcellation.membership`. The probability of a set is the sum of those
     of its classes; Dice is the mean over the sets that the target has.
     """
-    probability = scores.flatten(1).softmax(0)
+    probability = scores.softmax(0)
     # The first sets are the classes themselves.
     unions = member[len(scores) :] @ probability
     probability = torch.cat([probability, unions])
-    flat = target.flatten().long()
+    flat = target.long()
     true = probability.gather(0, flat[None])[0]
     count = torch.bincount(flat, minlength=len(member)).float()
     overlap = torch.zeros_like(count).index_add(0, flat, true)

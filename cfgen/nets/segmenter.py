@@ -55,12 +55,11 @@ class Segmenter(nn.Module):
         # Voxel by voxel: a wider kernel here would cost as much as the rest together.
         self.conv_out = nn.Conv3d(before, (config.classes + 1) * config.pack**3, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = x.shape[2:]
-        extra = [-n % self.config.multiple for n in shape]
-        h = self.conv_in(
-            pack_voxels(F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0])), self.config.pack)
-        )
+    def features(self, x: Tensor) -> Tensor:
+        """(B, channels[0], D', H', W') of a padded image, one voxel to `pack`^3 of the image's."""
+        extra = [-n % self.config.multiple for n in x.shape[2:]]
+        x = F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0]))
+        h = self.conv_in(pack_voxels(x, self.config.pack))
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             h = block(h)
@@ -70,6 +69,18 @@ class Segmenter(nn.Module):
         for grow, block in zip(self.grow, self.up, strict=True):
             h = F.interpolate(grow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skips.pop()], 1))
-        out = unpack_voxels(self.conv_out(F.silu(self.norm_out(h))), self.config.pack)
-        out = out[:, :, : shape[0], : shape[1], : shape[2]]
+        out: Tensor = F.silu(self.norm_out(h))
+        return out
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        d, h, w = x.shape[2:]
+        out = unpack_voxels(self.conv_out(self.features(x)), self.config.pack)[:, :, :d, :h, :w]
         return out[:, :-1], out[:, -1]
+
+    def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of one image's features
+        (channels, D', H', W'), as `forward` gives them there: training looks at some voxels."""
+        some = features.flatten(1)[:, places]
+        out = F.linear(some.T, self.conv_out.weight.flatten(1), self.conv_out.bias)
+        out = out.reshape(len(places), self.config.classes + 1, -1).permute(1, 0, 2).flatten(1)
+        return out[:-1], out[-1]

@@ -1,0 +1,172 @@
+"""Brain mask, regions and their volumes of any head scan, by the bundle's segmenter.
+
+The network sees the scan upright at 2 mm. Its probabilities, not its labels, are brought to the
+scan's own grid, so that a fine scan gets smooth edges; labels and volumes are made from them there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from cfgen.bundle import Bundle
+from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.space import crop_box, crop_grid, largest_component, resample, upright_grid
+from cfgen.data.volume import Grid, Volume
+from cfgen.errors import ImageError
+from cfgen.jobs.device import autocast, channels_last
+from cfgen.jobs.models import load_weights, tuples
+from cfgen.jobs.synthesis import scaled
+from cfgen.jobs.train_segmenter import SPACING_MM
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
+
+# Native voxels are labelled in slabs, so that memory stays small at 0.7 mm.
+SLAB_VOXELS = 400_000
+FLUID = ("csf", "lateral_ventricle", "inferior_lateral_ventricle", "third_ventricle")
+FLUID += ("fourth_ventricle",)
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """`classes` (C, D, H, W) float32, the probability of each of `parcellation.STRUCTURES`, and
+    `left` (D, H, W), that of the left side, on an upright `grid`."""
+
+    classes: Tensor
+    left: Tensor
+    grid: Grid
+
+    @property
+    def brain(self) -> Tensor:
+        return self.classes[BRAIN_FROM:].sum(0)
+
+
+@dataclass(frozen=True)
+class RegionVolume:
+    """Volume of a structure by counting labels and by summing probabilities; `side` is left,
+    right or both."""
+
+    structure: str
+    side: str
+    hard_mm3: float
+    soft_mm3: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """On the scan's grid: `mask` (I, J, K) of the brain with its fluid, `labels` (I, J, K) int32 in
+    FreeSurfer's codes, 0 outside the mask. `confidence` is the mean probability of the chosen class
+    inside the brain."""
+
+    mask: np.ndarray
+    labels: np.ndarray
+    posteriors: Posteriors
+    volumes: list[RegionVolume]
+    confidence: float
+
+
+def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
+    """Raises BundleError when the bundle has no segmenter."""
+    net = Segmenter(SegmenterConfig(**tuples(bundle.part("segmenter").config)))
+    load_weights(net, bundle, "segmenter")
+    return channels_last(net, device).eval()
+
+
+def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
+    """Raises ImageError when nothing in the scan looks like a brain."""
+    found = posteriors(net, scan, device)
+    piece = largest_component(found.brain.numpy() > 0.5)
+    if not piece.any():
+        raise ImageError(
+            scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
+        )
+    # Islands outside the brain have no part in its labels or volumes.
+    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=2))
+    kept = Posteriors(torch.where(near, found.classes, 0.0), found.left, found.grid)
+    kept.classes[0] += (~near).float()
+    mask, labels = _on_scan(kept, scan.grid)
+    chosen = kept.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
+    return Segmentation(mask, labels, kept, _volumes(labels, scan.grid, kept), float(chosen.mean()))
+
+
+@torch.inference_mode()
+def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
+    """Class probabilities of a scan, upright at 2 mm."""
+    grid = upright_grid(scan.grid, SPACING_MM)
+    data = torch.from_numpy(resample(scan.data, scan.grid, grid))
+    image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
+    with autocast(device):
+        scores, side = net(image)
+    return Posteriors(scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu(), grid)
+
+
+def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask and labels on the scan's grid."""
+    field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])[None]
+    left = np.array([s.left for s in STRUCTURES[BRAIN_FROM:]], np.int32)
+    right = np.array([s.right for s in STRUCTURES[BRAIN_FROM:]], np.int32)
+    mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
+    box = _box_of_brain(found, native)
+    depth = max(1, SLAB_VOXELS // int(np.prod([b.stop - b.start for b in box[1:]])))
+    for start in range(box[0].start, box[0].stop, depth):
+        slab = (slice(start, min(start + depth, box[0].stop)), *box[1:])
+        values = _interpolate(field, found.grid, crop_grid(native, slab))
+        mask[slab] = (values[:-1].sum(0) > 0.5).numpy()
+        best = values[:-1].argmax(0).numpy()
+        labels[slab] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
+    mask = np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
+    return mask, np.where(mask, labels, 0)
+
+
+def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]:
+    """The box of the scan's voxels that holds the brain, with a margin of a segmenter's voxel."""
+    box = crop_box(found.brain.numpy() > 0.01, margin=1)
+    ends = np.array([[b.start, b.stop - 1] for b in box], float)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+    matrix = np.linalg.inv(native.affine) @ found.grid.affine
+    voxels = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    low = np.clip(np.floor(voxels.min(0)), 0, np.array(native.shape) - 1).astype(int)
+    high = np.clip(np.ceil(voxels.max(0)) + 1, low + 1, native.shape).astype(int)
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
+
+
+def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
+    """`field` (1, C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
+    matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
+    axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    points = index @ matrix[:3, :3].T + matrix[:3, 3]
+    size = torch.tensor(source.shape, dtype=torch.float32)
+    grid = (points / (size - 1) * 2 - 1).flip(-1)
+    return F.grid_sample(field, grid[None], align_corners=True, padding_mode="border")[0]
+
+
+def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
+    """Every structure by side, then the brain's tissue and all inside the skull."""
+    counts = np.bincount(labels.ravel(), minlength=1)
+
+    def count(code: int) -> float:
+        return float(counts[code]) * grid.voxel_mm3 if code < len(counts) else 0.0
+
+    soft_voxel = found.grid.voxel_mm3
+    out = []
+    for number, structure in enumerate(STRUCTURES[BRAIN_FROM:], BRAIN_FROM):
+        p = found.classes[number]
+        if structure.left == structure.right:
+            hard, soft = count(structure.left), float(p.sum()) * soft_voxel
+            out.append(RegionVolume(structure.name, "both", hard, soft))
+            continue
+        on_left = float((p * found.left).sum()) * soft_voxel
+        on_right = float((p * (1 - found.left)).sum()) * soft_voxel
+        out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
+        out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
+    tissue = [v for v in out if v.structure not in FLUID]
+    for name, parts in (("brain", tissue), ("tiv", out[:])):
+        hard, soft = sum(v.hard_mm3 for v in parts), sum(v.soft_mm3 for v in parts)
+        out.append(RegionVolume(name, "both", hard, soft))
+    return out

@@ -65,7 +65,7 @@ def test_desikan_killiany_has_34_parcels_and_insula_a_side():
     # cfgen's own codes of whole lobes come after them.
     parcels = [c for g in lobes for c in codes("freesurfer", g, "left") if c < 1900]
     assert len(parcels) == 34
-    assert codes("freesurfer", "cortex_insula") == (1035, 2035)
+    assert codes("freesurfer", "cortex_insula") == (1035, 1906, 2035, 2906)
 
 
 def test_wrong_names_list_the_right_ones():

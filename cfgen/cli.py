@@ -237,6 +237,83 @@ def preprocess(
 
 
 @app.command()
+def segment(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Label map, or a folder for a manifest or folder.")
+    ],
+    image: Annotated[
+        Path | None, typer.Option("--in", "-i", help="One scan, or a folder of scans.")
+    ] = None,
+    manifest: Manifest = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Also write the brain mask.")] = None,
+    posteriors: Annotated[
+        Path | None, typer.Option("--posteriors", help="Also write probabilities, 4D uint8.")
+    ] = None,
+    volumes: Annotated[
+        Path | None, typer.Option("--volumes", help="Also write a CSV of volumes, mm3.")
+    ] = None,
+    qc: Annotated[
+        Path | None, typer.Option("--qc", help="Also write a CSV of confidence, 0 to 1.")
+    ] = None,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the brain and its regions in any head scan, on the scan's own grid.
+
+    Labels are FreeSurfer's codes. With a manifest or a folder of scans, OUT, --mask and
+    --posteriors are folders, --volumes and --qc one table each.
+
+    Examples:
+
+      cfgen segment --in sub01.nii.gz --out sub01_dseg.nii.gz --volumes sub01.csv
+
+      cfgen segment --manifest cohort.csv --out seg/ --mask masks/ --volumes volumes.csv
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.conditions import default_schema
+    from cfgen.data.manifest import read_manifest, write_manifest
+    from cfgen.jobs import segment_scans
+    from cfgen.jobs.batch import folder_rows, single_row
+    from cfgen.jobs.device import pick_device
+    from cfgen.jobs.segment import load_segmenter
+
+    _one_source("segment", image, manifest)
+    single = image is not None and not image.is_dir()
+    if manifest is not None:
+        rows = read_manifest(manifest, default_schema())
+    else:
+        assert image is not None
+        rows = [single_row(image, None)] if single else folder_rows(image)
+    files = segment_scans.name_outputs(rows, out, mask, posteriors, not no_picture, single)
+    where, found = pick_device(device), read_bundle(bundle)
+    result = segment_scans.segment_scans(
+        load_segmenter(found, where),
+        found,
+        where,
+        rows,
+        files,
+        keep_going=not single,
+        overwrite=overwrite,
+    )
+    for path, lines in ((volumes, result.volumes), (qc, result.quality)):
+        if path is not None:
+            segment_scans.write_table(path, lines)
+    if not single and result.done:
+        write_manifest(out / "manifest.csv", result.done)
+    _print([str(row.labels) for row in result.done], as_json)
+    if result.failed:
+        write_manifest(out / "failed.csv", result.failed)
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
 def undo(
     image: Annotated[Path, typer.Option("--in", "-i", help="Edited image on the model grid.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="What 'preprocess' wrote.")],

@@ -227,19 +227,39 @@ def write_like(source: Volume, data: np.ndarray, path: Path, *, description: str
     _write(image, raw.reshape(image.shape), path, (slope, inter), description)
 
 
-def write_new(volume: Volume, path: Path, dtype: Any, *, description: str = "") -> None:
-    """Write a volume with a fresh header: sform and qform code 1 (scanner), mm, no scale."""
+def write_new(
+    volume: Volume,
+    path: Path,
+    dtype: Any,
+    *,
+    description: str = "",
+    slope: float = 1.0,
+    geometry_of: Path | None = None,
+) -> None:
+    """Write a volume with a fresh header, in mm; what is stored times `slope` is its value.
+
+    The sform and qform have code 1 (scanner), or are those of a NIfTI file `geometry_of` on the
+    same grid. `volume.data` may have a fourth axis.
+    """
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_xyzt_units("mm")
     raw = volume.data
-    if np.dtype(dtype).kind in "iu":
+    if np.dtype(dtype).kind in "iu" and raw.dtype != np.dtype(dtype):
         limits = np.iinfo(dtype)
         raw = np.clip(np.rint(raw), limits.min, limits.max)
-    image = nib.Nifti1Image(raw.astype(dtype), volume.affine, header)
-    image.set_sform(volume.affine, 1)
-    image.set_qform(volume.affine, 1)
-    _write(image, np.asarray(image.dataobj), path, (1.0, 0.0), description)
+    image = nib.Nifti1Image(raw.astype(dtype, copy=False), volume.affine, header)
+    source = nib.load(geometry_of) if geometry_of else None
+    if isinstance(source, nib.Nifti1Pair):
+        # A qform that was never set cannot be read, and is not asked for.
+        for name in ("sform", "qform"):
+            code = int(source.header[f"{name}_code"])
+            matrix = getattr(source.header, f"get_{name}")(coded=False) if code else None
+            getattr(image, f"set_{name}")(matrix, code)
+    else:
+        image.set_sform(volume.affine, 1)
+        image.set_qform(volume.affine, 1)
+    _write(image, np.asarray(image.dataobj), path, (slope, 0.0), description)
 
 
 def _write(

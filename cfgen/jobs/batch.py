@@ -54,10 +54,18 @@ def plan(
     folder = out or Path()
     return [
         Plan(
-            row, {i: folder / f"{_key(row)}_{i.label()}{_suffix(row.image)}" for i in interventions}
+            row,
+            {
+                i: folder / f"{unique_key(row)}_{i.label()}{_suffix(row.image)}"
+                for i in interventions
+            },
         )
         for row in rows
     ]
+
+
+def _output_name(row: Row, intervention: Intervention) -> str:
+    return f"{unique_key(row)}_{intervention.label()}{_suffix(row.image)}"
 
 
 def single_row(image: Path, mask: Path | None) -> Row:
@@ -65,8 +73,12 @@ def single_row(image: Path, mask: Path | None) -> Row:
     return Row(subject=strip_suffix(image), image=image, mask=mask)
 
 
-def _key(row: Row) -> str:
-    return unique_key(row)
+def folder_rows(folder: Path) -> list[Row]:
+    """The scans of a folder, by name. Raises UsageError when it holds none."""
+    images = sorted(p for p in folder.iterdir() if p.is_file() and is_image_path(p))
+    if not images:
+        raise UsageError(folder, "holds no image", "files named *.nii, *.nii.gz or *.mgz")
+    return [replace(single_row(p, None), source=p.name) for p in images]
 
 
 def _suffix(image: Path) -> str:

@@ -189,3 +189,40 @@ def preparation_picture(
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def segmentation_picture(
+    scan: np.ndarray, labels: np.ndarray, grid: Grid, path: Path, title: str
+) -> None:
+    """The scan, and its labels in colour over it (rows: planes), through the middle of the brain.
+
+    `labels` (I, J, K) on `grid` are numbers from 1 up to the number of structures, 0 outside.
+    """
+    own, spacing = to_ras(scan, grid)
+    regions, _ = to_ras(labels, grid)
+    brain = regions > 0
+    figure, axes = _figure(3, 2, 6.4, 9.6)
+    window = float(np.percentile(own, 99.7))
+    for row, plane in enumerate(PLANES):
+        axis = plane[1]
+        index = _best_slice(np.zeros_like(own), brain, axis)
+        cut = _cut(own, axis, index)
+        for column in range(2):
+            _show(axes[row, column], cut, plane, spacing, vmin=0, vmax=window, cmap="gray")
+        painted = np.ma.masked_equal(_cut(regions, axis, index), 0)
+        _show(
+            axes[row, 1],
+            painted,
+            plane,
+            spacing,
+            vmin=1,
+            vmax=int(regions.max()),
+            cmap="nipy_spectral",
+            alpha=0.6,
+        )
+        axes[row, 0].contour(_cut(brain, axis, index), [0.5], colors="#e63946", linewidths=0.8)
+        axes[row, 0].set_ylabel(plane[0], fontsize=9)
+    for column, name in enumerate(("scan and brain mask", "regions")):
+        axes[0, column].set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)

@@ -27,8 +27,14 @@ from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 # Native voxels are labelled in slabs, so that memory stays small at 0.7 mm.
 SLAB_VOXELS = 400_000
-FLUID = ("csf", "lateral_ventricle", "inferior_lateral_ventricle", "third_ventricle")
-FLUID += ("fourth_ventricle",)
+# What is inside the skull and no tissue.
+FLUID = (
+    "csf",
+    "lateral_ventricle",
+    "inferior_lateral_ventricle",
+    "third_ventricle",
+    "fourth_ventricle",
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,11 @@ def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
             scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
         )
     # Islands outside the brain have no part in its labels or volumes.
-    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=2))
-    kept = Posteriors(torch.where(near, found.classes, 0.0), found.left, found.grid)
-    kept.classes[0] += (~near).float()
+    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=2)).float()
+    classes = found.classes.clone()
+    classes[0] += found.brain * (1 - near)
+    classes[BRAIN_FROM:] *= near
+    kept = Posteriors(classes, found.left, found.grid)
     mask, labels = _on_scan(kept, scan.grid)
     chosen = kept.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
     return Segmentation(mask, labels, kept, _volumes(labels, scan.grid, kept), float(chosen.mean()))
@@ -146,6 +154,34 @@ def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
     return F.grid_sample(field, grid[None], align_corners=True, padding_mode="border")[0]
 
 
+def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
+    """Posteriors on a scan's grid: (I, J, K, channels) uint8 in 255ths, a channel for every
+    structure and side in the order of `channel_names`."""
+    names = channel_names()
+    out = np.zeros((*native.shape, len(names)), np.uint8)
+    out[..., 0] = 255
+    field = torch.cat([found.classes, found.left[None]])[None]
+    for start in range(0, native.shape[0], 4):
+        slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
+        whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))
+        values = _interpolate(field, found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
+        left, channel = values[-1], 0
+        for s, p in zip(STRUCTURES, values[:-1], strict=True):
+            parts = [p] if s.left == s.right else [p * left, p * (1 - left)]
+            for part in parts:
+                out[slab][..., channel] = (part * 255).round().byte().numpy()
+                channel += 1
+    return out
+
+
+def channel_names() -> list[str]:
+    """The channels of a posteriors file: 'third_ventricle', 'left hippocampus', ..."""
+    names = []
+    for s in STRUCTURES:
+        names += [s.name] if s.left == s.right else [f"left {s.name}", f"right {s.name}"]
+    return names
+
+
 def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
     """Every structure by side, then the brain's tissue and all inside the skull."""
     counts = np.bincount(labels.ravel(), minlength=1)
@@ -166,7 +202,7 @@ def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVo
         out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
         out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
     tissue = [v for v in out if v.structure not in FLUID]
-    for name, parts in (("brain", tissue), ("tiv", out[:])):
+    for name, parts in (("brain", tissue), ("tiv", list(out))):
         hard, soft = sum(v.hard_mm3 for v in parts), sum(v.soft_mm3 for v in parts)
         out.append(RegionVolume(name, "both", hard, soft))
     return out

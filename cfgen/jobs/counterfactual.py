@@ -28,7 +28,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import UsageError
-from cfgen.jobs.brain import Brain, HeadTemplate, find_brain
+from cfgen.jobs.brain import Brain, HeadTemplate, find_brain, grid_text
 from cfgen.jobs.device import pick_device
 from cfgen.jobs.models import LatentEdit, Models, edit_latent, load_models
 from cfgen.jobs.pictures import counterfactual_picture
@@ -106,17 +106,24 @@ def counterfactual(
     files = {i: _files(path, options) for i, path in outputs.items()}
     _refuse_existing([f for group in files.values() for f in group.values()], options.overwrite)
     scan = read_volume(scan_path)
+    log.info("%s: %s", scan_path.name, grid_text(scan.grid))
     warnings = header_warnings(scan_path)
     known = _known_conditions(engine.bundle, scan_path, given or {}, given_source)
     _check_targets(list(outputs), known, engine.bundle)
 
     brain = find_brain(scan, mask_path, head_template(engine.bundle))
     warnings += [brain.warning] if brain.warning else []
+    volume_ml = float(brain.mask.sum()) * scan.grid.voxel_mm3 / 1e3
+    log.info("brain: %.0f mL, from %s (%s)", volume_ml, brain.source, brain.note)
     prepared = prepare(scan, brain.mask, engine.bundle.preprocess)
+    log.info("aligned with the template")
     factual, predicted = _factual(engine, prepared, known)
     warnings += predicted
+    for name, value in factual.values.items():
+        log.info("factual %s %s: %s", name, _text(value), factual.sources[name])
     targets = {i: i.apply(factual.values) for i in outputs}
     edit, decoded = _edit(engine, prepared, factual, list(targets.values()), options)
+    log.info("inverted in %d steps, round trip %.3f %%", options.edit.steps, 100 * edit.round_trip)
     if edit.round_trip > ROUND_TRIP_LIMIT:
         warnings.append(
             f"the round trip lost {edit.round_trip:.1%} of the latent "
@@ -137,6 +144,7 @@ def counterfactual(
                 engine, scan, brain, prepared, factual, target, label, edit, own, options
             )
             _write(scan, data, label, sidecar, paths, prepared)
+            log.info("%s written", label)
             results.append(Result(paths["image"], label, target, edit.round_trip, own))
     except BaseException:
         for path in written:

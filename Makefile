@@ -36,6 +36,7 @@ check: venv
 
 # DATA is a folder with participants.csv: subject, age, sex, split, image, labels (brain labels).
 bench: venv
+	$(BIN)/python benchmarks/speed.py --bundle cfgen/bundles/default
 	$(BIN)/python benchmarks/validate.py --data $(DATA) --bundle cfgen/bundles/default \
 		--out $(BUILD)/validate
 

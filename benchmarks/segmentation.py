@@ -88,9 +88,9 @@ def painted(one: LabelMap, kind: str) -> Volume:
     if kind != "5 mm slices":
         return volume
     shape = (image.shape[0], image.shape[1], image.shape[2] // 5)
-    thick = Grid(
-        shape, affine @ np.diag([1, 1, 5, 1]) + np.array([[0] * 4] * 2 + [[0, 0, 0, 2], [0] * 4])
-    )
+    tall = affine @ np.diag([1.0, 1, 5, 1])
+    tall[2, 3] = 2.0
+    thick = Grid(shape, tall)
     return Volume(resample(volume.data, volume.grid, thick), thick.affine)
 
 

@@ -35,7 +35,7 @@ class LatentDiffusionConfig:
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
-LATENT_DIFFUSION_FIT = FitConfig(steps=4000, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
+LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
 
 
 def unet_config(variables: int, latent_channels: int) -> UNetConfig:

@@ -236,7 +236,8 @@ def preprocess(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-@app.command()
+# Hidden until the shipped bundle has a segmenter.
+@app.command(hidden=True)
 def segment(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Label map, or a folder for a manifest or folder.")
@@ -431,7 +432,7 @@ def train_predictor_command(
     print(train_predictor(manifest, bundle, out).path)
 
 
-@app.command("train-segmenter")
+@app.command("train-segmenter", hidden=True)
 def train_segmenter_command(
     manifest: Annotated[
         Path,

@@ -10,11 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from cfgen.bundle import copy_bundle, write_part
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.errors import CfgenError, ImageError, UsageError
 from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
+from cfgen.jobs.predict import predict_conditions
 from cfgen.jobs.prepare import template_brain
 
 PLAIN = Options(picture=False)
@@ -163,6 +166,16 @@ def brain_file(folder: Path, change) -> Path:
 def test_whole_head_without_template_is_refused(engine, tmp_path):
     scan = brain_file(tmp_path, lambda d: d + 0.1 + 0.01 * np.random.default_rng(0).random(d.shape))
     refused(engine, scan, tmp_path, "--mask")
+
+
+def test_a_predicted_age_stays_in_the_training_range(tiny_bundle, tmp_path):
+    bundle = copy_bundle(tiny_bundle, tmp_path / "bundle")
+    part, tensors = bundle.part("predictor"), bundle.tensors("predictor")
+    for bias, expected in ((9.0, 86.0), (-9.0, 20.0)):
+        tensors["head.bias"] = torch.full_like(tensors["head.bias"], bias)
+        bundle = write_part(bundle, "predictor", tensors, part.config, {})
+        image = np.zeros((80, 96, 88), np.float32)
+        assert predict_conditions(bundle, image, torch.device("cpu"))["age"] == expected
 
 
 def test_unknown_age_without_a_predictor_is_refused(engine, stripped_scan, tmp_path):

@@ -22,8 +22,16 @@ def load_predictor(bundle: Bundle, device: torch.device) -> torch.nn.Module:
 def predict_conditions(
     bundle: Bundle, image: np.ndarray, device: torch.device
 ) -> dict[str, float | str]:
-    """Every condition of the schema in raw units, from an image (D, H, W) on the model grid."""
+    """Every condition of the schema in raw units, from an image (D, H, W) on the model grid.
+
+    Numbers are cut to the range seen in training: beyond it a prediction knows nothing.
+    """
     net = load_predictor(bundle, device)
     with autocast(device):
         out = net(torch.from_numpy(image)[None, None].to(device)).float()
-    return bundle.schema.decode(out[0].cpu().numpy())
+    values = bundle.schema.decode(out[0].cpu().numpy())
+    for variable in bundle.schema.variables:
+        if variable.support is not None:
+            low, high = variable.support
+            values[variable.name] = round(min(max(float(values[variable.name]), low), high), 1)
+    return values

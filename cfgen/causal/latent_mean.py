@@ -21,8 +21,8 @@ RIDGE = 0.1
 @dataclass(frozen=True)
 class LatentMean:
     """`knots` (variables, K), NaN where a variable is linear; `coefficients` (F, C, D, H, W);
-    `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel; `gain` multiplies
-    the shift between two conditions (jobs/calibrate.py)."""
+    `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel; `gain`, (D, H, W)
+    or (1,), multiplies the shift between two conditions (jobs/calibrate.py)."""
 
     knots: Tensor
     coefficients: Tensor
@@ -49,7 +49,7 @@ class LatentMean:
             "knots": self.knots,
             "coefficients": self.coefficients.half(),
             "sigma": self.sigma,
-            "gain": self.gain.reshape(1),
+            "gain": self.gain,
         }
 
     @staticmethod

@@ -119,8 +119,7 @@ def train_latent_diffusion(
         latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
     )
     if diffusion.latent_mean:
-        gain = _gain(train, latents, autoencoder, where, bundle)
-        mean = replace(mean, gain=torch.tensor([gain]))
+        mean = replace(mean, gain=_gain(train, latents, autoencoder, where, bundle))
     task = LatentDiffusionTask(
         latents,
         train.conditions,
@@ -143,12 +142,12 @@ def train_latent_diffusion(
 
 def _gain(
     train: Cohort, latents: Tensor, autoencoder: Autoencoder, device: torch.device, bundle: Bundle
-) -> float:
+) -> Tensor:
     """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
     tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]
     if not tried:
         log.warning("the manifest has no label maps: the gain of the latent mean stays 1")
-        return 1.0
+        return torch.ones(1)
     labels = np.stack([read_volume(train.rows[n].labels).data for n in tried])  # type: ignore[arg-type]
     mean = fit_mean(
         latents[::2], train.conditions[::2], train.weights[::2], splined(bundle.schema), True

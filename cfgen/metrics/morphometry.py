@@ -34,8 +34,15 @@ def ventricle_count(
     labels are not of the table.
     """
     inside = group_mask(labels, table, "lateral_ventricle")
-    region = ndimage.binary_dilation(inside, iterations=round(GROWN_MM / spacing_mm))
+    region = around_ventricles(labels, table, spacing_mm)
     # The darkest fifth: the rest of a 2 mm label is partly tissue.
     fluid = float(np.percentile(factual[inside], 20))
     grey = float(np.median(factual[group_mask(labels, table, "basal_ganglia")]))
     return VentricleCount(region, (fluid + grey) / 2)
+
+
+def around_ventricles(labels: np.ndarray, table: str, spacing_mm: float) -> np.ndarray:
+    """The labelled lateral ventricles (I, J, K) and what is near them."""
+    inside = group_mask(labels, table, "lateral_ventricle")
+    grown = ndimage.binary_dilation(inside, iterations=round(GROWN_MM / spacing_mm))
+    return np.asarray(grown)

@@ -21,8 +21,7 @@ import torch
 from cfgen.bundle import read_bundle
 from cfgen.config import EDIT
 from cfgen.data.volume import read_volume
-from cfgen.jobs.brain import find_brain
-from cfgen.jobs.counterfactual import head_template
+from cfgen.jobs.brain import brain_finder, find_brain
 from cfgen.jobs.device import autocast, pick_device
 from cfgen.jobs.models import Models, edit_latent, load_models
 from cfgen.jobs.predict import load_predictor
@@ -87,14 +86,14 @@ def main() -> None:
     if options.plain:
         methods["plain"] = load_models(read_bundle(options.plain), device)
     predictor = load_predictor(bundle, device)
-    template, expected = head_template(bundle), due(options.data)
+    finder, expected = brain_finder(bundle, "auto", device), due(options.data)
     rows = [r for r in _rows(options.data / "participants.csv") if r["split"] == "val"]
     table = []
     for row in rows[:: options.every]:
         scan = read_volume(options.data / row["image"])
         labels = np.rint(read_volume(options.data / row["labels"]).data).astype(int)
         label_path = None if options.no_mask else options.data / row["labels"]
-        brain = find_brain(scan, label_path, template)
+        brain = find_brain(scan, label_path, finder)
         prepared = prepare(scan, brain.mask, bundle.preprocess)
         truth = labels > 0
         dice = 2 * (truth & brain.mask).sum() / (truth.sum() + brain.mask.sum())

@@ -87,6 +87,7 @@ TRAINED_BY = {
     "unet": "train-ldm",
     "predictor": "train-predictor",
     "template": "train-ae",
+    "segmenter": "train-segmenter",
 }
 _REINSTALL = "copy or install the bundle again"
 

@@ -13,7 +13,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -50,6 +50,13 @@ Manifest = Annotated[
 ]
 Mask = Annotated[
     Path | None, typer.Option("--mask", help="Brain mask or label map on the scan's grid.")
+]
+Strip = Annotated[
+    str,
+    typer.Option(
+        "--skull-strip",
+        help=f"How the brain is found: {', '.join(get_args(config.SkullStrip))} or mask:FILE.",
+    ),
 ]
 Grid = Annotated[str, typer.Option("--grid", help=" or ".join(config.GRIDS))]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
@@ -103,6 +110,7 @@ def counterfactual(
         str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
     ] = "",
     mask: Mask = None,
+    skull_strip: Strip = config.SKULL_STRIP,
     bundle: Bundle = DEFAULT_BUNDLE,
     render: Annotated[
         config.Render, typer.Option("--render", help="How the edit reaches the scan; see README.")
@@ -144,6 +152,7 @@ def counterfactual(
     interventions = parse_interventions(schema, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
     _one_source("counterfactual", image, manifest)
+    how, mask = _skull_strip(skull_strip, mask)
     if manifest is not None and (factual or mask):
         raise UsageError("counterfactual", "--from or --mask beside --manifest", "columns in it")
     if manifest is not None and out is None:
@@ -170,7 +179,7 @@ def counterfactual(
         overwrite=overwrite,
         seed=seed,
     )
-    engine = load_engine(bundle, device)
+    engine = load_engine(bundle, device, how)
     outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
     if manifest is not None:
         assert out is not None
@@ -199,8 +208,10 @@ def preprocess(
     image: In = None,
     manifest: Manifest = None,
     mask: Mask = None,
+    skull_strip: Strip = config.SKULL_STRIP,
     grid: Grid = config.DEFAULT_GRID,
     bundle: Bundle = DEFAULT_BUNDLE,
+    device: Device = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -218,19 +229,23 @@ def preprocess(
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
     from cfgen.jobs.batch import single_row
-    from cfgen.jobs.counterfactual import head_template
+    from cfgen.jobs.brain import BrainFinder, brain_finder
+    from cfgen.jobs.device import pick_device
     from cfgen.jobs.preprocess import preprocess as job
 
     _one_source("preprocess", image, manifest)
+    how, mask = _skull_strip(skull_strip, mask)
     if image is not None:
         rows = [single_row(image, mask)]
     else:
         assert manifest is not None
         rows = read_manifest(manifest, default_schema())
     needed = any(row.mask is None and row.labels is None for row in rows)
-    template = head_template(read_bundle(bundle)) if needed else None
+    finder = BrainFinder(how)
+    if needed:
+        finder = brain_finder(read_bundle(bundle), how, pick_device(device))
     recipe = config.Preprocess(grid=grid)
-    result = job(rows, out, recipe, template, keep_going=manifest is not None, overwrite=overwrite)
+    result = job(rows, out, recipe, finder, keep_going=manifest is not None, overwrite=overwrite)
     _print([str(row.image) for row in result.done], as_json)
     if result.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -460,6 +475,19 @@ def train_segmenter_command(
 
     fit = _training_options(steps, learning_rate, batch_size, seed, SEGMENTER_FIT)
     print(train_segmenter(manifest, label_maps, bundle, out, fit, device).path)
+
+
+def _skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path | None]:
+    """'mask:FILE' is the same as --mask FILE."""
+    if text.startswith("mask:"):
+        if mask is not None:
+            raise UsageError("--skull-strip", f"'{text}' and --mask {mask}", "one of them")
+        return config.SKULL_STRIP, Path(text.removeprefix("mask:"))
+    for how in get_args(config.SkullStrip):
+        if text == how:
+            return how, mask
+    expected = ", ".join(get_args(config.SkullStrip)) + " or mask:FILE"
+    raise UsageError("--skull-strip", f"'{text}'", expected)
 
 
 def _one_source(command: str, image: Path | None, manifest: Path | None) -> None:

@@ -40,6 +40,10 @@ PREPROCESS = Preprocess()
 Render = Literal["residual", "warp", "latent"]
 RENDER: Render = "residual"
 
+# How a brain is found when no mask is given (jobs/brain.py).
+SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
+SKULL_STRIP: SkullStrip = "auto"
+
 
 @dataclass(frozen=True)
 class Edit:

@@ -12,24 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cfgen import cli
-
-
-def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["cfgen", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-@pytest.fixture
-def cfgen(monkeypatch, capsys):
-    return lambda *arguments: run(monkeypatch, capsys, *arguments)
-
 
 def test_help_does_not_load_the_heavy_libraries():
     code = (

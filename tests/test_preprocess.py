@@ -16,7 +16,13 @@ from cfgen.data.space import model_grid, resample
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, UsageError
-from cfgen.jobs.brain import HeadTemplate, build_head_template, find_brain, stripped_mask
+from cfgen.jobs.brain import (
+    BrainFinder,
+    HeadTemplate,
+    build_head_template,
+    find_brain,
+    stripped_mask,
+)
 from cfgen.jobs.pictures import counterfactual_picture, to_ras
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import Files, load_prepared, preprocess, undo
@@ -49,7 +55,7 @@ def tilted(tmp_path_factory):
 def prepared(tilted, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    result = preprocess([row], out, PREPROCESS, None, keep_going=False)
+    result = preprocess([row], out, PREPROCESS, BrainFinder(), keep_going=False)
     return out, result
 
 
@@ -128,7 +134,7 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     write_new(Volume(np.rint(brain * 1000), sheared), image, np.int16)
     write_new(Volume(left, sheared), labels, np.int16)
     row = Row(subject="1", image=image, labels=labels, mask=image)
-    (done,) = preprocess([row], tmp_path / "out", PREPROCESS, None, keep_going=False).done
+    (done,) = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), keep_going=False).done
     assert done.labels is not None
     model, moved = read_volume(done.image), read_volume(done.labels)
     expected = resample(data, grid, model.grid)
@@ -141,19 +147,25 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     other = tmp_path / "other.nii.gz"
     write_new(Volume(left, grid.affine), other, np.int16)
     with pytest.raises(ImageError, match="not on the scan's grid"):
-        preprocess([replace(row, labels=other)], tmp_path / "b", PREPROCESS, None, keep_going=False)
+        preprocess(
+            [replace(row, labels=other)],
+            tmp_path / "b",
+            PREPROCESS,
+            BrainFinder(),
+            keep_going=False,
+        )
 
 
 def test_finished_work_is_kept_and_other_work_is_not_replaced(prepared, tilted, stripped_scan):
     out, _result = prepared
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    preprocess([row], out, PREPROCESS, None, keep_going=False)
+    preprocess([row], out, PREPROCESS, BrainFinder(), keep_going=False)
     after = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     assert before == after
     other = replace(row, image=stripped_scan)
     with pytest.raises(UsageError, match="another scan or recipe"):
-        preprocess([other], out, PREPROCESS, None, keep_going=False)
+        preprocess([other], out, PREPROCESS, BrainFinder(), keep_going=False)
 
 
 def test_a_damaged_way_back_is_named(prepared, tmp_path):
@@ -169,7 +181,7 @@ def test_a_damaged_way_back_is_named(prepared, tmp_path):
 
 def test_bad_row_is_collected(tmp_path):
     row = Row(subject="x", image=tmp_path / "no.nii.gz", source="cohort.csv:2")
-    result = preprocess([row], tmp_path / "out", PREPROCESS, None, keep_going=True)
+    result = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), keep_going=True)
     assert [r.subject for r in result.failed] == ["x"]
     assert "no such file" in (tmp_path / "out" / "failed.csv").read_text()
 
@@ -194,7 +206,9 @@ def test_head_template_finds_the_brain_of_a_shifted_head():
     head, brain = head_of()
     template = build_head_template([(head, brain, np.eye(4))], head.grid)
     moved, truth = head_of(shift=12.0)
-    found = find_brain(moved, None, HeadTemplate.from_tensors(template.tensors()))
+    found = find_brain(
+        moved, None, BrainFinder(template=HeadTemplate.from_tensors(template.tensors()))
+    )
     assert found.source == "template"
     assert 2 * (found.mask & truth).sum() / (found.mask.sum() + truth.sum()) > 0.95
 
@@ -204,7 +218,7 @@ def test_noise_is_no_head():
     template = build_head_template([(head, brain, np.eye(4))], head.grid)
     noise = np.random.default_rng(1).random(head.data.shape).astype(np.float32)
     with pytest.raises(ImageError, match="brain not found"):
-        find_brain(head.like(noise), None, template)
+        find_brain(head.like(noise), None, BrainFinder(template=template))
 
 
 @needs_data

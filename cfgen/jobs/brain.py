@@ -1,9 +1,9 @@
-"""Find the brain: from a given mask, an image that is stripped already, or a head template."""
+"""Find the brain: a given mask, a stripped image, the segmenter, a head template, another tool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +12,17 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from cfgen.bundle import Bundle
+from cfgen.config import SkullStrip
 from cfgen.data.space import largest_component, resample, work_grid
 from cfgen.data.volume import Grid, Volume, read_volume
 from cfgen.errors import ImageError
 from cfgen.jobs import registration
+from cfgen.jobs.external_strip import external_mask
+from cfgen.jobs.segment import load_segmenter, segment
+from cfgen.nets.segmenter import Segmenter
 
-Source = Literal["mask", "stripped", "template"]
+Source = Literal["mask", "stripped", "segmenter", "template", "synthstrip", "hd-bet"]
 # Heads are matched at this spacing (mm): a tenth of the time of 2 mm, and the brain's outline in
 # the template is smooth.
 HEAD_SPACING_MM = 4.0
@@ -67,23 +72,63 @@ class HeadTemplate:
         return HeadTemplate(head, probability, Grid((i, j, k), tensors["affine"].numpy()))
 
 
-def find_brain(scan: Volume, mask_path: Path | None, template: HeadTemplate | None) -> Brain:
-    """The brain mask of a scan: `mask_path` if given, else detected, else from the template.
+@dataclass(frozen=True)
+class BrainFinder:
+    """How to find brains, and the bundle's parts for it, loaded once for any number of scans."""
 
-    Raises ImageError when no plausible brain is found, or the mask does not fit the scan.
+    how: SkullStrip = "auto"
+    template: HeadTemplate | None = None
+    segmenter: Segmenter | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def brain_finder(bundle: Bundle, how: SkullStrip, device: torch.device) -> BrainFinder:
+    """The finder of a bundle; parts that it lacks are missed when they are needed."""
+    template = segmenter = None
+    if "template" in bundle.parts:
+        template = HeadTemplate.from_tensors(bundle.tensors("template"))
+    if "segmenter" in bundle.parts:
+        segmenter = load_segmenter(bundle, device)
+    return BrainFinder(how, template, segmenter, device)
+
+
+def find_brain(scan: Volume, mask_path: Path | None, finder: BrainFinder) -> Brain:
+    """The brain mask of a scan: `mask_path` if given, else as the finder says.
+
+    'auto' is: stripped already, else the segmenter, else the head template. Raises ImageError when
+    no plausible brain is found or the mask does not fit the scan, ToolError when a tool fails.
     """
     if mask_path is not None:
         return Brain(_given_mask(scan, mask_path), "mask", mask_path.name)
-    stripped = stripped_mask(scan)
-    if stripped is not None:
-        return Brain(stripped, "stripped", "the scan's background is empty: brain only")
-    if template is None:
+    if finder.how in ("synthstrip", "hd-bet"):
+        mask_file, said = external_mask(scan, finder.how)
+        return Brain(mask_file, finder.how, said)
+    if finder.how == "none":
+        return Brain(_foreground(scan), "stripped", "the scan was said to be stripped")
+    if finder.how == "auto":
+        stripped = stripped_mask(scan)
+        if stripped is not None:
+            return Brain(stripped, "stripped", "the scan's background is empty: brain only")
+        if finder.segmenter is not None:
+            found = segment(finder.segmenter, scan, finder.device)
+            return Brain(found.mask, "segmenter", f"confidence {found.confidence:.3f}")
+    if finder.template is None:
         raise ImageError(
             scan.path or "scan",
-            "a whole head, and the bundle has no head template",
+            "a whole head, and the bundle has neither segmenter nor head template",
             "a brain mask",
             "give one with --mask",
         )
+    return _from_template(scan, finder.template)
+
+
+def _foreground(scan: Volume) -> np.ndarray:
+    values, counts = np.unique(scan.data, return_counts=True)
+    piece = largest_component(scan.data != values[counts.argmax()])
+    return np.asarray(ndimage.binary_fill_holes(piece))
+
+
+def _from_template(scan: Volume, template: HeadTemplate) -> Brain:
     mask, similarity = _template_mask(scan, template)
     volume_ml = float(mask.sum()) * scan.grid.voxel_mm3 / 1e3
     low, high = (v / 1e3 for v in STRIPPED_RANGE_MM3)

@@ -15,7 +15,7 @@ import torch
 
 from cfgen import __version__
 from cfgen.bundle import Bundle, read_bundle
-from cfgen.config import EDIT, RENDER, SEED, Edit, Render
+from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStrip
 from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention
 from cfgen.data.volume import (
@@ -28,7 +28,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import UsageError
-from cfgen.jobs.brain import Brain, HeadTemplate, find_brain, grid_text
+from cfgen.jobs.brain import Brain, BrainFinder, brain_finder, find_brain, grid_text
 from cfgen.jobs.device import pick_device
 from cfgen.jobs.models import LatentEdit, Models, edit_latent, load_models
 from cfgen.jobs.pictures import counterfactual_picture
@@ -58,6 +58,7 @@ class Engine:
 
     bundle: Bundle
     models: Models
+    finder: BrainFinder
     device: torch.device
 
 
@@ -80,11 +81,14 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_engine(bundle: Path, device: str = "auto") -> Engine:
+def load_engine(
+    bundle: Path, device: str = "auto", skull_strip: SkullStrip = SKULL_STRIP
+) -> Engine:
     """Raises BundleError when the bundle is damaged or lacks a part."""
     where = pick_device(device)
     found = read_bundle(bundle)
-    return Engine(found, load_models(found, where), where)
+    finder = brain_finder(found, skull_strip, where)
+    return Engine(found, load_models(found, where), finder, where)
 
 
 def counterfactual(
@@ -111,7 +115,7 @@ def counterfactual(
     known = _known_conditions(engine.bundle, scan_path, given or {}, given_source)
     _check_targets(list(outputs), known, engine.bundle)
 
-    brain = find_brain(scan, mask_path, head_template(engine.bundle))
+    brain = find_brain(scan, mask_path, engine.finder)
     warnings += [brain.warning] if brain.warning else []
     volume_ml = float(brain.mask.sum()) * scan.grid.voxel_mm3 / 1e3
     log.info("brain: %.0f mL, from %s (%s)", volume_ml, brain.source, brain.note)
@@ -151,13 +155,6 @@ def counterfactual(
             path.unlink(missing_ok=True)
         raise
     return results
-
-
-def head_template(bundle: Bundle) -> HeadTemplate | None:
-    """The bundle's whole-head template, or None when it has none."""
-    if "template" not in bundle.parts:
-        return None
-    return HeadTemplate.from_tensors(bundle.tensors("template"))
 
 
 def _files(image: Path, options: Options) -> dict[str, Path]:

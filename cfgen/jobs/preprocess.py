@@ -30,7 +30,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import CfgenError, ImageError, UsageError
-from cfgen.jobs.brain import HeadTemplate, find_brain, grid_text
+from cfgen.jobs.brain import BrainFinder, find_brain, grid_text
 from cfgen.jobs.pictures import preparation_picture
 from cfgen.jobs.prepare import Prepared, prepare, template_brain
 
@@ -73,7 +73,7 @@ def preprocess(
     rows: Sequence[Row],
     out: Path,
     recipe: Preprocess,
-    template: HeadTemplate | None,
+    finder: BrainFinder,
     *,
     keep_going: bool,
     overwrite: bool = False,
@@ -90,7 +90,7 @@ def preprocess(
             fingerprint = _fingerprint(row, recipe)
             if overwrite or _recorded(files) != fingerprint:
                 _refuse_foreign(files, overwrite)
-                preprocess_scan(row, files, recipe, template, fingerprint)
+                preprocess_scan(row, files, recipe, finder, fingerprint)
                 log.info("%d/%d %s prepared", number, len(rows), row.subject)
             else:
                 log.info("%d/%d %s is there already", number, len(rows), row.subject)
@@ -123,13 +123,13 @@ def preprocess_scan(
     row: Row,
     files: Files,
     recipe: Preprocess,
-    template: HeadTemplate | None,
+    finder: BrainFinder,
     fingerprint: str,
 ) -> Prepared:
     """Prepare one scan and write its files, the record last: without it nothing counts as done."""
     scan = read_volume(row.image)
     warnings = header_warnings(row.image)
-    brain = find_brain(scan, row.mask or row.labels, template)
+    brain = find_brain(scan, row.mask or row.labels, finder)
     warnings += [brain.warning] if brain.warning else []
     for warning in warnings:
         log.warning("%s: warning: %s", row.image.name, warning)

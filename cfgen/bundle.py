@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DEFAULT = Path(__file__).parent / "bundles" / "default"
-PARTS = ("autoencoder", "latent_mean", "unet", "predictor", "template")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Bundle:
     schema: Schema
     parts: dict[str, Part]
     data: dict[str, Any]
+    # The training card: lowest and highest of the gate's measures in the training scans.
+    card: dict[str, tuple[float, float]] = field(default_factory=dict)
     cfgen: str = __version__
 
     def part(self, name: str) -> Part:
@@ -123,6 +124,7 @@ def read_bundle(path: Path) -> Bundle:
             schema=Schema.from_json(info["schema"]),
             parts={name: Part(**part) for name, part in info["parts"].items()},
             data=info["data"],
+            card={name: (low, high) for name, (low, high) in info["card"].items()},
             cfgen=info["cfgen"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -157,6 +159,13 @@ def write_part(
     return changed
 
 
+def write_card(bundle: Bundle, card: dict[str, tuple[float, float]]) -> Bundle:
+    """Put the training card into `bundle.json`; the bundle with it."""
+    changed = replace(bundle, card=card)
+    _write_info(changed)
+    return changed
+
+
 def copy_bundle(source: Bundle, path: Path) -> Bundle:
     """The same bundle in a new folder, to which a stage adds its part."""
     path.mkdir(parents=True, exist_ok=True)
@@ -176,6 +185,7 @@ def _write_info(bundle: Bundle) -> None:
         "schema": bundle.schema.to_json(),
         "parts": {name: asdict(part) for name, part in sorted(bundle.parts.items())},
         "data": bundle.data,
+        "card": bundle.card,
     }
     text = json.dumps(info, indent=2) + "\n"
     write_atomically(bundle.path / "bundle.json", lambda temporary: temporary.write_text(text))

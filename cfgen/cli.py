@@ -18,7 +18,13 @@ from typing import Annotated, Any, get_args
 import typer
 
 from cfgen import __version__, config
-from cfgen.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, CfgenError, UsageError
+from cfgen.errors import (
+    EXIT_OUT_OF_MEMORY,
+    EXIT_SOME_FAILED,
+    EXIT_UNUSABLE_INPUT,
+    CfgenError,
+    UsageError,
+)
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
@@ -59,6 +65,9 @@ Strip = Annotated[
     ),
 ]
 Grid = Annotated[str, typer.Option("--grid", help=" or ".join(config.GRIDS))]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on with scans that the gate refuses; recorded.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 
 
@@ -127,6 +136,7 @@ def counterfactual(
     threads: Threads = 0,
     seed: Seed = config.SEED,
     overwrite: Overwrite = False,
+    force: Force = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -178,6 +188,7 @@ def counterfactual(
         picture=not no_picture,
         overwrite=overwrite,
         seed=seed,
+        force=force,
     )
     engine = load_engine(bundle, device, how)
     outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
@@ -204,9 +215,15 @@ def info(
 
 @app.command()
 def preprocess(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for prepared scans.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for prepared scans, or with --check for a CSV."),
+    ] = None,
     image: In = None,
     manifest: Manifest = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the scans can be used, and why not.")
+    ] = False,
     mask: Mask = None,
     skull_strip: Strip = config.SKULL_STRIP,
     grid: Grid = config.DEFAULT_GRID,
@@ -214,6 +231,7 @@ def preprocess(
     device: Device = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -222,7 +240,13 @@ def preprocess(
 
     Writes the prepared image, the brain mask, a picture to check and the way back (see 'undo') for
     each scan, and a manifest for training. Scans that are prepared already are kept. The bundle
-    gives the head template for scans without a mask.
+    finds the brain in scans without a mask, and its training card is what scans are checked by.
+
+    Examples:
+
+      cfgen preprocess --manifest cohort.csv --out prepared/
+
+      cfgen preprocess --check --in sub01.nii.gz
     """
     _setup(threads, verbose, quiet)
     from cfgen.bundle import read_bundle
@@ -231,6 +255,7 @@ def preprocess(
     from cfgen.jobs.batch import single_row
     from cfgen.jobs.brain import BrainFinder, brain_finder
     from cfgen.jobs.device import pick_device
+    from cfgen.jobs.gate import Gate
     from cfgen.jobs.preprocess import preprocess as job
 
     _one_source("preprocess", image, manifest)
@@ -240,19 +265,56 @@ def preprocess(
     else:
         assert manifest is not None
         rows = read_manifest(manifest, default_schema())
-    needed = any(row.mask is None and row.labels is None for row in rows)
+    found = read_bundle(bundle)
     finder = BrainFinder(how)
-    if needed:
-        finder = brain_finder(read_bundle(bundle), how, pick_device(device))
+    if any(row.mask is None and row.labels is None for row in rows):
+        finder = brain_finder(found, how, pick_device(device))
     recipe = config.Preprocess(grid=grid)
-    result = job(rows, out, recipe, finder, keep_going=manifest is not None, overwrite=overwrite)
+    if check:
+        _check(rows, recipe, finder, found.card, out, overwrite, as_json, image is not None)
+        return
+    if out is None:
+        raise UsageError("--out", "missing", "a folder for the prepared scans")
+    keep_going = manifest is not None
+    gate = Gate(found.card, force)
+    result = job(rows, out, recipe, finder, gate, keep_going=keep_going, overwrite=overwrite)
     _print([str(row.image) for row in result.done], as_json)
     if result.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-# Hidden until the shipped bundle has a segmenter.
-@app.command(hidden=True)
+def _check(
+    rows: list[Any],
+    recipe: config.Preprocess,
+    finder: Any,
+    card: Any,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    single: bool,
+) -> None:
+    """Print a verdict a scan; exit 3 when the one scan, 1 when some scan is refused."""
+    from cfgen.data.table import write_table
+    from cfgen.jobs.check import check_scans
+
+    table = out / "check.csv" if out is not None else None
+    if table is not None and table.exists() and not overwrite:
+        raise UsageError(table, "exists already", fix="use --overwrite or another --out")
+    checked = []
+    for one in check_scans(rows, recipe, finder, card):
+        checked.append(one)
+        if not as_json:
+            print(one.line(), flush=True)
+    lines = [one.table_row() for one in checked]
+    if as_json:
+        print(json.dumps({"scans": lines}, indent=2))
+    if table is not None:
+        write_table(table, lines)
+    if any(one.verdict == "refuse" for one in checked):
+        raise typer.Exit(EXIT_UNUSABLE_INPUT if single else EXIT_SOME_FAILED)
+
+
+@app.command()
 def segment(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Label map, or a folder for a manifest or folder.")
@@ -269,13 +331,32 @@ def segment(
         Path | None, typer.Option("--volumes", help="Also write a CSV of volumes, mm3.")
     ] = None,
     qc: Annotated[
-        Path | None, typer.Option("--qc", help="Also write a CSV of confidence, 0 to 1.")
+        Path | None, typer.Option("--qc", help="Also write a CSV of verdict and confidence.")
+    ] = None,
+    seg: Annotated[
+        Path | None,
+        typer.Option(
+            "--seg",
+            help="Take the label map of mri_synthseg, FreeSurfer, FastSurfer or DLMUSE instead; "
+            "a folder of them for many scans.",
+        ),
+    ] = None,
+    seg_posteriors: Annotated[
+        Path | None,
+        typer.Option("--seg-posteriors", help="With --seg: what mri_synthseg --post wrote."),
+    ] = None,
+    seg_volumes: Annotated[
+        Path | None, typer.Option("--seg-volumes", help="With --seg: its --vol table.")
+    ] = None,
+    seg_qc: Annotated[
+        Path | None, typer.Option("--seg-qc", help="With --seg: its --qc table.")
     ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
     device: Device = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -290,15 +371,18 @@ def segment(
       cfgen segment --in sub01.nii.gz --out sub01_dseg.nii.gz --volumes sub01.csv
 
       cfgen segment --manifest cohort.csv --out seg/ --mask masks/ --volumes volumes.csv
+
+      cfgen segment --in sub01.nii.gz --seg sub01/mri/aparc+aseg.mgz --out sub01_dseg.nii.gz
     """
     _setup(threads, verbose, quiet)
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest, write_manifest
+    from cfgen.data.table import write_table
     from cfgen.jobs import segment_scans
     from cfgen.jobs.batch import folder_rows, single_row
     from cfgen.jobs.device import pick_device
-    from cfgen.jobs.segment import load_segmenter
+    from cfgen.jobs.gate import Gate
 
     _one_source("segment", image, manifest)
     single = image is not None and not image.is_dir()
@@ -308,19 +392,26 @@ def segment(
         assert image is not None
         rows = [single_row(image, None)] if single else folder_rows(image)
     files = segment_scans.name_outputs(rows, out, mask, posteriors, not no_picture, single)
-    where, found = pick_device(device), read_bundle(bundle)
+    if seg is None and (seg_posteriors or seg_volumes or seg_qc):
+        raise UsageError("segment", "--seg-posteriors, --seg-volumes or --seg-qc alone", "--seg")
+    if seg is not None and posteriors is not None:
+        raise UsageError("--posteriors", "beside --seg, which has its own", "one of them")
+    found = read_bundle(bundle)
+    if seg is not None:
+        regions = segment_scans.by_other_tool(seg, seg_posteriors, seg_volumes, seg_qc)
+    else:
+        regions = segment_scans.by_segmenter(found, pick_device(device))
     result = segment_scans.segment_scans(
-        load_segmenter(found, where),
-        found,
-        where,
+        regions,
         rows,
         files,
+        Gate(found.card, force),
         keep_going=not single,
         overwrite=overwrite,
     )
     for path, lines in ((volumes, result.volumes), (qc, result.quality)):
         if path is not None:
-            segment_scans.write_table(path, lines)
+            write_table(path, lines)
     if not single and result.done:
         write_manifest(out / "manifest.csv", result.done)
     _print([str(row.labels) for row in result.done], as_json)
@@ -447,7 +538,7 @@ def train_predictor_command(
     print(train_predictor(manifest, bundle, out).path)
 
 
-@app.command("train-segmenter", hidden=True)
+@app.command("train-segmenter")
 def train_segmenter_command(
     manifest: Annotated[
         Path,
@@ -461,7 +552,6 @@ def train_segmenter_command(
     out: OutBundle,
     steps: Steps = 0,
     learning_rate: Rate = 0.0,
-    batch_size: Batch = 0,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = config.SEED,
@@ -473,7 +563,7 @@ def train_segmenter_command(
     from cfgen.jobs.stages import train_segmenter
     from cfgen.jobs.train_segmenter import SEGMENTER_FIT
 
-    fit = _training_options(steps, learning_rate, batch_size, seed, SEGMENTER_FIT)
+    fit = _training_options(steps, learning_rate, 0, seed, SEGMENTER_FIT)
     print(train_segmenter(manifest, label_maps, bundle, out, fit, device).path)
 
 

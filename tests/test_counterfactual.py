@@ -220,7 +220,13 @@ def test_small_mask_is_no_brain(engine, stripped_scan, tmp_path):
     small[40:60, 40:60, 40:60] = 1
     mask = tmp_path / "mask.nii.gz"
     write_new(Volume(small, grid.affine), mask, np.uint8)
-    refused(engine, stripped_scan, tmp_path, "brain not found.*64 mL", mask_path=mask)
+    refused(
+        engine,
+        stripped_scan,
+        tmp_path,
+        "brain with its fluid .mL.: 64, expected 600 to 2300",
+        mask_path=mask,
+    )
 
 
 def test_impossible_age_is_refused_before_anything_is_computed(engine, stripped_scan, tmp_path):

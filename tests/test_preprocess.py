@@ -23,6 +23,7 @@ from cfgen.jobs.brain import (
     find_brain,
     stripped_mask,
 )
+from cfgen.jobs.gate import Gate
 from cfgen.jobs.pictures import counterfactual_picture, to_ras
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import Files, load_prepared, preprocess, undo
@@ -55,7 +56,7 @@ def tilted(tmp_path_factory):
 def prepared(tilted, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    result = preprocess([row], out, PREPROCESS, BrainFinder(), keep_going=False)
+    result = preprocess([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
     return out, result
 
 
@@ -134,7 +135,9 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     write_new(Volume(np.rint(brain * 1000), sheared), image, np.int16)
     write_new(Volume(left, sheared), labels, np.int16)
     row = Row(subject="1", image=image, labels=labels, mask=image)
-    (done,) = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), keep_going=False).done
+    (done,) = preprocess(
+        [row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=False
+    ).done
     assert done.labels is not None
     model, moved = read_volume(done.image), read_volume(done.labels)
     expected = resample(data, grid, model.grid)
@@ -152,6 +155,7 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
             tmp_path / "b",
             PREPROCESS,
             BrainFinder(),
+            Gate(),
             keep_going=False,
         )
 
@@ -160,12 +164,12 @@ def test_finished_work_is_kept_and_other_work_is_not_replaced(prepared, tilted, 
     out, _result = prepared
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    preprocess([row], out, PREPROCESS, BrainFinder(), keep_going=False)
+    preprocess([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
     after = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     assert before == after
     other = replace(row, image=stripped_scan)
     with pytest.raises(UsageError, match="another scan or recipe"):
-        preprocess([other], out, PREPROCESS, BrainFinder(), keep_going=False)
+        preprocess([other], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
 
 
 def test_a_damaged_way_back_is_named(prepared, tmp_path):
@@ -181,7 +185,7 @@ def test_a_damaged_way_back_is_named(prepared, tmp_path):
 
 def test_bad_row_is_collected(tmp_path):
     row = Row(subject="x", image=tmp_path / "no.nii.gz", source="cohort.csv:2")
-    result = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), keep_going=True)
+    result = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=True)
     assert [r.subject for r in result.failed] == ["x"]
     assert "no such file" in (tmp_path / "out" / "failed.csv").read_text()
 

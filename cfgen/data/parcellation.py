@@ -69,6 +69,31 @@ def _set_of(region: Region) -> tuple[int, ...]:
     return (next(i for i, s in enumerate(STRUCTURES) if s.group == region.group),)
 
 
+def structure_name(region: Region) -> str:
+    """The structure that a region of a table is; 'cortex' where its lobe is not told."""
+    members = _set_of(region)
+    return NAMES[members[0]] if len(members) == 1 else "cortex"
+
+
+def own_codes(labels: np.ndarray, table_name: str) -> np.ndarray:
+    """Codes of a table -> our codes, int32 (I, J, K); cortex without a lobe keeps FreeSurfer's 3
+    and 42, and what no structure stands for (vessels outside the brain, skull) becomes 0 or 516."""
+    known = table(table_name)
+    lookup = np.zeros(max(known) + 1, np.int32)
+    for code, region in known.items():
+        lookup[code] = _own_code(region)
+    return lookup[labels.astype(np.int64)]
+
+
+def _own_code(region: Region) -> int:
+    members = _set_of(region)
+    on_right = region.side == "right"
+    if len(members) > 1:
+        return 42 if on_right else 3
+    structure = STRUCTURES[members[0]]
+    return structure.right if on_right else structure.left
+
+
 @cache
 def _lookup(table_name: str, whole_head: bool) -> tuple[np.ndarray, np.ndarray]:
     known = table(table_name)

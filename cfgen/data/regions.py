@@ -75,12 +75,14 @@ def table(name: str) -> dict[int, Region]:
     return {row.code: row for row in rows}
 
 
-def recognise_table(labels: np.ndarray) -> str:
+def recognise_table(labels: np.ndarray, where: object = "label map") -> str:
     """The table that a label map (I, J, K) was made with: the one that knows all of its codes.
 
-    Raises ImageError when no table does, or both do.
+    Raises ImageError, which names `where`, when no table does, both do, or nothing is labelled.
     """
-    counts = _count(np.asarray(labels))
+    counts = _count(np.asarray(labels), where)
+    if set(counts) <= {0}:
+        raise ImageError(where, "nothing but background", "a segmented brain")
     unknown = {
         name: sorted(set(counts) - set(table(name))) for name in sorted(set(_FILES.values()))
     }
@@ -89,7 +91,7 @@ def recognise_table(labels: np.ndarray) -> str:
         return fitting[0]
     found = "; ".join(f"{n} does not know {', '.join(map(str, c[:5]))}" for n, c in unknown.items())
     raise ImageError(
-        "label map",
+        where,
         "its table cannot be told: every code is in both tables" if fitting else found,
         "a whole-brain segmentation of " + " or ".join(unknown),
     )
@@ -134,32 +136,40 @@ def volumes_mm3(labels: np.ndarray, voxel_mm3: float, table_name: str) -> dict[s
 
 
 def soft_volumes_mm3(posteriors: Any, voxel_mm3: float) -> dict[str, float]:
-    """Volume of every group from SynthSeg posteriors (I, J, K, 33), or 32 channels of its --v1.
+    """Volume of every group from SynthSeg posteriors; see `soft_code_volumes_mm3`."""
+    return _totals(table("freesurfer"), soft_code_volumes_mm3(posteriors, voxel_mm3).items())
+
+
+def soft_code_volumes_mm3(
+    posteriors: Any, voxel_mm3: float, where: object = "posteriors"
+) -> dict[int, float]:
+    """Volume of every code from SynthSeg posteriors (I, J, K, 33), or 32 channels of its --v1.
 
     Sums of probabilities, as SynthSeg's own volumes are. `posteriors` may be a nibabel `dataobj`:
-    one channel is read at a time. Raises ImageError when it is something else.
+    one channel is read at a time. Raises ImageError, which names `where`, when it is something
+    else.
     """
     shape = tuple(posteriors.shape)
     channels = {33: SYNTHSEG_CHANNELS, 32: tuple(c for c in SYNTHSEG_CHANNELS if c != 24)}
     if len(shape) != 4 or shape[3] not in channels:
         raise ImageError(
-            "posteriors",
+            where,
             f"shape {'x'.join(map(str, shape))}",
             "4D with 33 channels (32 with --v1), as mri_synthseg --post writes",
         )
-    volumes = []
+    volumes = {}
     for k, code in enumerate(channels[shape[3]]):
         channel = np.asarray(posteriors[..., k])
         low, high = float(channel.min()), float(channel.max())
         # NaN fails this test too.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ImageError(
-                "posteriors", f"channel {k} has values {low:g} to {high:g}", "probabilities, 0 to 1"
+                where, f"channel {k} has values {low:g} to {high:g}", "probabilities, 0 to 1"
             )
-        volumes.append((code, float(channel.sum(dtype=np.float64)) * voxel_mm3))
-    if not any(v for code, v in volumes if code):
-        raise ImageError("posteriors", "nothing but background", "a segmented brain")
-    return _totals(table("freesurfer"), volumes)
+        volumes[code] = float(channel.sum(dtype=np.float64)) * voxel_mm3
+    if not any(v for code, v in volumes.items() if code):
+        raise ImageError(where, "nothing but background", "a segmented brain")
+    return volumes
 
 
 def label_counts(labels: np.ndarray, table_name: str) -> dict[int, int]:
@@ -180,12 +190,12 @@ def label_counts(labels: np.ndarray, table_name: str) -> dict[int, int]:
     return counts
 
 
-def _count(labels: np.ndarray) -> dict[int, int]:
+def _count(labels: np.ndarray, where: object = "label map") -> dict[int, int]:
     if labels.dtype.kind not in "iub":
         whole = np.rint(labels)
         if not np.array_equal(whole, labels):
             raise ImageError(
-                "label map",
+                where,
                 "has values that are no whole numbers",
                 "label codes",
                 "resample label maps with nearest neighbour",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfgen.data.conditions import Schema, Value
+from cfgen.data.volume import write_atomically
 from cfgen.errors import ManifestError, UsageError
 
 PATHS = ("image", "mask", "labels", "posteriors")
@@ -106,6 +107,21 @@ def read_table(path: Path) -> Table:
     return Table(
         path, [c for _, c in named], [(n, {c: r[i] for i, c in named}) for n, r in lines[1:]]
     )
+
+
+def write_table(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    """A CSV of lines, in the columns that any of them has; nothing where there is no line."""
+    if not lines:
+        return
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+
+    write_atomically(path, write)
 
 
 def _read_text(path: Path) -> str:

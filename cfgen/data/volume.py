@@ -123,6 +123,18 @@ def read_volume(path: Path | str) -> Volume:
     return Volume(np.ascontiguousarray(data), affine, path)
 
 
+def open_channels(path: Path) -> tuple[Any, Grid]:
+    """A 4D image as nibabel's `dataobj` (I, J, K, channels), read when it is sliced, and its grid.
+
+    Raises ImageError when it is no 4D image or its header does not say where it lies.
+    """
+    image = _open(path)
+    shape = tuple(image.shape)
+    if len(shape) != 4:
+        raise ImageError(path, f"{len(shape)}D image", "4D: a channel for each region")
+    return image.dataobj, Grid((shape[0], shape[1], shape[2]), _affine(image, path))
+
+
 def _open(path: Path) -> Any:
     if not path.exists():
         raise ImageError(path, "no such file", "a .nii, .nii.gz or .mgz image")

@@ -38,12 +38,14 @@ BRAIN_PROBABILITY = 0.4
 
 @dataclass(frozen=True)
 class Brain:
-    """`mask` (I, J, K) bool on the scan's grid, where it came from, and a note for the sidecar."""
+    """`mask` (I, J, K) bool on the scan's grid, where it came from, and a note for the sidecar;
+    `confidence` is the segmenter's."""
 
     mask: np.ndarray
     source: Source
     note: str
     warning: str = ""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def find_brain(scan: Volume, mask_path: Path | None, finder: BrainFinder) -> Bra
             return Brain(stripped, "stripped", "the scan's background is empty: brain only")
         if finder.segmenter is not None:
             found = segment(finder.segmenter, scan, finder.device)
-            return Brain(found.mask, "segmenter", f"confidence {found.confidence:.3f}")
+            said = f"confidence {found.confidence:.3f}"
+            return Brain(found.mask, "segmenter", said, confidence=found.confidence)
     if finder.template is None:
         raise ImageError(
             scan.path or "scan",

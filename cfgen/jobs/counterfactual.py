@@ -30,10 +30,11 @@ from cfgen.data.volume import (
 from cfgen.errors import UsageError
 from cfgen.jobs.brain import Brain, BrainFinder, brain_finder, find_brain, grid_text
 from cfgen.jobs.device import pick_device
+from cfgen.jobs.gate import Finding, Gate, cautions, examine, record
 from cfgen.jobs.models import LatentEdit, Models, edit_latent, load_models
 from cfgen.jobs.pictures import counterfactual_picture
 from cfgen.jobs.predict import predict_conditions
-from cfgen.jobs.prepare import Prepared, prepare
+from cfgen.jobs.prepare import Prepared
 from cfgen.jobs.render import render
 
 log = logging.getLogger("cfgen")
@@ -50,6 +51,8 @@ class Options:
     picture: bool = True
     overwrite: bool = False
     seed: int = SEED
+    # Go on with a scan that the gate refuses; the sidecar says so.
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def counterfactual(
     warnings += [brain.warning] if brain.warning else []
     volume_ml = float(brain.mask.sum()) * scan.grid.voxel_mm3 / 1e3
     log.info("brain: %.0f mL, from %s (%s)", volume_ml, brain.source, brain.note)
-    prepared = prepare(scan, brain.mask, engine.bundle.preprocess)
+    gate = Gate(engine.bundle.card, options.force)
+    prepared, findings = examine(scan, brain, engine.bundle.preprocess, gate)
+    warnings += cautions(findings)
     log.info("aligned with the template")
     factual, predicted = _factual(engine, prepared, known)
     warnings += predicted
@@ -145,7 +150,7 @@ def counterfactual(
             written += list(paths.values())
             label = intervention.label()
             sidecar = _provenance(
-                engine, scan, brain, prepared, factual, target, label, edit, own, options
+                engine, scan, brain, prepared, findings, factual, target, label, edit, own, options
             )
             _write(scan, data, label, sidecar, paths, prepared)
             log.info("%s written", label)
@@ -264,6 +269,7 @@ def _provenance(
     scan: Volume,
     brain: Brain,
     prepared: Prepared,
+    findings: list[Finding],
     factual: Factual,
     target: Values,
     label: str,
@@ -301,6 +307,7 @@ def _provenance(
             "IntensityScale": prepared.scale,
             "TemplateToScan": prepared.to_native.round(6).tolist(),
         },
+        "Gate": record(findings),
         "Versions": _versions(),
         "Device": str(engine.device),
         "Threads": torch.get_num_threads(),

@@ -31,8 +31,10 @@ from cfgen.data.volume import (
 )
 from cfgen.errors import CfgenError, ImageError, UsageError
 from cfgen.jobs.brain import BrainFinder, find_brain, grid_text
+from cfgen.jobs.gate import Gate, cautions, examine
+from cfgen.jobs.gate import record as gate_record
 from cfgen.jobs.pictures import preparation_picture
-from cfgen.jobs.prepare import Prepared, prepare, template_brain
+from cfgen.jobs.prepare import Prepared, template_brain
 
 log = logging.getLogger("cfgen")
 
@@ -74,6 +76,7 @@ def preprocess(
     out: Path,
     recipe: Preprocess,
     finder: BrainFinder,
+    gate: Gate,
     *,
     keep_going: bool,
     overwrite: bool = False,
@@ -90,7 +93,7 @@ def preprocess(
             fingerprint = _fingerprint(row, recipe)
             if overwrite or _recorded(files) != fingerprint:
                 _refuse_foreign(files, overwrite)
-                preprocess_scan(row, files, recipe, finder, fingerprint)
+                preprocess_scan(row, files, recipe, finder, gate, fingerprint)
                 log.info("%d/%d %s prepared", number, len(rows), row.subject)
             else:
                 log.info("%d/%d %s is there already", number, len(rows), row.subject)
@@ -124,6 +127,7 @@ def preprocess_scan(
     files: Files,
     recipe: Preprocess,
     finder: BrainFinder,
+    gate: Gate,
     fingerprint: str,
 ) -> Prepared:
     """Prepare one scan and write its files, the record last: without it nothing counts as done."""
@@ -131,10 +135,11 @@ def preprocess_scan(
     warnings = header_warnings(row.image)
     brain = find_brain(scan, row.mask or row.labels, finder)
     warnings += [brain.warning] if brain.warning else []
+    labels = _read_labels(row.labels, scan) if row.labels else None
+    prepared, findings = examine(scan, brain, recipe, gate)
+    warnings += cautions(findings)
     for warning in warnings:
         log.warning("%s: warning: %s", row.image.name, warning)
-    labels = _read_labels(row.labels, scan) if row.labels else None
-    prepared = prepare(scan, brain.mask, recipe)
     said = f"cfgen {__version__} preprocess"
     write_new(
         Volume(prepared.image, prepared.grid.affine), files.image, np.float32, description=said
@@ -165,6 +170,7 @@ def preprocess_scan(
         "IntensityScale": prepared.scale,
         "TemplateToScan": prepared.to_native.round(6).tolist(),
         "BrainVolume_mm3": round(float(brain.mask.sum()) * scan.grid.voxel_mm3, 1),
+        "Gate": gate_record(findings),
         "Warnings": warnings,
     }
     text = json.dumps(record, indent=2) + "\n"

@@ -6,6 +6,7 @@ scan's own grid, so that a fine scan gets smooth edges; labels and volumes are m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,26 +54,27 @@ class Posteriors:
 
 @dataclass(frozen=True)
 class RegionVolume:
-    """Volume of a structure by counting labels and by summing probabilities; `side` is left,
-    right or both."""
+    """Volume of a structure by counting labels and by summing probabilities, where there are any;
+    `side` is left, right or both."""
 
     structure: str
     side: str
     hard_mm3: float
-    soft_mm3: float
+    soft_mm3: float | None
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """On the scan's grid: `mask` (I, J, K) of the brain with its fluid, `labels` (I, J, K) int32 in
     FreeSurfer's codes, 0 outside the mask. `confidence` is the mean probability of the chosen class
-    inside the brain."""
+    inside the brain. `source` says whose labels they are."""
 
     mask: np.ndarray
     labels: np.ndarray
-    posteriors: Posteriors
     volumes: list[RegionVolume]
-    confidence: float
+    confidence: float | None
+    posteriors: Posteriors | None = None
+    source: str = "cfgen"
 
 
 def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
@@ -98,7 +100,8 @@ def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     kept = Posteriors(classes, found.left, found.grid)
     mask, labels = _on_scan(kept, scan.grid)
     chosen = kept.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
-    return Segmentation(mask, labels, kept, _volumes(labels, scan.grid, kept), float(chosen.mean()))
+    volumes = _volumes(labels, scan.grid, kept)
+    return Segmentation(mask, labels, volumes, float(chosen.mean()), kept)
 
 
 @torch.inference_mode()
@@ -183,7 +186,7 @@ def channel_names() -> list[str]:
 
 
 def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
-    """Every structure by side, then the brain's tissue and all inside the skull."""
+    """Every structure by side, then the totals."""
     counts = np.bincount(labels.ravel(), minlength=1)
 
     def count(code: int) -> float:
@@ -201,8 +204,15 @@ def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVo
         on_right = float((p * (1 - found.left)).sum()) * soft_voxel
         out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
         out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
-    tissue = [v for v in out if v.structure not in FLUID]
-    for name, parts in (("brain", tissue), ("tiv", list(out))):
-        hard, soft = sum(v.hard_mm3 for v in parts), sum(v.soft_mm3 for v in parts)
-        out.append(RegionVolume(name, "both", hard, soft))
+    return out + totals(out)
+
+
+def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:
+    """'brain', the tissue, and 'tiv', all inside the skull."""
+    out = []
+    tissue = [v for v in volumes if v.structure not in FLUID]
+    for name, parts in (("brain", tissue), ("tiv", volumes)):
+        soft = [v.soft_mm3 for v in parts if v.soft_mm3 is not None]
+        hard = sum(v.hard_mm3 for v in parts)
+        out.append(RegionVolume(name, "both", hard, sum(soft) if soft else None))
     return out

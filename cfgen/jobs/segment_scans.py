@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,22 @@ from cfgen.bundle import Bundle
 from cfgen.data.manifest import unique_key
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
 from cfgen.data.table import Row
-from cfgen.data.volume import Volume, read_volume, strip_suffix, write_atomically, write_new
+from cfgen.data.volume import (
+    Volume,
+    header_warnings,
+    read_volume,
+    strip_suffix,
+    write_atomically,
+    write_new,
+)
 from cfgen.errors import CfgenError, UsageError
+from cfgen.jobs.gate import Gate, cautions, judge, refuse, scan_measures, verdict
+from cfgen.jobs.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.jobs.pictures import segmentation_picture
-from cfgen.jobs.segment import Segmentation, channel_names, channels_on, segment
-from cfgen.nets.segmenter import Segmenter
+from cfgen.jobs.segment import Segmentation, channel_names, channels_on, load_segmenter, segment
 
 log = logging.getLogger("cfgen")
+FindRegions = Callable[[Volume, Row], Segmentation]
 
 
 @dataclass(frozen=True)
@@ -80,17 +88,39 @@ def name_outputs(
     ]
 
 
+def by_segmenter(bundle: Bundle, device: torch.device) -> FindRegions:
+    """Regions by the bundle's own segmenter. Raises BundleError when it has none."""
+    net = load_segmenter(bundle, device)
+    said = f"bundle {bundle.name}, SHA-256 {bundle.identity}"
+    return lambda scan, row: replace(segment(net, scan, device), source=said)
+
+
+def by_other_tool(
+    labels: Path, posteriors: Path | None, volumes: Path | None, qc: Path | None
+) -> FindRegions:
+    """Regions from another tool's files: one scan's, or folders with those of all scans."""
+
+    def find(scan: Volume, row: Row) -> Segmentation:
+        own, soft = labels, posteriors
+        if labels.is_dir():
+            own = find_labels(labels, row.image, row.subject)
+        if posteriors is not None and posteriors.is_dir():
+            soft = posteriors / f"{strip_suffix(row.image)}_posteriors.nii.gz"
+        return read_segmentation(scan, OtherTool(own, soft, volumes, qc))
+
+    return find
+
+
 def segment_scans(
-    net: Segmenter,
-    bundle: Bundle,
-    device: torch.device,
+    find: FindRegions,
     rows: Sequence[Row],
     outputs: Sequence[Outputs],
+    gate: Gate,
     *,
     keep_going: bool,
     overwrite: bool,
 ) -> Segmented:
-    """Segment every row into its files.
+    """Find the regions of every row and write its files.
 
     With `keep_going` a scan that fails is logged and collected; otherwise its error is raised.
     """
@@ -101,8 +131,13 @@ def segment_scans(
                 if path.exists() and not overwrite:
                     raise UsageError(path, "exists already", fix="use --overwrite or another --out")
             scan = read_volume(row.image)
-            found = segment(net, scan, device)
-            _write(scan, found, files, bundle)
+            found = find(scan, row)
+            findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
+            refuse(scan, findings, gate)
+            warnings = [*header_warnings(row.image), *cautions(findings)]
+            for warning in warnings:
+                log.warning("%s: warning: %s", row.image.name, warning)
+            _write(scan, found, files, warnings)
         except CfgenError as error:
             if not keep_going:
                 raise
@@ -114,35 +149,22 @@ def segment_scans(
             log.info("%d/%d %s", number, len(rows), row.subject)
         result.done.append(replace(row, labels=files.labels, mask=files.mask or row.mask))
         who = {"subject": row.subject, "session": row.session}
-        result.quality.append(who | {"confidence": f"{found.confidence:.4f}"})
+        score = "" if found.confidence is None else f"{found.confidence:.4f}"
+        result.quality.append(who | {"verdict": verdict(findings), "confidence": score})
         result.volumes.extend(
             who
             | {
                 "structure": v.structure,
                 "side": v.side,
                 "volume_mm3": f"{v.hard_mm3:.1f}",
-                "soft_volume_mm3": f"{v.soft_mm3:.1f}",
+                "soft_volume_mm3": "" if v.soft_mm3 is None else f"{v.soft_mm3:.1f}",
             }
             for v in found.volumes
         )
     return result
 
 
-def write_table(path: Path, lines: Sequence[dict[str, str]]) -> None:
-    """A CSV of lines that have the same columns; nothing where there is no line."""
-    if not lines:
-        return
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
-
-    write_atomically(path, write)
-
-
-def _write(scan: Volume, found: Segmentation, files: Outputs, bundle: Bundle) -> None:
+def _write(scan: Volume, found: Segmentation, files: Outputs, warnings: list[str]) -> None:
     said = f"cfgen {__version__} segment"
     like = scan.path
     labels, sidecar, *_ = files.paths()
@@ -150,6 +172,7 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, bundle: Bundle) ->
     if files.mask is not None:
         write_new(scan.like(found.mask), files.mask, np.uint8, description=said, geometry_of=like)
     if files.posteriors is not None:
+        assert found.posteriors is not None
         channels = Volume(channels_on(found.posteriors, scan.grid), scan.affine)
         write_new(
             channels,
@@ -169,19 +192,20 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, bundle: Bundle) ->
         picture = files.paths()[2]
         title = f"{name}: regions (cfgen)"
         segmentation_picture(scan.data, numbers[found.labels], scan.grid, picture, title)
-    text = json.dumps(_record(scan, found, bundle), indent=2) + "\n"
+    text = json.dumps(_record(scan, found, warnings), indent=2) + "\n"
     write_atomically(sidecar, lambda temporary: temporary.write_text(text))
 
 
-def _record(scan: Volume, found: Segmentation, bundle: Bundle) -> dict[str, Any]:
+def _record(scan: Volume, found: Segmentation, warnings: list[str]) -> dict[str, Any]:
     assert scan.path is not None
     sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
     digest = hashlib.sha256(scan.path.read_bytes()).hexdigest()
     return {
         "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
         "Sources": [{"File": scan.path.name, "SHA256": digest}],
-        "Bundle": {"Name": bundle.name, "SHA256": bundle.identity},
+        "Segmenter": found.source,
         "Labels": {name: codes for name, codes in sides.items() if name not in ("head",)},
         "PosteriorChannels": channel_names(),
-        "Confidence": round(found.confidence, 4),
+        "Confidence": found.confidence and round(found.confidence, 4),
+        "Warnings": warnings,
     }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_card, write_part
 from cfgen.config import GRIDS, Preprocess
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.data.manifest import read_manifest
@@ -26,6 +26,7 @@ from cfgen.jobs.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template
 from cfgen.jobs.calibrate import fit_gain
 from cfgen.jobs.device import autocast, pick_device
 from cfgen.jobs.fit import FitConfig, fit
+from cfgen.jobs.gate import card_of, fit_measures, scan_measures
 from cfgen.jobs.models import half, load_autoencoder, load_weights, net_config
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import load_prepared
@@ -79,17 +80,16 @@ def train_autoencoder(
     bundle = write_part(
         bundle, "autoencoder", half(net), net_config(AUTOENCODER), _trained(train.rows, config)
     )
-    template = _head_template(train.rows)
-    if template is None:
-        log.warning("no head template: the manifest has no 'scan' column with whole heads")
+    if not all("scan" in row.extra for row in train.rows):
+        log.warning("no head template, no training card: the manifest has no 'scan' column")
         return bundle
-    return write_part(bundle, "template", template.tensors(), {}, {})
+    template = _head_template(train.rows)
+    bundle = write_part(bundle, "template", template.tensors(), {}, {})
+    return write_card(bundle, training_card(train.rows))
 
 
-def _head_template(rows: list[Row]) -> HeadTemplate | None:
-    """The mean whole head of the scans that were prepared; None where they are unknown."""
-    if not all("scan" in row.extra for row in rows):
-        return None
+def _head_template(rows: list[Row]) -> HeadTemplate:
+    """The mean whole head of the scans that were prepared."""
     grid = work_grid(template_brain()[1], HEAD_SPACING_MM)
 
     def heads() -> Iterator[tuple[Volume, np.ndarray, np.ndarray]]:
@@ -98,6 +98,18 @@ def _head_template(rows: list[Row]) -> HeadTemplate | None:
             yield read_volume(row.extra["scan"]), prepared.native_mask, prepared.to_native
 
     return build_head_template(heads(), grid)
+
+
+def training_card(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """What the gate measures in the training scans (`jobs/gate.py`), lowest and highest."""
+
+    def measures() -> Iterator[dict[str, float]]:
+        for row in rows:
+            prepared = load_prepared(row.image)
+            scan = read_volume(row.extra["scan"])
+            yield scan_measures(scan, prepared.native_mask) | fit_measures(prepared)
+
+    return card_of(measures())
 
 
 def train_latent_diffusion(

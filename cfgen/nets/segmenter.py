@@ -18,6 +18,8 @@ class SegmenterConfig:
     classes: int
     channels: tuple[int, ...] = (32, 64, 96, 128)
     pack: int = 2
+    # Between the finest features and the scores of the voxels that one of them stands for.
+    hidden: int = 128
     norm_groups: int = 8
     norm_eps: float = 1e-5
 
@@ -52,8 +54,9 @@ class Segmenter(nn.Module):
             self.up.append(ResBlock(2 * width, width, groups, eps))
             before = width
         self.norm_out = nn.GroupNorm(groups, before, eps)
-        # Voxel by voxel: a wider kernel here would cost as much as the rest together.
-        self.conv_out = nn.Conv3d(before, (config.classes + 1) * config.pack**3, 1)
+        # Place by place: a wider kernel here would cost as much as the rest together.
+        self.hidden = nn.Conv3d(before, config.hidden, 1)
+        self.conv_out = nn.Conv3d(config.hidden, (config.classes + 1) * config.pack**3, 1)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, channels[0], D', H', W') of a padded image, one voxel to `pack`^3 of the image's."""
@@ -74,13 +77,15 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         d, h, w = x.shape[2:]
-        out = unpack_voxels(self.conv_out(self.features(x)), self.config.pack)[:, :, :d, :h, :w]
+        packed = self.conv_out(F.silu(self.hidden(self.features(x))))
+        out = unpack_voxels(packed, self.config.pack)[:, :, :d, :h, :w]
         return out[:, :-1], out[:, -1]
 
     def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of one image's features
         (channels, D', H', W'), as `forward` gives them there: training looks at some voxels."""
-        some = features.flatten(1)[:, places]
-        out = F.linear(some.T, self.conv_out.weight.flatten(1), self.conv_out.bias)
+        some = features.flatten(1)[:, places].T
+        some = F.silu(F.linear(some, self.hidden.weight.flatten(1), self.hidden.bias))
+        out = F.linear(some, self.conv_out.weight.flatten(1), self.conv_out.bias)
         out = out.reshape(len(places), self.config.classes + 1, -1).permute(1, 0, 2).flatten(1)
         return out[:-1], out[-1]

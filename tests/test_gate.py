@@ -86,7 +86,7 @@ def test_verdicts_follow_the_card():
     verdicts = [judge({"brain_ml": v}, card)[0].verdict for v in (1100, 900, 500)]
     assert verdicts == ["ok", "warn", "refuse"]
     (odd,) = judge({"brain_ml": 900.0}, card)
-    assert "900, expected 1e+03 to 1.8e+03" in odd.text or "900, expected 1000 to 1800" in odd.text
+    assert "900, expected 1000 to 1800" in odd.text
     assert judge({"brain_ml": 900.0}, {})[0].verdict == "ok"
 
 

@@ -84,6 +84,14 @@ def test_loss_of_plain_classes_is_cross_entropy_and_dice():
     assert dice.item() == pytest.approx(1 - torch.stack(expected).mean().item(), rel=1e-4)
 
 
+def test_balance_one_is_the_mean_of_the_sets_own_means():
+    torch.manual_seed(0)
+    scores, target = torch.randn(len(NAMES), 400), (torch.rand(400) < 0.02).long()
+    entropy, _ = set_loss(scores, target, torch.from_numpy(membership()), balance=1.0)
+    parts = [F.cross_entropy(scores.T[target == c], target[target == c]) for c in (0, 1)]
+    assert entropy.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
+
+
 def test_a_label_that_may_be_several_classes_asks_for_their_sum_alone():
     member = torch.from_numpy(membership())
     lobes = next(n for n, s in enumerate(SETS) if len(s) == 6)

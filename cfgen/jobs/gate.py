@@ -197,7 +197,7 @@ def judge(measures: Mapping[str, float], card: Card) -> list[Finding]:
             verdict, expected = "refuse", check.refuse
         elif not warn[0] <= found <= warn[1]:
             verdict = "warn"
-        text = f"{check.words}: {found:.3g}, expected {_range_text(expected)}"
+        text = f"{check.words}: {_text(found)}, expected {_range_text(expected)}"
         text += f"; {check.fix}" if verdict != "ok" else ""
         findings.append(Finding(check.measure, verdict, found, expected, text))
     return findings
@@ -211,9 +211,11 @@ def widened(seen: Range) -> Range:
 
 def _range_text(expected: Range) -> str:
     low, high = expected
-    if not math.isfinite(high):
-        return f"at least {low:.3g}" if math.isfinite(low) else "anything"
-    return f"{low:.3g} to {high:.3g}" if math.isfinite(low) else f"at most {high:.3g}"
+    return f"{_text(low)} to {_text(high)}" if math.isfinite(high) else f"at least {_text(low)}"
+
+
+def _text(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def examine(

@@ -14,6 +14,7 @@ from cfgen.bundle import read_bundle
 from cfgen.config import GRIDS
 from cfgen.data.conditions import number_text
 from cfgen.jobs.device import fast_bf16, pick_device
+from cfgen.jobs.gate import CHECKS
 
 LIBRARIES = ("torch", "nibabel", "SimpleITK", "antspyx", "numpy", "scipy")
 
@@ -44,6 +45,7 @@ def describe_json(path: Path) -> dict[str, Any]:
                 for name, part in bundle.parts.items()
             },
             "data": bundle.data,
+            "card": bundle.card,
         },
     }
 
@@ -74,6 +76,10 @@ def describe(path: Path) -> str:
         seen += f", {steps} steps" if steps else ""
         lines.append(f"    {name}: {part['bytes'] / 1e6:.1f} MB{seen}")
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
+    if bundle["card"]:
+        lines.append("  training card, lowest and highest in training:")
+        words = {c.measure: c.words for c in CHECKS}
+        lines += [f"    {words[k]}: {a:.3g} to {b:.3g}" for k, (a, b) in bundle["card"].items()]
     return "\n".join(lines)
 
 

@@ -40,7 +40,20 @@ class Synthesis:
     mirror_probability: float = 0.5
 
 
+# For painted label maps, which teach shape whatever the contrast.
 SYNTHESIS = Synthesis()
+# For real scans, which are like those to come already.
+GENTLE = Synthesis(
+    rotation_degrees=6.0,
+    log_scale=0.06,
+    shear=0.01,
+    elastic_voxels=1.0,
+    log_gamma=0.12,
+    log_bias=0.15,
+    blur_voxels=0.6,
+    thick_probability=0.1,
+    strip_probability=0.2,
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from cfgen.data.parcellation import LEFT, NAMES, SETS, membership
 from cfgen.jobs.device import channels_last
 from cfgen.jobs.fit import FitConfig
 from cfgen.jobs.synthesis import (
+    GENTLE,
     SYNTHESIS,
     Example,
     Synthesis,
@@ -35,7 +36,7 @@ from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 SEGMENTER = SegmenterConfig(classes=len(NAMES))
-SEGMENTER_FIT = FitConfig(steps=8000, learning_rate=2e-3, ema_decay=0.998)
+SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
 SPACING_MM = 2.0
 
 
@@ -63,9 +64,14 @@ class LabelledScan:
 
 @dataclass(frozen=True)
 class SegmenterLoss:
-    # How often an example is a painted map and not a real scan.
-    painted: float = 0.4
+    # How often an example is a painted map and not a real scan, from `painted_from` of the steps
+    # on; before, it grows from 0: what a brain is is learned faster from one contrast.
+    painted: float = 0.35
+    painted_from: float = 0.3
     side: float = 0.2
+    # The cross-entropy weighs a set by its voxels to the power of minus this at the start, and not
+    # at all from half-time on: a structure of a few voxels would not be found for long otherwise.
+    balance: float = 0.5
     # Of an example's voxels, a random share that differs from step to step: the last layer and the
     # loss at all of them would cost as much as the network.
     looked_at: float = 0.25
@@ -86,19 +92,23 @@ class SegmenterTask:
         net: SegmenterConfig = SEGMENTER,
         loss: SegmenterLoss = SegmenterLoss(),
         synthesis: Synthesis = SYNTHESIS,
+        gentle: Synthesis = GENTLE,
     ) -> None:
         torch.manual_seed(fit.seed)
         self.maps, self.scans, self.held_out = maps, scans, held_out
-        self.device, self.weight, self.synthesis = device, loss, synthesis
+        self.device, self.weight = device, loss
+        self.synthesis, self.gentle = synthesis, gentle
+        self.steps = fit.steps
         self.net = channels_last(Segmenter(net), device)
         self.membership = torch.from_numpy(membership()).to(device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        painted = bool(torch.rand(1, generator=generator) < self.weight.painted)
+        share = self.weight.painted * min(1.0, step / (self.weight.painted_from * self.steps))
+        painted = bool(torch.rand(1, generator=generator) < share)
         painted = bool(self.maps) and (painted or not self.scans)
         pool: list[LabelMap] | list[LabelledScan] = self.maps if painted else self.scans
         chosen = pool[int(torch.randint(len(pool), (1,), generator=generator))]
-        example = random_example(chosen, generator, self.synthesis)
+        example = random_example(chosen, generator, self.synthesis if painted else self.gentle)
         image = example.image[None, None].to(self.device)
         features = self.net.features(image.contiguous(memory_format=torch.channels_last_3d))
         cells = features[0, 0].numel()
@@ -106,7 +116,8 @@ class SegmenterTask:
         scores, side = self.net.scores_at(features[0], some.to(self.device))
         target = _cells(example.sets, self.net.config.pack)[some].flatten().to(self.device)
         sides = _cells(example.sides, self.net.config.pack)[some].flatten().to(self.device)
-        entropy, dice = set_loss(scores.float(), target, self.membership)
+        balance = self.weight.balance * max(0.0, 1 - 2 * step / self.steps)
+        entropy, dice = set_loss(scores.float(), target, self.membership, balance)
         known = sides > 0
         lateral = F.binary_cross_entropy_with_logits(
             side.float()[known], (sides[known] == LEFT).float()
@@ -163,11 +174,14 @@ def _cells(labels: Tensor, pack: int) -> Tensor:
     return pack_voxels(labels[None, None], pack)[0].flatten(1).T
 
 
-def set_loss(scores: Tensor, target: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+def set_loss(
+    scores: Tensor, target: Tensor, member: Tensor, balance: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy and 1 - mean soft Dice of scores (C, N) against sets (N,).
 
     `member` (sets, C) as of `parcellation.membership`. The probability of a set is the sum of those
-    of its classes; Dice is the mean over the sets that the target has.
+    of its classes; Dice is the mean over the sets that the target has. The cross-entropy is a
+    weighted mean, a set of n voxels by n^-balance.
     """
     probability = scores.softmax(0)
     # The first sets are the classes themselves.
@@ -178,7 +192,8 @@ def set_loss(scores: Tensor, target: Tensor, member: Tensor) -> tuple[Tensor, Te
     count = torch.bincount(flat, minlength=len(member)).float()
     overlap = torch.zeros_like(count).index_add(0, flat, true)
     present = count > 0
-    entropy = -torch.log(true.clamp(min=1e-6)).mean()
+    weight = count.clamp(min=1).pow(-balance)[flat]
+    entropy = -(weight * torch.log(true.clamp(min=1e-6))).sum() / weight.sum()
     dice = (2 * overlap + 1) / (probability.sum(1) + count + 1)
     return entropy, 1 - dice[present].mean()
 

@@ -55,14 +55,17 @@ class Segmenter(nn.Module):
             before = width
         self.norm_out = nn.GroupNorm(groups, before, eps)
         # Place by place: a wider kernel here would cost as much as the rest together.
-        self.hidden = nn.Conv3d(before, config.hidden, 1)
+        self.hidden = nn.Conv3d(before + widths[0], config.hidden, 1)
         self.conv_out = nn.Conv3d(config.hidden, (config.classes + 1) * config.pack**3, 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, channels[0], D', H', W') of a padded image, one voxel to `pack`^3 of the image's."""
+        """(B, 2 channels[0], D', H', W') of a padded image, one voxel to `pack`^3 of the image's.
+
+        The first half knows the surroundings, the second is the image's own detail.
+        """
         extra = [-n % self.config.multiple for n in x.shape[2:]]
         x = F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0]))
-        h = self.conv_in(pack_voxels(x, self.config.pack))
+        detail = h = self.conv_in(pack_voxels(x, self.config.pack))
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             h = block(h)
@@ -72,8 +75,7 @@ class Segmenter(nn.Module):
         for grow, block in zip(self.grow, self.up, strict=True):
             h = F.interpolate(grow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skips.pop()], 1))
-        out: Tensor = F.silu(self.norm_out(h))
-        return out
+        return torch.cat([F.silu(self.norm_out(h)), detail], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         d, h, w = x.shape[2:]
@@ -83,7 +85,7 @@ class Segmenter(nn.Module):
 
     def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of one image's features
-        (channels, D', H', W'), as `forward` gives them there: training looks at some voxels."""
+        (2 channels[0], D', H', W'), as `forward` gives them there: training looks at some voxels."""
         some = features.flatten(1)[:, places].T
         some = F.silu(F.linear(some, self.hidden.weight.flatten(1), self.hidden.bias))
         out = F.linear(some, self.conv_out.weight.flatten(1), self.conv_out.bias)

@@ -84,8 +84,10 @@ class Segmenter(nn.Module):
         return out[:, :-1], out[:, -1]
 
     def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of one image's features
-        (2 channels[0], D', H', W'), as `forward` gives them there: training looks at some voxels."""
+        """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of an image's features.
+
+        As `forward` gives them there: training looks at some voxels alone.
+        """
         some = features.flatten(1)[:, places].T
         some = F.silu(F.linear(some, self.hidden.weight.flatten(1), self.hidden.bias))
         out = F.linear(some, self.conv_out.weight.flatten(1), self.conv_out.bias)

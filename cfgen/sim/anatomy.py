@@ -13,8 +13,8 @@ is measured on the subject's own grid. A shape is the subject's noise: a counter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,8 +26,8 @@ from cfgen.data.volume import Grid
 from cfgen.errors import UsageError
 from cfgen.sim import streams
 from cfgen.sim.reference import CORTEX, Reference
-from cfgen.sim.scm import Graph, Parents, Volumes, predict
 from cfgen.sim.scm import Exogenous as Noise
+from cfgen.sim.scm import Graph, Parents, Volumes, predict
 
 # The reference is a young adult's head (nilearn's template: 152 adults of 18 to 44 years).
 REFERENCE_AGE = 25.0
@@ -100,14 +100,16 @@ def sample_shape(head: Reference, seed: int, subject: int) -> Shape:
     """The shape of a subject, from its own stream."""
     draw = streams.generator(seed, streams.SHAPE, subject)
     angles = np.deg2rad(ROTATION_DEGREES) * draw.standard_normal(3)
-    skew = np.array([[0, -angles[2], angles[1]], [angles[2], 0, -angles[0]], [-angles[1], angles[0], 0]])
+    skew = np.array(
+        [[0, -angles[2], angles[1]], [angles[2], 0, -angles[0]], [-angles[1], angles[0], 0]]
+    )
     logs = LOG_SCALE * draw.standard_normal(3)
     turn = torch.linalg.matrix_exp(torch.from_numpy(skew)) @ torch.diag(
         torch.from_numpy(np.exp(logs - logs.mean()))
     )
-    velocity = _smooth_noise(draw, head.grid, SHAPE_EVERY_MM, SHAPE_MM)
+    velocity = smooth_noise(draw, head.grid, SHAPE_EVERY_MM, SHAPE_MM)
     own = _exponential(velocity, head.grid.spacing[0])
-    own = own + _smooth_noise(draw, head.grid, GYRI_EVERY_MM, GYRI_MM)
+    own = own + smooth_noise(draw, head.grid, GYRI_EVERY_MM, GYRI_MM)
     return Shape(turn.float(), own)
 
 
@@ -116,7 +118,7 @@ def no_shape(head: Reference) -> Shape:
     return Shape(torch.eye(3), torch.zeros(3, *head.grid.shape))
 
 
-def _smooth_noise(draw: np.random.Generator, grid: Grid, every_mm: float, rms_mm: float) -> Tensor:
+def smooth_noise(draw: np.random.Generator, grid: Grid, every_mm: float, rms_mm: float) -> Tensor:
     """(3, D, H, W) mm: white noise every so many mm, cubic in between; the same at any spacing."""
     extent = np.array(grid.shape) * grid.spacing[0]
     knots = np.ceil(extent / every_mm).astype(int) + 3
@@ -141,7 +143,9 @@ def _exponential(velocity: Tensor, spacing_mm: float, steps: int = 5) -> Tensor:
     """The displacement (3, D, H, W) mm of a stationary velocity, by scaling and squaring."""
     field = velocity / 2**steps
     for _ in range(steps):
-        field = field + _sample(field, _points(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm)
+        field = field + _sample(
+            field, _points(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm
+        )
     return field
 
 
@@ -214,9 +218,7 @@ def _make_fields(head: Reference) -> Fields:
     direction = direction * (strength + 1e-6).pow(-0.5) * free
     moved = direction.square().sum(0) > 1e-6
     corner = [max(int(moved.any(dim=_others(a)).nonzero()[0]) - 1, 0) for a in range(3)]
-    end = [
-        min(int(moved.any(dim=_others(a)).nonzero()[-1]) + 2, moved.shape[a]) for a in range(3)
-    ]
+    end = [min(int(moved.any(dim=_others(a)).nonzero()[-1]) + 2, moved.shape[a]) for a in range(3)]
     box = tuple(slice(a, b) for a, b in zip(corner, end, strict=True))
     inside = direction[(slice(None), *box)]
     outward = torch.stack([_exponential(inside * s, spacing) for s in VENTRICLE_STRENGTHS_MM])
@@ -255,8 +257,15 @@ def make_anatomy(
     white_push = _white_push(head, moving, y, ventricles_push, wanted["white_matter"])
     z = y + ventricles_push + white_push
     maps = torch.stack(
-        [head.white, head.grey, head.ventricles, head.fixed_white, head.fixed_grey, head.skull,
-         head.depth]
+        [
+            head.white,
+            head.grey,
+            head.ventricles,
+            head.fixed_white,
+            head.fixed_grey,
+            head.skull,
+            head.depth,
+        ]
     )
     white, grey, ventricles, fixed_white, fixed_grey, skull, depth = _sample(maps, z)
     lobes = _sample(head.lobes[None].float(), z, "nearest")[0].to(torch.uint8)
@@ -383,9 +392,7 @@ def _shift_cortex(
     return out
 
 
-def _move_border(
-    grey: Tensor, outer: Tensor, depth: Tensor, wanted: float, name: str
-) -> Tensor:
+def _move_border(grey: Tensor, outer: Tensor, depth: Tensor, wanted: float, name: str) -> Tensor:
     """(N,) grey matter of one lobe, `wanted` voxels of it, by bisection on the border's depth.
 
     At depth 1 nothing changes; below, grey matter outside the border becomes fluid, above, fluid

@@ -45,6 +45,9 @@ T2_STAR_MS = {
 PROTON_DENSITY = {"white": 0.70, "grey": 0.82, "fluid": 1.0}
 # Of the white matter's signal at 3 T, 1 mm3 and no acceleration.
 NOISE_AT_3T = 0.03
+# GE writes the time to the start of the readouts as InversionTime: about this much (ms) before
+# their middle, where the contrast is made.
+GE_INVERSION_OFFSET_MS = 450.0
 # Ageing lengthens the T1 of white matter by this a year past 50 (Callaghan et al. 2014).
 T1_AGEING = 0.0015
 
@@ -56,7 +59,7 @@ class Acquisition:
     of k-space along y that is sampled; `acceleration` the parallel imaging factor."""
 
     manufacturer: Manufacturer = "Siemens"
-    field_T: float = 3.0
+    field_tesla: float = 3.0
     sequence: Sequence = "MPRAGE"
     tr_ms: float = 2300.0
     te_ms: float = 2.98
@@ -78,11 +81,11 @@ class Tissue:
     proton_density: float
 
 
-def tissue(name: str, field_T: float, table: str = "apparent") -> Tissue:
+def tissue(name: str, field_tesla: float, table: str = "apparent") -> Tissue:
     """White, grey or fluid at a field strength. Raises UsageError for an unknown one."""
-    if field_T not in FIELDS_T:
-        raise UsageError("field strength", f"{field_T:g} T", "1.5, 3 or 7 T")
-    at = FIELDS_T.index(field_T)
+    if field_tesla not in FIELDS_T:
+        raise UsageError("field strength", f"{field_tesla:g} T", "1.5, 3 or 7 T")
+    at = FIELDS_T.index(field_tesla)
     t1 = T1_FLUID_MS if name == "fluid" else T1_MS[table][name][at]
     return Tissue(t1, T2_STAR_MS[name][at], PROTON_DENSITY[name])
 
@@ -129,14 +132,15 @@ def _mprage(of: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
 def reported(scan: Acquisition) -> dict[str, float | str]:
     """The parameters as the manufacturer's DICOM headers give them (s and degrees, BIDS names).
 
-    Siemens writes the time between inversions as RepetitionTime, GE and Philips the echo spacing.
+    Siemens writes the time between inversions as RepetitionTime, GE and Philips the echo spacing;
+    GE's InversionTime ends where the readouts begin.
     """
     tr_ms = scan.tr_ms
     if scan.sequence == "MPRAGE" and scan.manufacturer != "Siemens":
         tr_ms = scan.echo_spacing_ms
     said: dict[str, float | str] = {
         "Manufacturer": scan.manufacturer,
-        "MagneticFieldStrength": scan.field_T,
+        "MagneticFieldStrength": scan.field_tesla,
         "PulseSequenceType": scan.sequence,
         "RepetitionTime": tr_ms / 1000,
         "EchoTime": scan.te_ms / 1000,
@@ -146,7 +150,8 @@ def reported(scan: Acquisition) -> dict[str, float | str]:
         "ParallelReductionFactorInPlane": scan.acceleration,
     }
     if scan.sequence == "MPRAGE":
-        said["InversionTime"] = scan.ti_ms / 1000
+        before = GE_INVERSION_OFFSET_MS if scan.manufacturer == "GE" else 0.0
+        said["InversionTime"] = (scan.ti_ms - before) / 1000
         said["RepetitionTimePreparation"] = scan.tr_ms / 1000
         said["EchoSpacing"] = scan.echo_spacing_ms / 1000
     return said
@@ -171,10 +176,10 @@ def acquire(
     image = torch.zeros(maps.shape[1:], dtype=torch.float32)
     reference = 1.0
     for n, name in enumerate(TISSUES):
-        of = tissue(name, scan.field_T)
+        of = tissue(name, scan.field_tesla)
         if name == "white":
             of = Tissue(of.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)), *_rest(of))
-            reference = float(signal(tissue(name, scan.field_T), scan))
+            reference = float(signal(tissue(name, scan.field_tesla), scan))
         # Smooth in the flip angle: a quadratic through three angles is exact enough, and fast.
         image += maps[n] * texture[n] * _over_flip(of, scan, transmit)
     image = blurred(image / reference * receive, scan, spacing_mm)
@@ -202,11 +207,11 @@ def noise_level(scan: Acquisition, spacing_mm: float) -> float:
     """Standard deviation of the noise, of the white matter's signal: by field, voxel and speed-up,
     and by how strong this protocol's signal is beside an MPRAGE at 3 T."""
     usual = Acquisition()
-    strength = float(signal(tissue("white", scan.field_T), scan)) / float(
+    strength = float(signal(tissue("white", scan.field_tesla), scan)) / float(
         signal(tissue("white", 3.0), usual)
     )
     voxel_mm3 = spacing_mm**2 * max(scan.slice_mm, spacing_mm)
-    gain = (scan.field_T / 3) * voxel_mm3 * strength / np.sqrt(scan.acceleration)
+    gain = (scan.field_tesla / 3) * voxel_mm3 * strength / np.sqrt(scan.acceleration)
     return float(NOISE_AT_3T / gain)
 
 
@@ -219,13 +224,12 @@ def blurred(image: Tensor, scan: Acquisition, spacing_mm: float) -> Tensor:
         x = torch.arange(-radius, radius + 1, dtype=torch.float32)
         line = torch.exp(-0.5 * (x / sigma) ** 2)
         kernel = (line / line.sum()).reshape(1, 1, 1, 1, -1)
-        padded = F.pad(image[None, None], (radius, radius), mode="replicate")
+        padded = F.pad(image[None, None], (radius, radius, 0, 0, 0, 0), mode="replicate")
         image = F.conv3d(padded, kernel)[0, 0]
     if scan.partial_fourier < 1:
         n = image.shape[1]
         spectrum = torch.fft.fft(image, dim=1)
         kept = torch.fft.fftfreq(n) * n > -n / 2 * (2 * scan.partial_fourier - 1)
-        # The half that is whole, mirrored: the missing part of a real image's spectrum is known
-        # only as far as the phase is, so that the outer part loses half of its weight.
+        # The part that is missing is filled with zeros, as most scanners do.
         image = torch.fft.ifft(spectrum * kept[None, :, None], dim=1).abs()
     return image

@@ -21,7 +21,7 @@ from torch import Tensor
 from cfgen.data.space import model_grid, resample
 from cfgen.data.volume import Grid
 
-# Cortical regions, in the order of graph.toml; `lobes` numbers them from 1.
+# Cortical regions, named as in graph.toml, and what has no noise of its own.
 CORTEX = ("frontal", "parietal", "temporal", "occipital", "insula", "cingulate", "hippocampus")
 FIXED = ("deep", "cerebellum", "brainstem")
 # The template's mask hugs the brain: this shell (mm) of fluid is added around it.
@@ -35,8 +35,8 @@ FLUID_DEPTH_MM = 3.0
 class Reference:
     """Maps (D, H, W) float32 in [0, 1] on `grid`: `white`, `grey` (cortex and hippocampus),
     `ventricles`, `fixed_white`, `fixed_grey` (deep nuclei, cerebellum, brainstem), `skull` (all
-    inside it), `t1` the template; `depth` in [0, 2]; `lobes` (D, H, W) uint8, 0 or a number of
-    CORTEX counted from 1."""
+    inside it), `t1` the template; `depth` in [0, 2]; `lobes` (D, H, W) uint8: 0 outside, or the
+    number of one of CORTEX, then FIXED, counted from 1."""
 
     grid: Grid
     white: Tensor
@@ -104,7 +104,6 @@ def _at_1mm(grid: Grid) -> tuple[dict[str, np.ndarray], np.ndarray]:
     # Deep grey matter is fixed; white matter near it is the cerebrum's.
     deep = names == len(CORTEX) + 1
     fixed_white, fixed_grey = white * (fixed & ~deep), grey * fixed
-    lobes = np.where(fixed, 0, names).astype(np.uint8)
     cortex = grey * ~fixed
     maps = {
         "t1": t1,
@@ -116,7 +115,7 @@ def _at_1mm(grid: Grid) -> tuple[dict[str, np.ndarray], np.ndarray]:
         "skull": skull.astype(np.float32),
         "depth": _depth(white, cortex, fluid),
     }
-    return maps, lobes
+    return maps, names
 
 
 def _voxel(point_mm: tuple[float, float, float], grid: Grid) -> tuple[int, int, int]:

@@ -11,8 +11,8 @@ scale of the literature; arrays have one entry a subject (n,), regions are (n, K
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 
@@ -23,11 +23,13 @@ from cfgen.sim import streams
 
 TERMS = ("x", "x2", "size", "sex", "x_sex", "ad", "aud", "aud_late")
 SIZE_REFERENCE_ML = 1460.0
+# Of the sinh-arcsinh transform.
+SKEW = 0.35
 
 
 @dataclass(frozen=True)
 class Graph:
-    """`graph.toml` as arrays: `log_reference`, `sigma`, `shared` (K,), `coefficients` (K, terms)."""
+    """`graph.toml`: `log_reference`, `sigma`, `shared` (K,), `coefficients` (K, terms)."""
 
     regions: tuple[str, ...]
     log_reference: np.ndarray
@@ -90,7 +92,15 @@ class Stress:
 
 
 PLAIN = Stress()
-SKEW = 0.35
+
+
+def stress_of(names: Sequence[str]) -> Stress:
+    """The departures of these names ('age-sex'). Raises UsageError for an unknown one."""
+    known = {f.name.replace("_", "-"): f.name for f in fields(Stress)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError("--stress", f"unknown '{unknown[0]}'", ", ".join(known))
+    return Stress(**{known[name]: True for name in names})
 
 
 @cache
@@ -157,7 +167,9 @@ def do(
     if unknown:
         known = ", ".join((*vars(parents), *model.regions))
         raise UsageError("intervention", f"unknown variable '{unknown[0]}'", known)
-    roots = {n: np.broadcast_to(v, parents.age.shape) for n, v in changed.items() if n in vars(parents)}
+    roots = {
+        n: np.broadcast_to(v, parents.age.shape) for n, v in changed.items() if n in vars(parents)
+    }
     acted = replace(parents, **roots)
     volumes = predict(model, acted, noise, stress)
     regions = volumes.regions.copy()
@@ -171,7 +183,9 @@ def _check_parents(model: Graph, parents: Parents) -> None:
     low, high = model.support
     outside = parents.age[(parents.age < low) | (parents.age > high)]
     if outside.size:
-        raise UsageError("age", f"{outside[0]:g} years", f"{low:g} to {high:g}, the simulator's ages")
+        raise UsageError(
+            "age", f"{outside[0]:g} years", f"{low:g} to {high:g}, the simulator's ages"
+        )
     for name in ("ad", "aud"):
         values = getattr(parents, name)
         wrong = values[(values < 0) | (values > 1)]

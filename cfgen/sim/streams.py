@@ -30,7 +30,9 @@ def normals(seed: int, stream: int, start: int, stop: int, width: int) -> np.nda
 
 def generator(seed: int, stream: int, subject: int, part: int = 0) -> np.random.Generator:
     """A generator of any many numbers of one subject; `part` tells visits or fields apart."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, stream), counter=[0, 0, part, subject]))
+    return np.random.Generator(
+        np.random.Philox(key=_key(seed, stream), counter=[0, 0, part, subject])
+    )
 
 
 def _key(seed: int, stream: int) -> np.ndarray:

@@ -1,0 +1,170 @@
+"""Images of simulated subjects: anatomy, then physics, with the subject's own noise.
+
+A counterfactual has the subject's shape, texture, fields and noise: what differs is what its
+parents changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfgen.data.parcellation import NAMES, STRUCTURES
+from cfgen.sim import streams
+from cfgen.sim.anatomy import Anatomy, make_anatomy, sample_shape, smooth_noise
+from cfgen.sim.cohort import Subject
+from cfgen.sim.physics import acquire
+from cfgen.sim.reference import CORTEX, FIXED, Reference
+from cfgen.sim.scm import Graph
+
+# Of a tissue's brightness, over about this length (mm): white, grey, fluid.
+TEXTURE_EVERY_MM = 5.0
+TEXTURE = (0.03, 0.04, 0.02)
+# Range of the receive field, and of the flip angle, at 1.5, 3 and 7 T.
+RECEIVE = {1.5: 0.10, 3.0: 0.25, 7.0: 0.50}
+TRANSMIT = {1.5: 0.03, 3.0: 0.08, 7.0: 0.25}
+# White matter of a nominal flip angle is stored as this.
+WHITE = 1000.0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """`image` (D, H, W), 0 outside the skull; `labels` (D, H, W) int16 in our codes; `posteriors`
+    (D, H, W, channels) uint8 in 255ths, in the order of CHANNELS; volumes in mL as measured."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    posteriors: np.ndarray
+    volumes_ml: np.ndarray
+    tiv_ml: float
+
+
+CHANNELS = (
+    "background",
+    "ventricles",
+    "subarachnoid",
+    "white_matter",
+    *CORTEX,
+    "fixed_white",
+    "fixed_grey",
+)
+
+
+def render(
+    model: Graph, head: Reference, subject: Subject, seed: int, *, noise: bool = True
+) -> Rendered:
+    """The scan of a subject and its truth. Raises UsageError when a volume cannot be reached."""
+    shape = sample_shape(head, seed, subject.number)
+    anatomy = make_anatomy(model, head, shape, subject.volumes, 0)
+    image = _image(head, anatomy, subject, seed, noise)
+    return Rendered(
+        image=image.numpy(),
+        labels=_labels(head, anatomy),
+        posteriors=_posteriors(anatomy),
+        volumes_ml=anatomy.volumes_ml,
+        tiv_ml=anatomy.tiv_ml,
+    )
+
+
+def _image(head: Reference, anatomy: Anatomy, subject: Subject, seed: int, noise: bool) -> Tensor:
+    scan, spacing = subject.acquisition, head.grid.spacing[0]
+    draw = streams.generator(seed, streams.TEXTURE, subject.number)
+    # A vector field of length 1 on average: each of its parts has a variance of a third.
+    field = smooth_noise(draw, head.grid, TEXTURE_EVERY_MM, 3**0.5)
+    texture = 1 + torch.tensor(TEXTURE)[:, None, None, None] * field
+    draw = streams.generator(seed, streams.BIAS, subject.number)
+    receive = _field(draw, head, RECEIVE[scan.field_tesla])
+    transmit = 1 + TRANSMIT[scan.field_tesla] * _centre(head)
+    added = None
+    if noise:
+        draw = streams.generator(seed, streams.NOISE, subject.number, subject.visit)
+        added = torch.from_numpy(draw.standard_normal((2, *head.grid.shape), np.float32))
+    maps = torch.stack([anatomy.white, anatomy.grey, anatomy.fluid])
+    age = float(subject.parents.age[0])
+    image = acquire(maps, scan, spacing, age, texture, transmit, receive, added)
+    inside = maps.sum(0) > 0.5
+    return torch.where(inside, image * WHITE, torch.zeros(()))
+
+
+def _field(draw: np.random.Generator, head: Reference, size: float) -> Tensor:
+    """A smooth factor (D, H, W): exp of a polynomial of order 3, its values `size` apart."""
+    axes = [torch.linspace(-1, 1, n) for n in head.grid.shape]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    total = torch.zeros(head.grid.shape)
+    for i in range(4):
+        for j in range(4 - i):
+            for k in range(4 - i - j):
+                if i + j + k:
+                    total += float(draw.uniform(-0.5, 0.5)) * x**i * y**j * z**k
+    inside = total[head.skull > 0.5]
+    total = (total - inside.mean()) / (inside.max() - inside.min())
+    return torch.exp(size * total)
+
+
+def _centre(head: Reference) -> Tensor:
+    """1 in the middle of the volume, -1 at its corners: the flip angle is highest inside."""
+    axes = [torch.linspace(-1, 1, n) for n in head.grid.shape]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    return 1 - 2 * (x**2 + y**2 + z**2) / 3
+
+
+def _soft(anatomy: Anatomy) -> Tensor:
+    """(channels, D, H, W) in the order of CHANNELS."""
+    cortex_all = anatomy.cortex.sum(0)
+    fixed_white = anatomy.white - anatomy.white_matter
+    subarachnoid = (anatomy.fluid - anatomy.ventricles).clamp(min=0)
+    inside = anatomy.white + anatomy.grey + anatomy.fluid
+    return torch.stack(
+        [
+            (1 - inside).clamp(min=0),
+            anatomy.ventricles,
+            subarachnoid,
+            anatomy.white_matter,
+            *anatomy.cortex,
+            fixed_white,
+            anatomy.grey - cortex_all,
+        ]
+    )
+
+
+def _posteriors(anatomy: Anatomy) -> np.ndarray:
+    scaled = (_soft(anatomy) * 255).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).numpy())
+
+
+def _labels(head: Reference, anatomy: Anatomy) -> np.ndarray:
+    """The most probable region of every voxel; left and right by the sign of x."""
+    best = _soft(anatomy).argmax(0).numpy()
+    x = head.grid.affine[0, 0] * np.arange(head.grid.shape[0]) + head.grid.affine[0, 3]
+    on_left = np.broadcast_to((x < 0)[:, None, None], best.shape)
+    out = np.zeros(best.shape, np.int16)
+    part = anatomy.lobes.numpy()
+    for channel, name in enumerate(CHANNELS):
+        here = best == channel
+        if name.startswith("fixed"):
+            for n, structure in enumerate(FIXED, len(CORTEX) + 1):
+                which = here & (part == n)
+                left, right = _codes(structure, name)
+                out[which] = np.where(on_left[which], left, right)
+            continue
+        left, right = _codes(name, name)
+        out[here] = np.where(on_left[here], left, right)
+    return out
+
+
+def _codes(name: str, channel: str) -> tuple[int, int]:
+    structure = {
+        "ventricles": "lateral_ventricle",
+        "subarachnoid": "csf",
+        "white_matter": "cerebral_wm",
+        "hippocampus": "hippocampus",
+        "background": "background",
+        "deep": "other_brain",
+        "brainstem": "brainstem",
+        "cerebellum": "cerebellum_wm" if channel == "fixed_white" else "cerebellum_gm",
+    }.get(name, f"cortex_{name}")
+    found = STRUCTURES[NAMES.index(structure)]
+    return found.left, found.right

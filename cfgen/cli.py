@@ -425,7 +425,7 @@ def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the cohort.")],
     preset: Annotated[
         str,
-        typer.Option("--preset", help="lifespan, elderly-ad, adolescents, aud or iap."),
+        typer.Option("--preset", help="lifespan, elderly-ad, adolescents, aud, iap or mixed."),
     ] = "lifespan",
     n: Annotated[int, typer.Option("--n", min=1, help="Number of subjects.")] = 20,
     truth: Annotated[
@@ -563,6 +563,10 @@ def train_ae(
         Path | None,
         typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
     ] = None,
+    conditions: Annotated[
+        str,
+        typer.Option("--conditions", help="Columns to learn beside age and sex: ad,field_tesla."),
+    ] = "",
     about: Annotated[
         Path | None, typer.Option("--about", help="JSON that names data, licence, attribution.")
     ] = None,
@@ -586,7 +590,8 @@ def train_ae(
 
     fit = _training_options(steps, learning_rate, batch_size, seed, AUTOENCODER_FIT)
     recipe = config.Preprocess(grid=grid)
-    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about), init)
+    names = [name for name in conditions.split(",") if name]
+    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about), init, names)
     print(bundle.path)
 
 

@@ -15,6 +15,7 @@ from cfgen.data.conditions import (
     fit_schema,
     parse_interventions,
     parse_values,
+    with_columns,
 )
 from cfgen.errors import ManifestError, UsageError
 
@@ -263,3 +264,16 @@ def test_parse_values():
     for text in ("age=62,age=63", "age", "age=62,", "age=old", "agee=3"):
         with pytest.raises(UsageError, match="--from"):
             parse_values(SCHEMA, text, "--from")
+
+
+def test_columns_become_variables():
+    """Numbers where every cell is one; the levels of anything else, in order."""
+    cells = [{"ad": "0.5", "maker": "GE"}, {"ad": "0", "maker": "Siemens"}, {"maker": "GE"}]
+    known = with_columns(default_schema(), ["ad", "maker"], cells)
+    assert known.names == ["age", "sex", "ad", "maker"]
+    assert known.variable("ad").kind == "continuous"
+    assert known.variable("maker").levels == ("GE", "Siemens")
+    with pytest.raises(ManifestError, match="column field: is in no row"):
+        with_columns(default_schema(), ["field"], cells)
+    with pytest.raises(ManifestError, match="says '3' in every row"):
+        with_columns(default_schema(), ["field"], [{"field": "3"}, {"field": "3"}])

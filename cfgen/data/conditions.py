@@ -182,6 +182,34 @@ def default_schema() -> Schema:
     return Schema((age, Variable("sex", "categorical", levels=("M", "F"))))
 
 
+def with_columns(
+    schema: Schema, names: Sequence[str], cells: Sequence[Mapping[str, str]]
+) -> Schema:
+    """The schema with further columns of a table: numbers where every cell is one, else levels.
+
+    `cells` are the rows' texts. Raises ManifestError for a column that no row has, or of one level.
+    """
+    added = []
+    for name in names:
+        known = [c[name] for c in cells if c.get(name)]
+        levels = tuple(sorted(set(known)))
+        if len(levels) < 2:
+            found = f"says '{levels[0]}' in every row" if levels else "is in no row"
+            raise ManifestError(f"column {name}", found, "two values or more to learn from")
+        kind: Literal["continuous", "categorical"] = "continuous"
+        if not all(map(_is_number, levels)):
+            kind = "categorical"
+        added.append(Variable(name, kind, levels=levels if kind == "categorical" else ()))
+    return Schema((*schema.variables, *added))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 class HasValues(Protocol):
     @property
     def values(self) -> dict[str, Value]: ...

@@ -77,7 +77,8 @@ def plan_subjects(
         plan.confounding,
         plan.stress,
     )
-    truths, left_out = [], []
+    truths: list[tuple[Subject, Intervention]] = []
+    left_out: list[str] = []
     for intervention in plan.truths:
         last: CfgenError | None = None
         before = len(truths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, new_bundle, read_bundle, write_card, write_part
 from cfgen.config import GRIDS, Preprocess
-from cfgen.data.conditions import Schema, default_schema, fit_schema
+from cfgen.data.conditions import Schema, default_schema, fit_schema, with_columns
 from cfgen.data.manifest import read_manifest
 from cfgen.data.space import work_grid
 from cfgen.data.table import Row
@@ -61,14 +61,16 @@ def train_autoencoder(
     device: str,
     data: dict[str, Any],
     init: Path | None = None,
+    conditions: Sequence[str] = (),
 ) -> Bundle:
     """Train the autoencoder of a new bundle on the train split; the val split is for figures.
 
     `data` describes the training data: name, licence, attribution. `init` is a bundle whose
-    autoencoder the training starts from.
+    autoencoder the training starts from. `conditions` are columns of the manifest beside age and
+    sex that the bundle is to know.
     """
     where = pick_device(device)
-    schema = fit_schema(_train_rows(manifest))
+    schema = _schema(manifest, conditions)
     train, val = _splits(manifest, schema, recipe.grid)
     task = AutoencoderTask(
         train.images, train.weights, val.images[::4], val.masks[::4], where, config
@@ -246,8 +248,13 @@ def _splits(manifest: Path, schema: Schema, grid: str) -> tuple[Cohort, Cohort]:
     return read_cohort(manifest, schema, grid, "train"), read_cohort(manifest, schema, grid, "val")
 
 
-def _train_rows(manifest: Path) -> list[Row]:
-    return [r for r in read_manifest(manifest, default_schema()) if r.split == "train"]
+def _schema(manifest: Path, conditions: Sequence[str]) -> Schema:
+    """Age, sex and further columns, with what the train split has of them."""
+    known = default_schema()
+    if conditions:
+        rows = read_manifest(manifest, known)
+        known = with_columns(known, conditions, [r.extra for r in rows])
+    return fit_schema([r for r in read_manifest(manifest, known) if r.split == "train"], known)
 
 
 def splined(schema: Schema) -> Tensor:

@@ -7,7 +7,7 @@ is that part of the whole, to the byte. Images come later (`sim/render.py`).
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -170,6 +170,9 @@ def _parents(chosen: Preset, u: np.ndarray, number: np.ndarray) -> Parents:
     elif chosen.disease == "elderly":
         mild = betaincinv(2.0, 4.0, u[:, 4])
         ad = np.where(u[:, 2] < 0.4, 0.0, np.where(u[:, 2] < 0.7, mild, demented))
+    elif chosen.disease == "mixed":
+        ad = np.where(u[:, 2] < 0.4, demented, 0.0)
+        aud = np.where(u[:, 3] < 0.4, betaincinv(4.0, 1.3, u[:, 5]), 0.0)
     elif chosen.disease == "alcohol":
         some, of = PATIENTS_OF
         aud = ((number + 1) * some // of - number * some // of).astype(float)
@@ -254,7 +257,7 @@ def counterfactual(
 
 def observed(
     model: Graph, subjects: Sequence[Subject], seed: int, stress: Stress
-) -> list[Mapping[str, float]]:
+) -> list[dict[str, float]]:
     """Region volumes as a segmentation would measure them: true, or with noise (`measured`)."""
     out = []
     for s in subjects:

@@ -87,7 +87,7 @@ def acquisition(scanner: Scanner, given: Mapping[str, float] | None = None) -> A
             slices=SLICES,
             slice_mm=round(1.2 + 1.3 * u[5], 1),
         )
-        return replace(usual, **given)
+        return replace(usual, **given)  # type: ignore[arg-type]
     usual = Acquisition(
         scanner.manufacturer,
         scanner.field_tesla,
@@ -99,7 +99,7 @@ def acquisition(scanner: Scanner, given: Mapping[str, float] | None = None) -> A
         echo_spacing_ms=ECHO_SPACING_MS[m] + 0.3 * z[3],
         slice_mm=1.0 if scanner.noise[5] < 0.5 else 1.2 if scanner.noise[5] < 0.9 else 1.5,
     )
-    scan = replace(usual, **given)
+    scan = replace(usual, **given)  # type: ignore[arg-type]
     room_ms = 2 * min(scan.ti_ms, scan.tr_ms - scan.ti_ms) * TRAIN_PART
     return replace(scan, slices=int(min(SLICES, room_ms / scan.echo_spacing_ms)))
 

@@ -146,3 +146,18 @@ def test_readouts_that_do_not_fit_are_refused():
         signal(tissue("white", 3.0), Acquisition(ti_ms=300))
     with pytest.raises(UsageError, match="4 T"):
         tissue("white", 4.0)
+
+
+def test_a_varying_flip_angle_follows_the_closed_form():
+    flips = torch.linspace(0.7, 1.3, 1000).reshape(10, 10, 10)
+    scan, one, shape = (
+        Acquisition(field_tesla=7.0, ti_ms=1050, tr_ms=2600),
+        torch.ones(1),
+        (10, 10, 10),
+    )
+    maps = torch.zeros(3, *shape)
+    maps[1] = 1
+    flat = torch.ones(shape)
+    image = acquire(maps, scan, 1.0, 40.0, torch.ones(3, *shape), flips, flat * one, None)
+    exact = signal(tissue("grey", 7.0), scan, flips) / signal(tissue("white", 7.0), scan)
+    assert float((image - exact).abs().max()) < 2e-3 * float(exact.max())

@@ -87,12 +87,17 @@ def plan_subjects(
                 changed = cohort.counterfactual(model, subject, intervention, plan.stress)
             except CfgenError as error:
                 last = error
-                left_out.append(f"{subject.key} {intervention.label()}: {error}")
+                left_out.append(f"{_name(subject, intervention)}: {error}")
                 continue
             truths.append((changed, intervention))
         if last is not None and len(truths) == before:
             raise last
     return subjects, truths, left_out
+
+
+def _name(subject: Subject, intervention: Intervention | None) -> str:
+    parts = (subject.key, _session(subject), intervention.label() if intervention else "")
+    return " ".join(p for p in parts if p)
 
 
 def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
@@ -112,7 +117,13 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
     tables: list[dict[str, str]] = []
     total = len(subjects) + len(truths)
     for number, (subject, intervention) in enumerate([*((s, None) for s in subjects), *truths], 1):
-        made = render(graph(), head, subject, plan.seed)
+        try:
+            made = render(graph(), head, subject, plan.seed)
+        except CfgenError as error:
+            # One person in thousands: the volumes fit the skull, but not this head's folds.
+            result.left_out.append(f"{_name(subject, intervention)}: {error}")
+            log.warning("left out: %s", result.left_out[-1])
+            continue
         row = _write(subject, intervention, made, plan, out)
         (result.rows if intervention is None else result.truths).append(row)
         tables.append(_volumes_line(subject, intervention, made))

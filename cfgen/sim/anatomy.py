@@ -44,7 +44,7 @@ VENTRICLE_STRENGTHS_MM = np.linspace(-6, 18, 25)
 TOLERANCE = 5e-4
 # Little fluid lies around these in the template to grow into: the reference volume is rendered as
 # this part of the template's, with fluid for the rest (temporal horn, cingulate sulcus, fissures).
-PART = {"hippocampus": 0.72, "cingulate": 0.8, "insula": 0.85}
+PART = {"hippocampus": 0.64, "cingulate": 0.72, "insula": 0.7}
 # Of the depth of the cortex: how soft its border is.
 RAMP = 0.25
 

@@ -180,7 +180,7 @@ def acquire(
         if name == "white":
             of = Tissue(of.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)), *_rest(of))
             reference = float(signal(tissue(name, scan.field_tesla), scan))
-        # Smooth in the flip angle: a quadratic through three angles is exact enough, and fast.
+        # Smooth in the flip angle: a cubic through four of them is exact enough, and fast.
         image += maps[n] * texture[n] * _over_flip(of, scan, transmit)
     image = blurred(image / reference * receive, scan, spacing_mm)
     if noise is None:
@@ -194,7 +194,8 @@ def _rest(of: Tissue) -> tuple[float, float]:
 
 
 def _over_flip(of: Tissue, scan: Acquisition, transmit: Tensor) -> Tensor:
-    knots = np.linspace(float(transmit.min()), float(transmit.max()) + 1e-6, 4)
+    low, high = float(transmit.min()), float(transmit.max())
+    knots = np.linspace(low, max(high, low + 0.02), 4)
     values = signal(of, scan, torch.from_numpy(knots)).numpy()
     polynomial = np.polynomial.Polynomial.fit(knots, values, 3).convert().coef
     out = torch.full_like(transmit, float(polynomial[-1]))

@@ -40,7 +40,9 @@ bench: venv
 	$(BIN)/python benchmarks/validate.py --data $(DATA) --bundle cfgen/bundles/default \
 		--out $(BUILD)/validate
 
-# Every step goes on where it stopped when the same command is run again.
+# Every step goes on where it stopped when the same command is run again. LABEL_MAPS is a folder of
+# whole-head label maps in FreeSurfer's codes; the shipped segmenter saw training_seg_01 to 16 of
+# BBillot/SynthSeg.
 default-bundle: venv
 	$(BIN)/cfgen preprocess --manifest $(DATA)/participants.csv --out $(BUILD)/prepared
 	$(BIN)/cfgen train-ae --manifest $(BUILD)/prepared/manifest.csv --out $(BUILD)/1-ae \
@@ -48,6 +50,8 @@ default-bundle: venv
 	$(BIN)/cfgen train-predictor --manifest $(BUILD)/prepared/manifest.csv \
 		--bundle $(BUILD)/1-ae --out $(BUILD)/2-predictor
 	$(BIN)/cfgen train-ldm --manifest $(BUILD)/prepared/manifest.csv \
-		--bundle $(BUILD)/2-predictor --out $(BUILD)/default
+		--bundle $(BUILD)/2-predictor --out $(BUILD)/3-ldm
+	$(BIN)/cfgen train-segmenter --manifest $(DATA)/participants.csv \
+		--label-maps $(LABEL_MAPS) --bundle $(BUILD)/3-ldm --out $(BUILD)/default
 	mkdir -p cfgen/bundles/default
 	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

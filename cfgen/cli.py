@@ -653,6 +653,10 @@ def train_segmenter_command(
     ],
     bundle: SourceBundle,
     out: OutBundle,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Bundle whose segmenter the training goes on from."),
+    ] = None,
     steps: Steps = 0,
     learning_rate: Rate = 0.0,
     device: Device = "auto",
@@ -667,7 +671,7 @@ def train_segmenter_command(
     from cfgen.jobs.train_segmenter import SEGMENTER_FIT
 
     fit = _training_options(steps, learning_rate, 0, seed, SEGMENTER_FIT)
-    print(train_segmenter(manifest, label_maps, bundle, out, fit, device).path)
+    print(train_segmenter(manifest, label_maps, bundle, out, fit, device, init).path)
 
 
 def _skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path | None]:

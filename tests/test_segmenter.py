@@ -30,10 +30,18 @@ from cfgen.jobs.synthesis import (
     nearest,
     paint,
     random_points,
+    scaled,
     strip,
     swap_sides,
 )
-from cfgen.jobs.train_segmenter import LabelledScan, LabelMap, _cells, random_example, set_loss
+from cfgen.jobs.train_segmenter import (
+    LabelledScan,
+    LabelMap,
+    _cells,
+    meet_volumes,
+    random_example,
+    set_loss,
+)
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 SMALL = SegmenterConfig(classes=5, channels=(8, 8, 8), norm_groups=4)
@@ -199,6 +207,55 @@ def test_examples_are_fixed_by_their_generator_and_in_range():
         assert one.image.max() <= 1
         assert one.image.isfinite().all()
     assert acquire(torch.zeros(8, 8, 8), torch.Generator(), SYNTHESIS).isfinite().all()
+
+
+class Threshold(torch.nn.Module):
+    """White matter where a ramp is above 0.3, thalamus where it is above 0.8; nothing learned."""
+
+    config = SegmenterConfig(len(NAMES), pack=1)
+
+    def __init__(self):
+        super().__init__()
+        self.conv_out = torch.nn.Conv3d(1, len(NAMES) + 1, 1)
+        with torch.no_grad():
+            self.conv_out.weight.zero_()
+            self.conv_out.bias.fill_(-30)
+            for name, slope, offset in (
+                ("background", 0.0, 0.0),
+                ("cerebral_wm", 10.0, -3.0),
+                ("thalamus", 30.0, -19.0),
+            ):
+                self.conv_out.weight[NAMES.index(name)] = slope
+                self.conv_out.bias[NAMES.index(name)] = offset
+
+    def forward(self, x):
+        out = self.conv_out(x)
+        return out[:, :-1], out[:, -1]
+
+
+def test_scores_are_shifted_until_volumes_are_met():
+    """The labels' thresholds are 0.4 and 0.7: each volume is met to a slice."""
+    ramp = torch.linspace(0, 1, 40)[:, None, None].expand(40, 8, 8).contiguous()
+    labels = torch.zeros(40, 8, 8, dtype=torch.uint8)
+    labels[ramp > 0.4] = NAMES.index("cerebral_wm")
+    labels[ramp > 0.7] = NAMES.index("thalamus")
+    net = Threshold()
+    meet_volumes(net, [LabelledScan(ramp, labels, labels * 0, 2.0)], torch.device("cpu"), rounds=30)
+    found = net(scaled(ramp)[None, None])[0][0].argmax(0)
+    for name in ("cerebral_wm", "thalamus"):
+        expected = int((labels == NAMES.index(name)).sum())
+        assert int((found == NAMES.index(name)).sum()) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_mirrored_head_has_mirrored_regions():
+    torch.manual_seed(0)
+    net = Segmenter(SegmenterConfig(len(NAMES), (8, 8), norm_groups=4)).eval()
+    data = np.random.default_rng(0).random((24, 24, 16)).astype(np.float32)
+    affine = np.diag([2.0, 2, 2, 1])
+    found = posteriors(net, Volume(data, affine), torch.device("cpu"))
+    flipped = posteriors(net, Volume(data[::-1].copy(), affine), torch.device("cpu"))
+    assert torch.allclose(found.classes.flip(1), flipped.classes, atol=2e-2)
+    assert torch.allclose(found.left.flip(0), 1 - flipped.left, atol=2e-2)
 
 
 def halves(shape=(40, 44, 36)):

@@ -10,7 +10,8 @@ from cfgen.data.table import Row
 from cfgen.data.volume import header_warnings, read_volume
 from cfgen.errors import CfgenError
 from cfgen.jobs.brain import BrainFinder, find_brain
-from cfgen.jobs.gate import Card, Finding, Gate, Verdict, examine, verdict
+from cfgen.jobs.gate import Card, Finding, Verdict, before_fit, fit_measures, judge, verdict
+from cfgen.jobs.prepare import prepare
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def check_scans(
 def _check(row: Row, recipe: Preprocess, finder: BrainFinder, card: Card) -> Checked:
     scan = read_volume(row.image)
     brain = find_brain(scan, row.mask or row.labels, finder)
-    # Forced: every check is to be told, not the first refusal alone.
-    _, findings = examine(scan, brain, recipe, Gate(card, force=True))
+    findings = before_fit(scan, brain, card)
+    # What no brain looks like is not registered; else every finding is told, not the first alone.
+    if verdict(findings) != "refuse":
+        findings += judge(fit_measures(prepare(scan, brain.mask, recipe)), card)
     reasons = [f.text for f in findings if f.verdict != "ok"]
     notes = [*header_warnings(row.image), *([brain.warning] if brain.warning else [])]
     worst = verdict(findings)

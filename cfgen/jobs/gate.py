@@ -225,12 +225,17 @@ def examine(
 
     Raises ImageError at the first refusal, unless forced.
     """
-    findings = judge(scan_measures(scan, brain.mask, brain.confidence), gate.card)
+    findings = before_fit(scan, brain, gate.card)
     refuse(scan, findings, gate)
     prepared = prepare(scan, brain.mask, recipe)
     findings += judge(fit_measures(prepared), gate.card)
     refuse(scan, findings, gate)
     return prepared, findings
+
+
+def before_fit(scan: Volume, brain: Brain, card: Card) -> list[Finding]:
+    """What can be told without registration."""
+    return judge(scan_measures(scan, brain.mask, brain.confidence), card)
 
 
 def refuse(scan: Volume, findings: Iterable[Finding], gate: Gate) -> None:

@@ -110,9 +110,15 @@ def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors
     grid = upright_grid(scan.grid, SPACING_MM)
     data = torch.from_numpy(resample(scan.data, scan.grid, grid))
     image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
-    with autocast(device):
-        scores, side = net(image)
-    return Posteriors(scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu(), grid)
+    classes, left = torch.zeros(()), torch.zeros(())
+    # As it is and mirrored: the mean of the two is better than either.
+    for mirrored in (False, True):
+        with autocast(device):
+            scores, side = net(image.flip(2) if mirrored else image)
+        p, on_left = scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
+        classes = classes + (p.flip(1) if mirrored else p) / 2
+        left = left + ((1 - on_left).flip(0) if mirrored else on_left) / 2
+    return Posteriors(classes, left, grid)
 
 
 def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -41,11 +41,22 @@ from cfgen.jobs.train_latent_diffusion import (
     unet_config,
 )
 from cfgen.jobs.train_predictor import fit_predictor
-from cfgen.jobs.train_segmenter import SEGMENTER, SegmenterTask
+from cfgen.jobs.train_segmenter import (
+    GOING_ON,
+    SEGMENTER,
+    SegmenterLoss,
+    SegmenterTask,
+    meet_volumes,
+)
 from cfgen.jobs.training_data import Cohort, read_cohort
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.segmenter import Segmenter
 
 log = logging.getLogger("cfgen")
+
+
+# Labelled scans by whose volumes a segmenter's scores are shifted.
+CALIBRATED_SCANS = 12
 
 
 def runs_folder(out: Path, stage: str) -> Path:
@@ -210,11 +221,13 @@ def train_segmenter(
     out: Path,
     config: FitConfig,
     device: str,
+    init: Path | None = None,
 ) -> Bundle:
     """Add the segmenter to a bundle: from whole-head label maps, and whole heads with labels.
 
     Rows of `manifest` without labels, or of another split than train, are not trained on; every
-    fourth of the val split is for figures.
+    fourth of the val split is for figures. `init` is a bundle whose segmenter the training goes on
+    from.
     """
     where = pick_device(device)
     bundle = read_bundle(source)
@@ -223,8 +236,14 @@ def train_segmenter(
     val = [r for r in rows if r.split == "val" and r.labels][::4]
     maps = read_label_maps(label_maps)
     log.info("segmenter: %d label maps, %d labelled scans", len(maps), len(train))
-    task = SegmenterTask(maps, read_labelled_scans(train), read_labelled_scans(val), where, config)
+    scans = read_labelled_scans(train)
+    loss = SegmenterLoss() if init is None else GOING_ON
+    task = SegmenterTask(maps, scans, read_labelled_scans(val), where, config, loss=loss)
+    if init is not None:
+        load_weights(task.net, read_bundle(init), "segmenter")
     net = fit(task, config, runs_folder(out, "segmenter"))
+    assert isinstance(net, Segmenter)
+    meet_volumes(net, scans[:: max(1, len(scans) // CALIBRATED_SCANS)], where)
     trained = {"label_maps": len(maps)} | _trained(train, config)
     return write_part(
         copy_bundle(bundle, out), "segmenter", half(net), net_config(SEGMENTER), trained

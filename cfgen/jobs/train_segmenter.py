@@ -7,6 +7,7 @@ the loss asks for the set alone (Fidon et al. 2021, label-set loss).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.data.parcellation import LEFT, NAMES, SETS, membership
-from cfgen.jobs.device import channels_last
+from cfgen.data.parcellation import BRAIN_FROM, LEFT, NAMES, SETS, membership
+from cfgen.jobs.device import autocast, channels_last
 from cfgen.jobs.fit import FitConfig
 from cfgen.jobs.synthesis import (
     GENTLE,
@@ -72,12 +73,13 @@ class SegmenterLoss:
     # The cross-entropy weighs a set by its voxels to the power of minus this at the start, and not
     # at all from half-time on: a structure of a few voxels would not be found for long otherwise.
     balance: float = 0.5
-    # The Dice loss rests from this part of the steps on: it finds small structures, and makes them
-    # too large where it is unsure. Under cross-entropy alone a probability is what it says.
-    dice_until: float = 0.9
     # Of an example's voxels, a random share that differs from step to step: the last layer and the
     # loss at all of them would cost as much as the network.
     looked_at: float = 0.25
+
+
+# For a network that knows brains already.
+GOING_ON = SegmenterLoss(painted_from=0.0, balance=0.0)
 
 
 class SegmenterTask:
@@ -106,7 +108,8 @@ class SegmenterTask:
         self.membership = torch.from_numpy(membership()).to(device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        share = self.weight.painted * min(1.0, step / (self.weight.painted_from * self.steps))
+        ramp = max(1.0, self.weight.painted_from * self.steps)
+        share = self.weight.painted * min(1.0, (step + 1) / ramp)
         painted = bool(torch.rand(1, generator=generator) < share)
         painted = bool(self.maps) and (painted or not self.scans)
         pool: list[LabelMap] | list[LabelledScan] = self.maps if painted else self.scans
@@ -125,9 +128,7 @@ class SegmenterTask:
         lateral = F.binary_cross_entropy_with_logits(
             side.float()[known], (sides[known] == LEFT).float()
         )
-        total = entropy + self.weight.side * lateral
-        if step < self.weight.dice_until * self.steps:
-            total = total + dice
+        total = entropy + dice + self.weight.side * lateral
         figures = {"entropy": entropy.item(), "dice": dice.item(), "side": lateral.item()}
         return total, figures
 
@@ -201,6 +202,37 @@ def set_loss(
     entropy = -(weight * torch.log(true.clamp(min=1e-6))).sum() / weight.sum()
     dice = (2 * overlap + 1) / (probability.sum(1) + count + 1)
     return entropy, 1 - dice[present].mean()
+
+
+@torch.inference_mode()
+def meet_volumes(
+    net: Segmenter, scans: Sequence[LabelledScan], device: torch.device, rounds: int = 8
+) -> None:
+    """Shift the scores of `net`, one number a class, until labelled volumes are met on average.
+
+    The Dice loss makes small structures too large where it is unsure. Classes that no scan labels
+    for certain, and what is not brain, stay as they are.
+    """
+    truth = np.zeros(len(NAMES))
+    scores = []
+    for scan in scans:
+        image = scaled(scan.image.float())[None, None].to(device)
+        with autocast(device):
+            scores.append(net(image)[0][0].half().cpu())
+        truth += np.bincount(scan.sets.flatten().numpy(), minlength=len(SETS))[: len(NAMES)]
+    known = [c for c in range(BRAIN_FROM, len(NAMES)) if truth[c]]
+    shift = torch.zeros(len(NAMES))
+    for _ in range(rounds):
+        found = np.zeros(len(NAMES))
+        for one in scores:
+            labels = (one + shift[:, None, None, None].half()).argmax(0)
+            found += np.bincount(labels.flatten().numpy(), minlength=len(NAMES))
+        for c in known:
+            # Less than the whole step: neighbours move too.
+            shift[c] -= 0.8 * float(np.log(max(found[c], 0.2 * truth[c]) / truth[c]))
+    assert net.conv_out.bias is not None
+    cells = net.config.pack**3
+    net.conv_out.bias[: len(NAMES) * cells] += shift.repeat_interleave(cells).to(device)
 
 
 def _dice(a: Tensor, b: Tensor) -> float:

@@ -79,3 +79,14 @@ def test_tensors_round_trip():
     # Coefficients are shipped in half precision.
     assert torch.allclose(again.mean(c), fitted.mean(c), atol=2e-2)
     assert torch.equal(again.knots.isnan(), fitted.knots.isnan())
+
+
+def test_a_variable_of_few_levels_stays_a_straight_line():
+    """Field strength: its quantiles fall together, and no spline can be drawn through them."""
+    torch.manual_seed(0)
+    field = torch.tensor([1.5, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 7.0] * 5)[:, None]
+    z0 = (2 * field + 1).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 2)
+    mean = fit_latent_mean(z0, field, torch.ones(40), torch.tensor([True]))
+    assert mean.knots.isnan().all()
+    found = mean.mean(torch.tensor([[5.0]]))
+    assert float(found.mean()) == pytest.approx(11, rel=0.02)

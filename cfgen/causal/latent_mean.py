@@ -83,6 +83,13 @@ def features(c: Tensor, knots: Tensor) -> Tensor:
     return torch.stack(columns, 1).float()
 
 
+def _knots(x: Tensor, splined: bool) -> Tensor:
+    """Four knots, or NaN for a variable that stays a straight line: one of few levels (a field
+    strength, a severity that is mostly 0) has no quantiles to tell apart."""
+    own = torch.quantile(x, torch.linspace(0.05, 0.95, 4))
+    return own if splined and bool((own.diff() > 0).all()) else torch.full((4,), torch.nan)
+
+
 def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> LatentMean:
     """Ridge regression of latents z0 (N, C, D, H, W) on c (N, variables).
 
@@ -90,13 +97,7 @@ def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> 
     penalty is slight: one chosen by cross-validation over all latent voxels, most of which know
     nothing of age, would take a fifth of the ventricles' change away.
     """
-    quantiles = torch.linspace(0.05, 0.95, 4)
-    knots = torch.stack(
-        [
-            torch.quantile(x, quantiles) if s else torch.full((4,), torch.nan)
-            for x, s in zip(c.T, splined, strict=True)
-        ]
-    )
+    knots = torch.stack([_knots(x, bool(s)) for x, s in zip(c.T, splined, strict=True)])
     phi = features(c, knots).double()
     y = z0.flatten(1).double()
     w = (weights / weights.mean()).double()[:, None]

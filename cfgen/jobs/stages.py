@@ -59,6 +59,10 @@ log = logging.getLogger("cfgen")
 CALIBRATED_SCANS = 12
 
 
+# Fewer subjects cannot tell how far the latent mean moves the ventricles.
+CALIBRATED_LEAST = 5
+
+
 def runs_folder(out: Path, stage: str) -> Path:
     """Where a stage keeps its checkpoint, log and pictures: beside the bundle it writes."""
     return out.with_name(f"{out.name}-training") / stage
@@ -170,8 +174,11 @@ def _gain(
 ) -> Tensor:
     """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
     tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]
-    if not tried:
-        log.warning("the manifest has no label maps: the gain of the latent mean stays 1")
+    if len(tried) < CALIBRATED_LEAST:
+        log.warning(
+            "%d of the scans that would tell have label maps: the gain of the latent mean stays 1",
+            len(tried),
+        )
         return torch.ones(1)
     labels = np.stack([read_volume(train.rows[n].labels).data for n in tried])  # type: ignore[arg-type]
     mean = fit_mean(

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from cfgen.data.regions import group_mask
+from cfgen.errors import ImageError
 
 GROWN_MM = 6.0
 
@@ -34,10 +35,13 @@ def ventricle_count(
     labels are not of the table.
     """
     inside = group_mask(labels, table, "lateral_ventricle")
+    deep = group_mask(labels, table, "basal_ganglia")
+    if not (inside.any() and deep.any()):
+        raise ImageError("label map", "labels no lateral ventricles or no basal ganglia", "both")
     region = around_ventricles(labels, table, spacing_mm)
     # The darkest fifth: the rest of a 2 mm label is partly tissue.
     fluid = float(np.percentile(factual[inside], 20))
-    grey = float(np.median(factual[group_mask(labels, table, "basal_ganglia")]))
+    grey = float(np.median(factual[deep]))
     return VentricleCount(region, (fluid + grey) / 2)
 
 

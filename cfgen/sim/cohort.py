@@ -108,7 +108,7 @@ def schema(model: Graph) -> Schema:
         Variable("manufacturer", "categorical", levels=MAKERS),
         Variable("field_tesla", "categorical", levels=tuple(f"{f:g}" for f in FIELDS_T)),
         Variable("sequence", "categorical", levels=SEQUENCES),
-        *(Variable(name, "continuous", "", 0.1, 5000.0) for name in PARAMETERS),
+        *(Variable(name, "continuous", "", 0.0, 5000.0) for name in PARAMETERS),
     ]
     return Schema(tuple(variables))
 

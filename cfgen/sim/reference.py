@@ -23,7 +23,8 @@ from cfgen.data.volume import Grid
 
 # Cortical regions, named as in graph.toml, and what has no noise of its own.
 CORTEX = ("frontal", "parietal", "temporal", "occipital", "insula", "cingulate", "hippocampus")
-FIXED = ("deep", "cerebellum", "brainstem")
+DEEP = ("thalamus", "caudate", "putamen", "pallidum")
+FIXED = (*DEEP, "cerebellum", "brainstem")
 # The template's mask hugs the brain: this shell (mm) of fluid is added around it.
 SHELL_MM = 2
 VENTRICLE_SEEDS_MM = ((6, 8, 18), (-6, 8, 18), (20, -38, 14), (-20, -38, 14))
@@ -100,9 +101,9 @@ def _at_1mm(grid: Grid) -> tuple[dict[str, np.ndarray], np.ndarray]:
     fluid = skull - grey - white
     ventricles = _ventricles(fluid, grid)
     names = _nearest_seed(skull, fluid, grid)
-    fixed = np.isin(names, [len(CORTEX) + 1 + n for n in range(len(FIXED))])
+    fixed = names > len(CORTEX)
     # Deep grey matter is fixed; white matter near it is the cerebrum's.
-    deep = names == len(CORTEX) + 1
+    deep = fixed & (names <= len(CORTEX) + len(DEEP))
     fixed_white, fixed_grey = white * (fixed & ~deep), grey * fixed
     cortex = grey * ~fixed
     maps = {
@@ -156,7 +157,7 @@ def _corrected(found: np.ndarray, fluid: np.ndarray, world: np.ndarray) -> np.nd
     number = {name: n for n, name in enumerate((*CORTEX, *FIXED), 1)}
     out = found.copy()
     out[(found == number["insula"]) & ((x < 30) | (x > 46))] = number["frontal"]
-    out[(found == number["insula"]) & (x < 30)] = number["deep"]
+    out[(found == number["insula"]) & (x < 30)] = number["putamen"]
     out[(found == number["cingulate"]) & (x > 14)] = number["frontal"]
     # Along its axis, from front below to back above.
     along = ((y + 24) / 17) ** 2

@@ -156,15 +156,14 @@ def _labels(head: Reference, anatomy: Anatomy) -> np.ndarray:
 
 
 def _codes(name: str, channel: str) -> tuple[int, int]:
+    """The codes, left and right, that a region of the simulator is labelled with."""
     structure = {
         "ventricles": "lateral_ventricle",
         "subarachnoid": "csf",
         "white_matter": "cerebral_wm",
-        "hippocampus": "hippocampus",
-        "background": "background",
-        "deep": "other_brain",
-        "brainstem": "brainstem",
         "cerebellum": "cerebellum_wm" if channel == "fixed_white" else "cerebellum_gm",
-    }.get(name, f"cortex_{name}")
+    }.get(name, name)
+    if structure not in NAMES:
+        structure = f"cortex_{name}"
     found = STRUCTURES[NAMES.index(structure)]
     return found.left, found.right

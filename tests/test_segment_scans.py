@@ -35,9 +35,13 @@ def test_one_scan(cfgen, bundle, stripped_scan, tmp_path):
     mask, posteriors = tmp_path / "mask.nii.gz", tmp_path / "post.nii.gz"
     volumes, qc = tmp_path / "v.csv", tmp_path / "q.csv"
     wanted = ["--mask", mask, "--posteriors", posteriors, "--volumes", volumes, "--qc", qc]
-    code, printed, _ = cfgen(
-        "segment", "--in", stripped_scan, "--out", out, *wanted, "--bundle", bundle.path
-    )
+    arguments = ["segment", "--in", stripped_scan, "--out", out, *wanted, "--bundle", bundle.path]
+    # Random weights find no plausible brain: the gate says so.
+    code, _, said = cfgen(*arguments)
+    assert code == 3
+    assert "refused" in said
+    assert not out.exists()
+    code, printed, _ = cfgen(*arguments, "--force")
     assert code == 0
     assert printed.strip() == str(out)
     scan, labels = nib.load(stripped_scan), nib.load(out)
@@ -69,7 +73,7 @@ def test_a_folder_goes_on_after_a_bad_scan(cfgen, bundle, stripped_scan, tmp_pat
     (scans / "bad.nii.gz").write_bytes(b"text")
     out = tmp_path / "seg"
     code, printed, said = cfgen(
-        "segment", "--in", scans, "--out", out, "--bundle", bundle.path, "--no-picture"
+        "segment", "--in", scans, "--out", out, "--bundle", bundle.path, "--no-picture", "--force"
     )
     assert code == 1
     assert printed.split() == [str(out / "good_dseg.nii.gz")]

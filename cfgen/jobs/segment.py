@@ -28,6 +28,8 @@ from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 # Native voxels are labelled in slabs, so that memory stays small at 0.7 mm.
 SLAB_VOXELS = 400_000
+# Fluid further than this from the brain's tissue is not inside the skull.
+FLUID_REACH_MM = 12.0
 # What is inside the skull and no tissue.
 FLUID = (
     "csf",
@@ -87,13 +89,15 @@ def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
 def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     """Raises ImageError when nothing in the scan looks like a brain."""
     found = posteriors(net, scan, device)
-    piece = largest_component(found.brain.numpy() > 0.5)
+    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
+    piece = largest_component((found.brain - fluid).numpy() > 0.5)
     if not piece.any():
         raise ImageError(
             scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
         )
-    # Islands outside the brain have no part in its labels or volumes.
-    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=2)).float()
+    # Islands outside the brain, and what looks like its fluid in nose and neck, are none of it.
+    reach = round(FLUID_REACH_MM / SPACING_MM)
+    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=reach)).float()
     classes = found.classes.clone()
     classes[0] += found.brain * (1 - near)
     classes[BRAIN_FROM:] *= near

@@ -146,7 +146,10 @@ def test_cohort_on_disk(cfgen, tmp_path):
     assert float(truths[0]["age"]) == pytest.approx(float(rows[0].values["age"]) + 10)
     image, labels = nib.load(rows[0].image), nib.load(rows[0].labels)
     assert b"SYNTHETIC" in image.header["descrip"].item()
-    assert nib.load(rows[0].posteriors).shape == (*image.shape, len(CHANNELS))
+    four = nib.load(rows[0].posteriors)
+    assert four.shape == (*image.shape, len(CHANNELS))
+    # Stored in 255ths: the sum is 1 but for the rounding of each channel.
+    assert np.abs(four.get_fdata(dtype=np.float32).sum(-1) - 1).max() < 0.03
     record = json.loads(rows[0].image.with_name(f"{rows[0].subject}_T1w.json").read_text())
     assert record["Synthetic"] is True
     volumes = list(csv.DictReader((out / "volumes.csv").open()))

@@ -174,7 +174,7 @@ def _write(
     write_new(Volume(made.image, head.grid.affine), image, np.int16, description=said)
     write_new(Volume(made.labels, head.grid.affine), labels, np.int16, description=said)
     write_new(
-        Volume(made.posteriors / np.float32(255), head.grid.affine),
+        Volume(made.posteriors, head.grid.affine),
         posteriors,
         np.uint8,
         description=said,

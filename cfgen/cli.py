@@ -295,11 +295,12 @@ def _check(
 ) -> None:
     """Print a verdict a scan; exit 3 when the one scan, 1 when some scan is refused."""
     from cfgen.data.table import write_table
+    from cfgen.data.volume import refuse_existing
     from cfgen.jobs.check import check_scans
 
     table = out / "check.csv" if out is not None else None
-    if table is not None and table.exists() and not overwrite:
-        raise UsageError(table, "exists already", fix="use --overwrite or another --out")
+    if table is not None:
+        refuse_existing(table, overwrite)
     checked = []
     for one in check_scans(rows, recipe, finder, card):
         checked.append(one)

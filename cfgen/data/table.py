@@ -110,14 +110,16 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
-    """A CSV of lines, in the columns that any of them has; nothing where there is no line."""
+    """A CSV, tab-separated when named .tsv, of lines in the columns that any of them has; nothing
+    where there is no line."""
     if not lines:
         return
     columns = list(dict.fromkeys(name for line in lines for name in line))
+    delimiter = "\t" if path.suffix == ".tsv" else ","
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, delimiter=delimiter, lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
 

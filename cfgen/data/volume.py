@@ -86,6 +86,12 @@ def strip_suffix(path: Path) -> str:
     return path.stem
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises UsageError when an output is there already and is not to be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(path, "exists already", fix="use --overwrite or another --out")
+
+
 def is_image_path(path: Path) -> bool:
     return path.name.endswith(SUFFIXES)
 

@@ -22,6 +22,7 @@ from cfgen.data.volume import (
     Volume,
     header_warnings,
     read_volume,
+    refuse_existing,
     strip_suffix,
     write_atomically,
     write_like,
@@ -177,8 +178,7 @@ def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
         double = next(p for p in paths if list(paths).count(p) > 1)
         raise UsageError(double, "two outputs would have this name", fix="ask for fewer targets")
     for path in paths:
-        if path.exists() and not overwrite:
-            raise UsageError(path, "exists already", fix="use --overwrite or another --out")
+        refuse_existing(path, overwrite)
 
 
 def _known_conditions(bundle: Bundle, scan: Path, given: Values, source: str) -> Factual:

@@ -8,7 +8,6 @@ wide again. Left and right are the header's; nothing here guesses them.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ from cfgen.errors import ImageError
 from cfgen.jobs.brain import Brain
 from cfgen.jobs.prepare import Prepared, prepare, template_brain
 
-log = logging.getLogger("cfgen")
 Verdict = Literal["ok", "warn", "refuse"]
 Range = tuple[float, float]
 # A measure's lowest and highest value in the training scans.

@@ -25,6 +25,7 @@ from cfgen.data.volume import (
     Volume,
     header_warnings,
     read_volume,
+    refuse_existing,
     write_atomically,
     write_like,
     write_new,
@@ -240,8 +241,7 @@ def undo(edited: Path, prepared_image: Path, scan_path: Path, out: Path, overwri
 
     `edited` is on the grid of `prepared_image`. What was not changed stays as it was, to the bit.
     """
-    if out.exists() and not overwrite:
-        raise UsageError(out, "exists already", fix="use --overwrite or another --out")
+    refuse_existing(out, overwrite)
     prepared, scan, image = (
         load_prepared(prepared_image),
         read_volume(scan_path),

@@ -22,11 +22,12 @@ from cfgen.data.volume import (
     Volume,
     header_warnings,
     read_volume,
+    refuse_existing,
     strip_suffix,
     write_atomically,
     write_new,
 )
-from cfgen.errors import CfgenError, UsageError
+from cfgen.errors import CfgenError
 from cfgen.jobs.gate import Gate, cautions, judge, refuse, scan_measures, verdict
 from cfgen.jobs.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.jobs.pictures import segmentation_picture
@@ -128,8 +129,7 @@ def segment_scans(
     for number, (row, files) in enumerate(zip(rows, outputs, strict=True), 1):
         try:
             for path in files.paths():
-                if path.exists() and not overwrite:
-                    raise UsageError(path, "exists already", fix="use --overwrite or another --out")
+                refuse_existing(path, overwrite)
             scan = read_volume(row.image)
             found = find(scan, row)
             findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)

@@ -6,10 +6,8 @@ refused before the first image is made.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from cfgen.config import DEFAULT_GRID, SEED
 from cfgen.data.conditions import Intervention
 from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row, write_table
-from cfgen.data.volume import Volume, write_atomically, write_new
-from cfgen.errors import CfgenError, UsageError
+from cfgen.data.volume import Volume, refuse_existing, write_atomically, write_new
+from cfgen.errors import CfgenError
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Preset, Subject
 from cfgen.sim.physics import reported
@@ -106,10 +104,7 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
     Raises UsageError before any image is made.
     """
     subjects, truths, left_out = plan_subjects(plan)
-    if (out / "manifest.csv").exists() and not overwrite:
-        raise UsageError(
-            out / "manifest.csv", "exists already", fix="use --overwrite or another --out"
-        )
+    refuse_existing(out / "manifest.csv", overwrite)
     for text in left_out:
         log.warning("left out: %s", text)
     head = reference(plan.grid)
@@ -141,7 +136,7 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
             for s, one in zip(subjects, observed, strict=True)
         ],
     )
-    _write_participants(out, subjects)
+    write_table(out / "participants.tsv", [_participant(s) for s in subjects if s.visit == 0])
     text = json.dumps(_description(plan), indent=2) + "\n"
     write_atomically(out / "dataset_description.json", lambda path: path.write_text(text))
     return result
@@ -234,26 +229,16 @@ def _volumes_line(
     return line | {"tiv_rendered": f"{made.tiv_ml:.4f}"}
 
 
-def _write_participants(out: Path, subjects: Sequence[Subject]) -> None:
-    lines = [
-        (
-            s.key,
-            _number(float(s.parents.age[0])),
-            "M" if s.parents.male[0] else "F",
-            _number(float(s.parents.ad[0])),
-            _number(float(s.parents.aud[0])),
-        )
-        for s in subjects
-        if s.visit == 0
-    ]
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(("participant_id", "age", "sex", "ad", "aud"))
-            writer.writerows(lines)
-
-    write_atomically(out / "participants.tsv", write)
+def _participant(subject: Subject) -> dict[str, str]:
+    """A line of participants.tsv."""
+    parents = subject.parents
+    return {
+        "participant_id": subject.key,
+        "age": _number(float(parents.age[0])),
+        "sex": "M" if parents.male[0] else "F",
+        "ad": _number(float(parents.ad[0])),
+        "aud": _number(float(parents.aud[0])),
+    }
 
 
 def _description(plan: Plan) -> dict[str, Any]:

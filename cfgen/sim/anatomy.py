@@ -75,6 +75,7 @@ class Anatomy:
     tiv_ml: float
 
 
+@cache
 def scale_to_rendered(model: Graph, head: Reference) -> np.ndarray:
     """(K,): what one mL of the graph is in the rendered head.
 
@@ -173,16 +174,6 @@ class Fields:
     white: Tensor
 
 
-_FIELDS: dict[int, Fields] = {}
-
-
-def fields(head: Reference) -> Fields:
-    """The reference's fields, made once for each head."""
-    if id(head) not in _FIELDS:
-        _FIELDS[id(head)] = _make_fields(head)
-    return _FIELDS[id(head)]
-
-
 @cache
 def _gaussian(sigma_voxels: float) -> Tensor:
     radius = int(np.ceil(3 * sigma_voxels))
@@ -205,7 +196,9 @@ def _gradient(volume: Tensor) -> Tensor:
     return torch.stack(torch.gradient(volume))
 
 
-def _make_fields(head: Reference) -> Fields:
+@cache
+def fields(head: Reference) -> Fields:
+    """The reference's fields, made once for each head."""
     spacing = head.grid.spacing[0]
     sigma = VENTRICLE_SMOOTH_MM / spacing
     # Cortex does not move with the ventricles: the field is gone where grey matter begins.

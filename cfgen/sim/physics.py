@@ -14,7 +14,7 @@ contrast: S = PD sin(a) |Mc| exp(-TE / T2*). SPGR is the Ernst equation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -174,12 +174,11 @@ def acquire(
     Fourier blur before the noise is added, as the scanner does.
     """
     image = torch.zeros(maps.shape[1:], dtype=torch.float32)
-    reference = 1.0
+    reference = float(signal(tissue("white", scan.field_tesla), scan))
     for n, name in enumerate(TISSUES):
         of = tissue(name, scan.field_tesla)
         if name == "white":
-            of = Tissue(of.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)), *_rest(of))
-            reference = float(signal(tissue(name, scan.field_tesla), scan))
+            of = replace(of, t1_ms=of.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)))
         # Smooth in the flip angle: a cubic through four of them is exact enough, and fast.
         image += maps[n] * texture[n] * _over_flip(of, scan, transmit)
     image = blurred(image / reference * receive, scan, spacing_mm)
@@ -187,10 +186,6 @@ def acquire(
         return image
     sigma = noise_level(scan, spacing_mm)
     return torch.sqrt((image + sigma * noise[0]) ** 2 + (sigma * noise[1]) ** 2)
-
-
-def _rest(of: Tissue) -> tuple[float, float]:
-    return of.t2_star_ms, of.proton_density
 
 
 def _over_flip(of: Tissue, scan: Acquisition, transmit: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -102,13 +102,3 @@ def acquisition(scanner: Scanner, given: Mapping[str, float] | None = None) -> A
     scan = replace(usual, **given)  # type: ignore[arg-type]
     room_ms = 2 * min(scan.ti_ms, scan.tr_ms - scan.ti_ms) * TRAIN_PART
     return replace(scan, slices=int(min(SLICES, room_ms / scan.echo_spacing_ms)))
-
-
-def parameters(scan: Acquisition) -> dict[str, Any]:
-    """What a manifest says of an acquisition."""
-    return {
-        "manufacturer": scan.manufacturer,
-        "field_tesla": scan.field_tesla,
-        "sequence": scan.sequence,
-        **{name: round(float(getattr(scan, name)), 3) for name in PARAMETERS},
-    }

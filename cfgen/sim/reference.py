@@ -32,7 +32,8 @@ VENTRICLE_SEEDS_MM = ((6, 8, 18), (-6, 8, 18), (20, -38, 14), (-20, -38, 14))
 FLUID_DEPTH_MM = 3.0
 
 
-@dataclass(frozen=True)
+# Compared and hashed by identity: there is one a grid.
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Maps (D, H, W) float32 in [0, 1] on `grid`: `white`, `grey` (cortex and hippocampus),
     `ventricles`, `fixed_white`, `fixed_grey` (deep nuclei, cerebellum, brainstem), `skull` (all

@@ -60,10 +60,11 @@ def render(
     shape = sample_shape(head, seed, subject.number)
     anatomy = make_anatomy(model, head, shape, subject.volumes, 0)
     image = _image(head, anatomy, subject, seed, noise)
+    soft = _soft(anatomy)
     return Rendered(
         image=image.numpy(),
-        labels=_labels(head, anatomy),
-        posteriors=_posteriors(anatomy),
+        labels=_labels(head, anatomy.lobes, soft),
+        posteriors=_posteriors(soft),
         volumes_ml=anatomy.volumes_ml,
         tiv_ml=anatomy.tiv_ml,
     )
@@ -130,18 +131,18 @@ def _soft(anatomy: Anatomy) -> Tensor:
     )
 
 
-def _posteriors(anatomy: Anatomy) -> np.ndarray:
-    scaled = (_soft(anatomy) * 255).round().clamp(0, 255).byte()
+def _posteriors(soft: Tensor) -> np.ndarray:
+    scaled = (soft * 255).round().clamp(0, 255).byte()
     return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).numpy())
 
 
-def _labels(head: Reference, anatomy: Anatomy) -> np.ndarray:
+def _labels(head: Reference, lobes: Tensor, soft: Tensor) -> np.ndarray:
     """The most probable region of every voxel; left and right by the sign of x."""
-    best = _soft(anatomy).argmax(0).numpy()
+    best = soft.argmax(0).numpy()
     x = head.grid.affine[0, 0] * np.arange(head.grid.shape[0]) + head.grid.affine[0, 3]
     on_left = np.broadcast_to((x < 0)[:, None, None], best.shape)
     out = np.zeros(best.shape, np.int16)
-    part = anatomy.lobes.numpy()
+    part = lobes.numpy()
     for channel, name in enumerate(CHANNELS):
         here = best == channel
         if name.startswith("fixed"):

@@ -27,7 +27,8 @@ SIZE_REFERENCE_ML = 1460.0
 SKEW = 0.35
 
 
-@dataclass(frozen=True)
+# Compared and hashed by identity.
+@dataclass(frozen=True, eq=False)
 class Graph:
     """`graph.toml`: `log_reference`, `sigma`, `shared` (K,), `coefficients` (K, terms)."""
 

@@ -36,7 +36,8 @@ from cfgen.jobs.stages import train_autoencoder, train_latent_diffusion
 from cfgen.jobs.train_autoencoder import AUTOENCODER_FIT
 from cfgen.jobs.train_latent_diffusion import LATENT_DIFFUSION_FIT
 from cfgen.metrics.morphometry import ventricle_count
-from cfgen.metrics.truth import bootstrap_interval, group_mean_shift, image_truth, volume_truth
+from cfgen.metrics.statistics import interval
+from cfgen.metrics.truth import group_mean_shift, image_truth, volume_truth
 from cfgen.sim import cohort
 from cfgen.sim.scm import graph
 
@@ -115,9 +116,8 @@ def measure(out: Path, rows: list[Row], known: Schema, bundle: Path) -> list[dic
         for method, found in scores.items():
             line = {"query": query, "method": method, "n": str(len(found))}
             for name in ("skill", "slope", "correlation", "leakage", "mae"):
-                values = np.array([getattr(f, name) for f in found])
-                low, high = bootstrap_interval(values)
-                line[name] = f"{np.nanmean(values):.3f} [{low:.3f}, {high:.3f}]"
+                mean, low, high = interval(np.array([getattr(f, name) for f in found]))
+                line[name] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
             of = volume_truth(*np.array(volumes[method]).T)
             if query in ACQUISITION:
                 of = replace(of, slope=float("nan"), nmse=float("nan"))

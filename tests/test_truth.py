@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cfgen.metrics.truth import (
-    bootstrap_interval,
     dice,
     group_mean_shift,
     image_truth,
@@ -66,9 +65,3 @@ def test_masks():
     # The two faces lie 2 voxels apart, the sides overlap in part.
     assert 0 < surface_distance_mm(a, b, 2.0) < 4
     assert np.isnan(surface_distance_mm(a, a & False, 2.0))
-
-
-def test_the_interval_covers_the_mean():
-    low, high = bootstrap_interval(RNG.normal(3, 1, 200))
-    assert 2.7 < low < 3 < high < 3.3
-    assert high - low == pytest.approx(2 * 1.96 / 200**0.5, rel=0.2)

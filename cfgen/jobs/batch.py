@@ -64,10 +64,6 @@ def plan(
     ]
 
 
-def _output_name(row: Row, intervention: Intervention) -> str:
-    return f"{unique_key(row)}_{intervention.label()}{_suffix(row.image)}"
-
-
 def single_row(image: Path, mask: Path | None) -> Row:
     """One scan without a manifest; it is named by its file."""
     return Row(subject=strip_suffix(image), image=image, mask=mask)

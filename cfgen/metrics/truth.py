@@ -101,16 +101,3 @@ def group_mean_shift(factuals: Sequence[np.ndarray], trues: Sequence[np.ndarray]
     for factual, true in zip(factuals, trues, strict=True):
         shift += true - factual
     return shift / len(factuals)
-
-
-def bootstrap_interval(
-    values: np.ndarray, seed: int = 0, samples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of the mean of (n,) values, subjects drawn with replacement."""
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return float("nan"), float("nan")
-    draw = np.random.default_rng(seed)
-    means = known[draw.integers(0, known.size, (samples, known.size))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

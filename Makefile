@@ -8,7 +8,7 @@ SCAN ?= $(BUILD)/demo/mni152_T1w.nii.gz
 FROM ?=
 AGE ?= +30
 
-.PHONY: venv demo test check bench default-bundle
+.PHONY: venv demo test browser check bench default-bundle
 
 venv: .venv/.installed
 
@@ -26,8 +26,14 @@ demo: venv $(SCAN)
 $(BUILD)/demo/mni152_T1w.nii.gz: | venv
 	$(BIN)/python benchmarks/demo_scan.py $@
 
-test: venv check
+test: venv browser check
 	$(BIN)/python -m pytest
+
+# The report's controls are tested in a browser. Where it cannot be installed those tests skip.
+browser:
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || \
+		echo "chromium is not here and cannot be installed: its tests skip"
 
 check: venv
 	$(BIN)/ruff check .
@@ -52,6 +58,9 @@ default-bundle: venv
 	$(BIN)/cfgen train-ldm --manifest $(BUILD)/prepared/manifest.csv \
 		--bundle $(BUILD)/2-predictor --out $(BUILD)/3-ldm
 	$(BIN)/cfgen train-segmenter --manifest $(DATA)/participants.csv \
-		--label-maps $(LABEL_MAPS) --bundle $(BUILD)/3-ldm --out $(BUILD)/default
+		--label-maps $(LABEL_MAPS) --bundle $(BUILD)/3-ldm --out $(BUILD)/4-segmenter
+	$(BIN)/cfgen train-predictor --manifest $(BUILD)/prepared/manifest.csv \
+		--target age --target sex --target volumes \
+		--bundle $(BUILD)/4-segmenter --out $(BUILD)/default
 	mkdir -p cfgen/bundles/default
 	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

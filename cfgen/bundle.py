@@ -87,6 +87,7 @@ TRAINED_BY = {
     "latent_mean": "train-ldm",
     "unet": "train-ldm",
     "predictor": "train-predictor",
+    "judge": "train-predictor --target age --target sex",
     "template": "train-ae",
     "segmenter": "train-segmenter",
 }

@@ -130,7 +130,17 @@ def counterfactual(
     guidance: Annotated[
         float | None, typer.Option("--guidance", help="Classifier-free guidance weight.")
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", min=1, help="Mean, SD and intervals of so many samples."),
+    ] = 1,
     diff: Annotated[bool, typer.Option("--diff", help="Also write the signed difference.")] = False,
+    reconstruction: Annotated[
+        bool, typer.Option("--reconstruction", help="Also write what the model sees of the scan.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write a page to look at it; see 'report'.")
+    ] = False,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -149,6 +159,8 @@ def counterfactual(
       cfgen counterfactual --in sub01.nii.gz --age +30
 
       cfgen counterfactual --in sub01.nii.gz --from age=62,sex=F --age -20:+20:10 --out edits/
+
+      cfgen counterfactual --in sub01.nii.gz --age +30 --samples 8 --report
 
       cfgen counterfactual --manifest cohort.csv --sex F --out edits/
     """
@@ -189,6 +201,9 @@ def counterfactual(
         overwrite=overwrite,
         seed=seed,
         force=force,
+        samples=samples,
+        reconstruction=reconstruction,
+        report=report,
     )
     engine = load_engine(bundle, device, how)
     outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
@@ -198,6 +213,72 @@ def counterfactual(
             log.info("wrote %s", path)
     _print([str(row.image) for row in outcome.done], as_json)
     if outcome.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def report(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Page to write, or a folder for a manifest.")
+    ],
+    image: Annotated[
+        Path | None,
+        typer.Option("--in", "-i", help="A counterfactual, with its sidecar beside it."),
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="What 'counterfactual --manifest' wrote.")
+    ] = None,
+    factual: Annotated[
+        Path | None,
+        typer.Option("--factual", help="The scan that it was made of, if it is not beside it."),
+    ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option("--targets", help="Volumes to reach: a table as 'segment --volumes' writes."),
+    ] = None,
+    no_regions: Annotated[
+        bool, typer.Option("--no-regions", help="Measure no volumes: pictures alone, faster.")
+    ] = False,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    device: Device = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page to look at a counterfactual: pictures, regions, flags, methods, provenance.
+
+    One HTML file a counterfactual, to open in any browser; it needs no server and no network. With
+    a manifest, OUT/index.html lists all of them with thumbnails, to sort and filter.
+
+    Examples:
+
+      cfgen report --in edits/sub01_age+30.nii.gz --factual sub01.nii.gz --out sub01.html
+
+      cfgen report --manifest edits/manifest.csv --out report/
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.manifest import read_manifest
+    from cfgen.jobs.device import pick_device
+    from cfgen.jobs.report import Ruler, read_targets, report_one
+    from cfgen.jobs.report_group import report_group
+
+    _one_source("report", image, manifest)
+    found = read_bundle(bundle)
+    ruler = Ruler.of(None if no_regions else found, pick_device(device))
+    if image is not None:
+        wanted = read_targets(targets) if targets else {}
+        report_one(image, factual, out, ruler, wanted, overwrite)
+        _print([str(out)], as_json)
+        return
+    assert manifest is not None
+    if factual or targets:
+        raise UsageError("report", "--factual or --targets beside --manifest", "--in")
+    result = report_group(read_manifest(manifest, found.schema), out, ruler, overwrite)
+    _print([str(result.index)], as_json)
+    if result.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -520,6 +601,118 @@ def _shard(text: str, n: int) -> tuple[int, int]:
 
 
 @app.command()
+def evaluate(
+    real: Annotated[
+        Path, typer.Option("--real", help="Manifest of real scans, with their age and sex.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
+    counterfactuals: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--counterfactuals",
+            help="[NAME=]MANIFEST that 'cfgen counterfactual' wrote; repeat it to compare.",
+        ),
+    ] = None,
+    generated: Annotated[
+        list[str] | None,
+        typer.Option("--generated", help="[NAME=]MANIFEST of scans that were made of nobody."),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", help="truth.csv of 'cfgen simulate --truth'."),
+    ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", help="quick, standard, full or paper; see README.")
+    ] = "standard",
+    split: Annotated[
+        str, typer.Option("--split", help="Only real scans of this split, for example val.")
+    ] = "",
+    medicalnet: Annotated[
+        Path | None,
+        typer.Option("--medicalnet", help="resnet_10.pth, 50 or 101 of Tencent/MedicalNet."),
+    ] = None,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = config.SEED,
+    overwrite: Overwrite = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure counterfactuals: reached, kept, like real brains, and near the truth where known.
+
+    Writes metrics.csv and .json (each figure with its n, interval, extractor and direction), tables
+    as in the papers, figures, a methods paragraph and BibTeX. Leaving every scan as it is ('copy')
+    is always measured beside. The bundle's judge and segmenter measure; prepared scans are kept in
+    OUT/work.
+
+    Examples:
+
+      cfgen evaluate --real cohort.csv --counterfactuals edits/manifest.csv --out evaluation/
+
+      cfgen evaluate --real sim/manifest.csv --truth sim/truth.csv --suite quick
+        --counterfactuals ours=a/manifest.csv --counterfactuals theirs=b/manifest.csv --out e/
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.manifest import read_manifest
+    from cfgen.data.volume import refuse_existing
+    from cfgen.jobs.evaluate import SUITES, Asked
+    from cfgen.jobs.evaluate import evaluate as job
+    from cfgen.jobs.evaluate_read import conditions_of
+    from cfgen.jobs.evaluate_write import tables, write_evaluation
+
+    if suite not in SUITES:
+        raise UsageError("--suite", f"'{suite}'", ", ".join(SUITES))
+    if suite == "paper" and medicalnet is None:
+        raise UsageError("--suite", "paper without --medicalnet", "the weights of the papers' FID")
+    refuse_existing(out / "metrics.csv", overwrite)
+    known = conditions_of(read_bundle(bundle))
+    rows = [r for r in read_manifest(real, known) if split in ("", r.split)]
+    if not rows:
+        raise UsageError("--split", f"no row of {real} is '{split}'", "a split that it has")
+    asked = Asked(
+        rows,
+        {n: read_manifest(p, known) for n, p in _named(counterfactuals, "--counterfactuals")},
+        {n: read_manifest(p, known) for n, p in _named(generated, "--generated")},
+        read_manifest(truth, known) if truth else [],
+        bundle,
+        suite,
+        medicalnet,
+        seed,
+        force,
+    )
+    found = job(asked, out / "work", device)
+    written = write_evaluation(found, suite, seed, out)
+    if as_json:
+        print((out / "metrics.json").read_text())
+        return
+    methods = list(dict.fromkeys(r.method for r in found.results if r.method != "real"))
+    log.info("%s", tables(found.results, methods))
+    _print([str(path) for path in written], False)
+
+
+def _named(given: list[str] | None, option: str) -> list[tuple[str, Path]]:
+    """'ours=a.csv' -> its name and path; a bare path is named by its folder."""
+    out = []
+    for text in given or []:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).absolute().parent.name, text
+        out.append((name, Path(path)))
+    names = [name for name, _ in out]
+    if len(set(names)) < len(names) or {"copy", "real", "oracle"} & set(names):
+        raise UsageError(
+            option,
+            f"names {', '.join(names)}",
+            "different NAME=MANIFEST, none of them copy, real or oracle",
+        )
+    return out
+
+
+@app.command()
 def undo(
     image: Annotated[Path, typer.Option("--in", "-i", help="Edited image on the model grid.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="What 'preprocess' wrote.")],
@@ -631,15 +824,53 @@ def train_predictor_command(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="Train the judge of age, sex, another column (numbers, or 2 to 10 texts), or "
+            "volumes: the regions of the label maps; repeatable.",
+        ),
+    ] = None,
+    networks: Annotated[
+        int, typer.Option("--networks", min=0, help="Networks of the judge; 0 is the usual.")
+    ] = 0,
+    steps: Steps = 0,
+    learning_rate: Rate = 0.0,
+    batch_size: Batch = 0,
+    device: Device = "auto",
     threads: Threads = 0,
+    seed: Seed = config.SEED,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a predictor of age and sex, fitted on real scans alone, to a bundle."""
-    _setup(threads, verbose, quiet)
-    from cfgen.jobs.stages import train_predictor
+    """Add the predictor of conditions, or with --target the judge of counterfactuals.
 
-    print(train_predictor(manifest, bundle, out).path)
+    The predictor (ridge, seconds) guesses age and sex of a scan for which nobody says them. The
+    judge (a few CNNs that differ by seed, minutes) guesses the targets from images that were
+    edited, to say whether the edit arrived. Both see the train split alone; the judge leaves
+    synthetic rows out, needs val scans, and prints its own error on them.
+
+    Examples:
+
+      cfgen train-predictor --manifest prepared/manifest.csv --bundle ae/ --out ae-predictor/
+
+      cfgen train-predictor --manifest prepared/manifest.csv --target age --target sex
+      --target volumes --bundle whole/ --out judged/
+    """
+    _setup(threads, verbose, quiet)
+    from cfgen.jobs import stages
+
+    if not target:
+        if networks or steps or learning_rate or batch_size:
+            found = "--networks, --steps, --learning-rate or --batch-size without --target"
+            raise UsageError("train-predictor", found, "--target: they are the judge's")
+        print(stages.train_predictor(manifest, bundle, out).path)
+        return
+    from cfgen.jobs.train_judge import JUDGE_FIT, SEEDS
+
+    fit = _training_options(steps, learning_rate, batch_size, seed, JUDGE_FIT)
+    print(stages.train_judge(manifest, target, bundle, out, fit, device, networks or SEEDS).path)
 
 
 @app.command("train-segmenter")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cfgen import cli
-from cfgen.bundle import Bundle, new_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, new_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Preprocess
 from cfgen.data.conditions import Schema, default_schema
+from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
+from cfgen.jobs import counterfactual as counterfactual_job
+from cfgen.jobs import gate as gate_job
+from cfgen.jobs.brain import Brain
+from cfgen.jobs.gate import Gate
 from cfgen.jobs.models import half, net_config
 from cfgen.jobs.prepare import template_brain
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
 from cfgen.nets.predictors import Predictor, PredictorConfig
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 
@@ -65,12 +72,37 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def segmenter_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small bundle with a segmenter of random weights: it measures, but nothing sensible."""
+    torch.manual_seed(0)
+    config = SegmenterConfig(len(NAMES), (8, 8), norm_groups=4)
+    copied = copy_bundle(tiny_bundle, tmp_path_factory.mktemp("bundles") / "segmenter")
+    return write_part(copied, "segmenter", half(Segmenter(config)), net_config(config), {})
+
+
+@pytest.fixture(scope="session")
 def stripped_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The MNI template, a stripped T1w brain, as int16."""
     data, grid = template_brain()
     path = tmp_path_factory.mktemp("scans") / "mni_T1w.nii.gz"
     write_new(Volume(np.rint(data * 1000), grid.affine), path, np.int16)
     return path
+
+
+@pytest.fixture(scope="module")
+def prepared_once() -> Iterator[None]:
+    """Scans are prepared once, not in every run: for tests of what comes after."""
+    kept: dict[tuple[Path | None, str], Any] = {}
+
+    def examine(scan: Volume, brain: Brain, recipe: Preprocess, gate: Gate) -> Any:
+        key = (scan.path, brain.source)
+        if key not in kept:
+            kept[key] = gate_job.examine(scan, brain, recipe, gate)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counterfactual_job, "examine", examine)
+        yield
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_sidecar_says_what_was_done(edited):
     assert said["SkullStripping"]["Method"] == "stripped"
     assert said["RoundTripError"] == pytest.approx(results["age+20"].round_trip, abs=1e-6)
     assert said["RoundTripError"] < 0.01
+    assert not {"Samples", "Reconstruction"} & set(said)
     assert str(folder) not in (folder / "age+20.json").read_text()
 
 

@@ -62,6 +62,30 @@ def test_interrupted_run_ends_with_the_same_bytes(tmp_path):
     assert [r["step"] for r in rows(tmp_path / "broken" / "report.csv")] == ["6", "12"]
 
 
+def test_resuming_keeps_the_memory_order_of_moments(tmp_path):
+    """Convolutions are trained channels-last; so must their moments be when they come back."""
+
+    class Blur(Line):
+        def __init__(self, stop_after=None):
+            super().__init__(stop_after, critic=False)
+            torch.manual_seed(3)
+            self.net = nn.Conv3d(2, 3, 3).to(memory_format=torch.channels_last_3d)
+
+        def loss(self, step, generator):
+            if step == self.stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            x = torch.randn(1, 2, 4, 4, 4, generator=generator)
+            return (self.net(x) - x.mean()).square().mean(), {}
+
+        def report(self, net, picture):
+            return {}
+
+    whole = fit(Blur(), CONFIG, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(Blur(stop_after=5), CONFIG, tmp_path / "broken")
+    assert torch.equal(fit(Blur(), CONFIG, tmp_path / "broken").weight, whole.weight)
+
+
 def test_seed_changes_the_run(tmp_path):
     one = fit(Line(), CONFIG, tmp_path / "a")
     other = fit(Line(), FitConfig(**{**vars(CONFIG), "seed": 1}), tmp_path / "b")

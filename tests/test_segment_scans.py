@@ -9,20 +9,13 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
-from cfgen.bundle import copy_bundle, write_part
-from cfgen.data.parcellation import NAMES, STRUCTURES
-from cfgen.jobs.models import half, net_config
-from cfgen.nets.segmenter import Segmenter, SegmenterConfig
+from cfgen.data.parcellation import STRUCTURES
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle, tmp_path_factory):
-    torch.manual_seed(0)
-    config = SegmenterConfig(len(NAMES), (8, 8), norm_groups=4)
-    copied = copy_bundle(tiny_bundle, tmp_path_factory.mktemp("bundles") / "segmenter")
-    return write_part(copied, "segmenter", half(Segmenter(config)), net_config(config), {})
+def bundle(segmenter_bundle):
+    return segmenter_bundle
 
 
 def lines(path):

@@ -96,8 +96,9 @@ def is_image_path(path: Path) -> bool:
     return path.name.endswith(SUFFIXES)
 
 
-def read_volume(path: Path | str) -> Volume:
-    """Read one 3D scan of any orientation, spacing and number type.
+def read_volume(path: Path | str, *, blank: bool = False) -> Volume:
+    """Read one 3D scan of any orientation, spacing and number type; `blank` lets a map of nothing
+    but zeros pass.
 
     Raises ImageError when the file is no NIfTI or MGH, is cut short, has several frames, colours,
     non-finite values or nothing but zeros, or when its header does not say where the brain's left
@@ -124,7 +125,7 @@ def read_volume(path: Path | str) -> Volume:
             "finite intensities",
             "replace them, for example by 0, and run again",
         )
-    if not data.any():
+    if not (blank or data.any()):
         raise ImageError(path, "every voxel is zero", "a brain scan")
     return Volume(np.ascontiguousarray(data), affine, path)
 

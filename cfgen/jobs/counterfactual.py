@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 from cfgen import __version__
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStrip
-from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention
 from cfgen.data.volume import (
     Volume,
@@ -31,17 +31,25 @@ from cfgen.data.volume import (
 from cfgen.errors import UsageError
 from cfgen.jobs.brain import Brain, BrainFinder, brain_finder, find_brain, grid_text
 from cfgen.jobs.device import pick_device
+from cfgen.jobs.factual import (
+    Factual,
+    Values,
+    check_targets,
+    complete,
+    known_conditions,
+    value_text,
+)
 from cfgen.jobs.gate import Finding, Gate, cautions, examine, record
-from cfgen.jobs.models import LatentEdit, Models, edit_latent, load_models
+from cfgen.jobs.models import ROUND_TRIP_LIMIT, LatentEdit, Models, edit_latent, load_models
 from cfgen.jobs.pictures import counterfactual_picture
-from cfgen.jobs.predict import predict_conditions
 from cfgen.jobs.prepare import Prepared
 from cfgen.jobs.render import render
+from cfgen.jobs.report import Regions, Ruler, Run, write_page
+from cfgen.jobs.samples import Measure, Sampled, sample_noise, summarise
+from cfgen.jobs.samples import record as samples_record
+from cfgen.jobs.segment import segment
 
 log = logging.getLogger("cfgen")
-Values = Mapping[str, float | str]
-# Above this the inversion lost more of the subject than an edit should rest on.
-ROUND_TRIP_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,11 @@ class Options:
     seed: int = SEED
     # Go on with a scan that the gate refuses; the sidecar says so.
     force: bool = False
+    # The image is the mean of so many samples (jobs/samples.py).
+    samples: int = 1
+    # Also what the model sees of the scan; also the page of jobs/report.py.
+    reconstruction: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,6 @@ class Engine:
     models: Models
     finder: BrainFinder
     device: torch.device
-
-
-@dataclass(frozen=True)
-class Factual:
-    """The subject's conditions and where each came from."""
-
-    values: dict[str, float | str]
-    sources: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,15 @@ def counterfactual(
     looked for beside the scan (BIDS) and then predicted. Targets share one inversion. Either every
     file appears or none. Raises CfgenError.
     """
+    if options.samples < 1:
+        raise UsageError("--samples", f"{options.samples}", "1 or more")
     files = {i: _files(path, options) for i, path in outputs.items()}
     _refuse_existing([f for group in files.values() for f in group.values()], options.overwrite)
     scan = read_volume(scan_path)
     log.info("%s: %s", scan_path.name, grid_text(scan.grid))
     warnings = header_warnings(scan_path)
-    known = _known_conditions(engine.bundle, scan_path, given or {}, given_source)
-    _check_targets(list(outputs), known, engine.bundle)
+    known = known_conditions(engine.bundle, scan_path, given or {}, given_source)
+    check_targets(list(outputs), known, engine.bundle)
 
     brain = find_brain(scan, mask_path, engine.finder)
     warnings += [brain.warning] if brain.warning else []
@@ -127,33 +134,48 @@ def counterfactual(
     prepared, findings = examine(scan, brain, engine.bundle.preprocess, gate)
     warnings += cautions(findings)
     log.info("aligned with the template")
-    factual, predicted = _factual(engine, prepared, known)
+    factual, predicted = complete(engine.bundle, prepared.image, engine.device, known)
     warnings += predicted
     for name, value in factual.values.items():
-        log.info("factual %s %s: %s", name, _text(value), factual.sources[name])
+        log.info("factual %s %s: %s", name, value_text(value), factual.sources[name])
     targets = {i: i.apply(factual.values) for i in outputs}
-    edit, decoded = _edit(engine, prepared, factual, list(targets.values()), options)
+    edits = _edits(engine, prepared, factual, list(targets.values()), options)
+    edit, rebuilt = edits[0], [_decode(engine, e.reconstruction) for e in edits]
     log.info("inverted in %d steps, round trip %.3f %%", options.edit.steps, 100 * edit.round_trip)
     if edit.round_trip > ROUND_TRIP_LIMIT:
         warnings.append(
             f"the round trip lost {edit.round_trip:.1%} of the latent "
             f"(expected at most {ROUND_TRIP_LIMIT:.0%}); more --steps bring it down"
         )
+    regions = _regions(engine, scan) if options.report else None
     results, written = [], []
     try:
-        for (intervention, target), image in zip(targets.items(), decoded[1:], strict=True):
+        for number, (intervention, target) in enumerate(targets.items()):
             own = [*warnings, *engine.bundle.schema.support_warnings(target)]
+            images: Iterable[np.ndarray]
             if intervention.is_null(factual.values):
-                data = scan.data
+                images = itertools.repeat(scan.data, options.samples)
             else:
-                data = render(scan, prepared, decoded[0], image, options.render)
+                images = _images(engine, scan, prepared, edits, rebuilt, number, options.render)
+            sampled = summarise(images, _measure(engine, scan) if options.samples > 1 else None)
             paths = files[intervention]
             written += list(paths.values())
             label = intervention.label()
             sidecar = _provenance(
                 engine, scan, brain, prepared, findings, factual, target, label, edit, own, options
             )
-            _write(scan, data, label, sidecar, paths, prepared)
+            if "sd" in paths:
+                # Only here, so that one sample leaves the bytes it always left.
+                sidecar["Samples"] = samples_record(sampled, options.samples, paths["sd"].name)
+            if "reconstruction" in paths:
+                sidecar["Reconstruction"] = paths["reconstruction"].name
+            seen = None
+            if options.reconstruction or options.report:
+                seen = render(scan, prepared, rebuilt[0], rebuilt[0], "latent")
+            _write(scan, sampled, seen, label, sidecar, paths, prepared)
+            if "report" in paths:
+                assert regions is not None
+                _report(engine, scan, sampled, seen, sidecar, paths, regions)
             log.info("%s written", label)
             results.append(Result(paths["image"], label, target, edit.round_trip, own))
     except BaseException:
@@ -168,6 +190,12 @@ def _files(image: Path, options: Options) -> dict[str, Path]:
     files = {"image": image, "sidecar": stem.with_name(stem.name + ".json")}
     if options.difference:
         files["difference"] = stem.with_name(stem.name + "_diff.nii.gz")
+    if options.samples > 1:
+        files["sd"] = stem.with_name(stem.name + "_sd.nii.gz")
+    if options.reconstruction:
+        files["reconstruction"] = stem.with_name(stem.name + "_rec.nii.gz")
+    if options.report:
+        files["report"] = stem.with_name(stem.name + ".html")
     if options.picture:
         files["picture"] = stem.with_name(stem.name + ".png")
     return files
@@ -181,80 +209,74 @@ def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
         refuse_existing(path, overwrite)
 
 
-def _known_conditions(bundle: Bundle, scan: Path, given: Values, source: str) -> Factual:
-    values: dict[str, float | str] = dict(given)
-    sources = dict.fromkeys(given, source)
-    if bundle.schema.missing(values):
-        beside, where = bids_values(scan, bundle.schema)
-        for name, value in beside.items():
-            if name not in values:
-                values[name], sources[name] = value, where
-    return Factual(values, sources)
-
-
-def _check_targets(interventions: list[Intervention], known: Factual, bundle: Bundle) -> None:
-    """Refuse impossible targets before anything is computed, where the factual value is known."""
-    missing = bundle.schema.missing(known.values)
-    if not missing:
-        for intervention in interventions:
-            intervention.apply(known.values)
-    elif "predictor" not in bundle.parts:
-        raise UsageError(
-            "--from",
-            f"{' and '.join(missing)} of the scan unknown, and the bundle has no predictor",
-            "the factual conditions",
-            f"say them, for example --from {missing[0]}=...",
-        )
-
-
-def _factual(engine: Engine, prepared: Prepared, known: Factual) -> tuple[Factual, list[str]]:
-    """Fill what is missing by prediction, and say so."""
-    missing = engine.bundle.schema.missing(known.values)
-    if not missing:
-        return known, []
-    guess = predict_conditions(engine.bundle, prepared.image, engine.device)
-    values = dict(known.values) | {name: guess[name] for name in missing}
-    sources = dict(known.sources) | dict.fromkeys(missing, "predicted from the image")
-    said = ", ".join(f"{n}={_text(values[n])}" for n in missing)
-    return Factual(values, sources), [
-        f"factual {said} predicted from the image, not measured; say --from {said} to set it"
-    ]
-
-
-def _text(value: float | str) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _edit(
+def _edits(
     engine: Engine, prepared: Prepared, factual: Factual, targets: list[Any], options: Options
-) -> tuple[LatentEdit, list[np.ndarray]]:
-    """The latent edit, and the decoded reconstruction and targets on the model grid."""
+) -> list[LatentEdit]:
+    """The latent edit of every sample, the deterministic one first."""
     schema, models = engine.bundle.schema, engine.models
 
     def condition(values: Values) -> torch.Tensor:
         return torch.from_numpy(schema.encode(values))[None].to(engine.device)
 
     z0 = models.encode(torch.from_numpy(prepared.image)[None, None])
-    edit = edit_latent(
-        models, z0, condition(factual.values), [condition(t) for t in targets], options.edit
-    )
-    latents = [edit.reconstruction, *edit.counterfactuals]
-    return edit, [models.decode(z)[0, 0].cpu().numpy() for z in latents]
+    c, others = condition(factual.values), [condition(t) for t in targets]
+    edits = []
+    for sample in range(options.samples):
+        noise = sample_noise(z0.shape, options.seed, sample, z0.device)
+        edits.append(edit_latent(models, z0, c, others, options.edit, noise))
+    return edits
+
+
+def _decode(engine: Engine, z0: torch.Tensor) -> np.ndarray:
+    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid."""
+    return np.asarray(engine.models.decode(z0)[0, 0].cpu().numpy())
+
+
+def _images(
+    engine: Engine,
+    scan: Volume,
+    prepared: Prepared,
+    edits: list[LatentEdit],
+    rebuilt: list[np.ndarray],
+    number: int,
+    how: Render,
+) -> Iterator[np.ndarray]:
+    """The counterfactual scan of every sample, for target `number`."""
+    for edit, factual in zip(edits, rebuilt, strict=True):
+        yield render(scan, prepared, factual, _decode(engine, edit.counterfactuals[number]), how)
+
+
+def _measure(engine: Engine, scan: Volume) -> Measure | None:
+    """Volumes of an image on the scan's grid, where the bundle can measure them."""
+    net = engine.finder.segmenter
+    if net is None:
+        return None
+    return lambda image: segment(net, scan.like(image), engine.device).volumes
 
 
 def _write(
     scan: Volume,
-    data: np.ndarray,
+    sampled: Sampled,
+    seen: np.ndarray | None,
     label: str,
     sidecar: dict[str, Any],
     paths: dict[str, Path],
     prepared: Prepared,
 ) -> None:
+    data = sampled.mean
     description = f"SYNTHETIC: cfgen {__version__} counterfactual {label}"
     write_like(scan, data, paths["image"], description=description)
     if "difference" in paths:
         difference = scan.like(data - scan.data)
         write_new(difference, paths["difference"], np.float32, description=description)
+    if "sd" in paths:
+        assert sampled.sd is not None
+        said = f"SYNTHETIC: cfgen {__version__} SD of samples {label}"
+        write_new(scan.like(sampled.sd), paths["sd"], np.float32, description=said)
+    if "reconstruction" in paths:
+        assert seen is not None
+        said = f"SYNTHETIC: cfgen {__version__} reconstruction"
+        write_like(scan, seen, paths["reconstruction"], description=said)
     if "picture" in paths:
         title = f"{scan.path.name if scan.path else 'scan'}: counterfactual {label} (synthetic)"
         counterfactual_picture(
@@ -262,6 +284,29 @@ def _write(
         )
     text = json.dumps(sidecar, indent=2) + "\n"
     write_atomically(paths["sidecar"], lambda temporary: temporary.write_text(text))
+
+
+def _regions(engine: Engine, scan: Volume) -> Regions:
+    net = engine.finder.segmenter
+    missing = "" if net else "the bundle has no segmenter"
+    return Ruler(net, engine.device, engine.bundle.name, missing).measure(scan)
+
+
+def _report(
+    engine: Engine,
+    scan: Volume,
+    sampled: Sampled,
+    seen: np.ndarray | None,
+    sidecar: dict[str, Any],
+    paths: dict[str, Path],
+    regions: Regions,
+) -> None:
+    """The page of what was written: the image is read back, as a reader of it would."""
+    made = read_volume(paths["image"])
+    after = _regions(engine, made)
+    reconstruction = None if seen is None else scan.like(seen)
+    sd = None if sampled.sd is None else scan.like(sampled.sd)
+    write_page(Run(scan, made, sidecar, regions, after, reconstruction, sd), paths["report"])
 
 
 def _provenance(

@@ -206,8 +206,12 @@ class _State:
             net.load_state_dict(_under(tensors, f"{name}/"))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
+            parameters = optimizer.param_groups[0]["params"]
             for key, value in _under(tensors, f"adam.{name}/").items():
                 index, _, field = key.partition("/")
+                if value.dim():
+                    # The fused step goes through memory: moments lie there as their weights do.
+                    value = torch.empty_like(parameters[int(index)]).copy_(value)
                 moments.setdefault(int(index), {})[field] = value
             whole = optimizer.state_dict()
             optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})

@@ -12,9 +12,10 @@ import torch
 from cfgen import __version__
 from cfgen.bundle import read_bundle
 from cfgen.config import GRIDS
-from cfgen.data.conditions import number_text
+from cfgen.data.conditions import Schema, number_text
 from cfgen.jobs.device import fast_bf16, pick_device
 from cfgen.jobs.gate import CHECKS
+from cfgen.jobs.judge_errors import error_lines
 
 LIBRARIES = ("torch", "nibabel", "SimpleITK", "antspyx", "numpy", "scipy")
 
@@ -42,6 +43,7 @@ def describe_json(path: Path) -> dict[str, Any]:
                     "bytes": (path / f"{name}.safetensors").stat().st_size,
                     "trained": part.trained,
                 }
+                | {k: part.config[k] for k in ("targets", "val") if name == "judge"}
                 for name, part in bundle.parts.items()
             },
             "data": bundle.data,
@@ -75,6 +77,9 @@ def describe(path: Path) -> str:
         seen = f", {scans} scans" if scans else ""
         seen += f", {steps} steps" if steps else ""
         lines.append(f"    {name}: {part['bytes'] / 1e6:.1f} MB{seen}")
+        if name == "judge":
+            targets = Schema.from_json(part["targets"])
+            lines += [f"      on val {line}" for line in error_lines(part["val"], targets)]
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
     if bundle["card"]:
         lines.append("  training card, lowest and highest in training:")

@@ -14,7 +14,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.diffusion.guidance import guided
 from cfgen.diffusion.inversion import invert_ddim
-from cfgen.diffusion.samplers import Denoiser, denoise_ddim
+from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.errors import BundleError
 from cfgen.jobs.device import autocast, channels_last
@@ -58,6 +58,10 @@ class Models:
         return denoise
 
 
+# Above this the inversion lost more of the subject than an edit should rest on.
+ROUND_TRIP_LIMIT = 0.01
+
+
 @dataclass(frozen=True)
 class LatentEdit:
     """The reconstruction under the factual conditions and a latent for each target."""
@@ -70,17 +74,22 @@ class LatentEdit:
 
 @torch.inference_mode()
 def edit_latent(
-    models: Models, z0: Tensor, c: Tensor, targets: Sequence[Tensor], config: Edit
+    models: Models,
+    z0: Tensor,
+    c: Tensor,
+    targets: Sequence[Tensor],
+    config: Edit,
+    noise: Tensor | None = None,
 ) -> LatentEdit:
     """Abduct r from z0 (1, C, d, h, w) under c (1, V), act and predict for each target (1, V).
 
-    DDIM inversion (CDM Eq. 5-6) is shared by all targets; the reconstruction takes the same way
-    back under c, so that what the sampler itself loses cancels in the difference.
+    Abduction is shared by all targets; the reconstruction takes the same way back under c, so that
+    what the sampler itself loses cancels in the difference. `noise`, of the shape of z0, makes it
+    one sample of the abduction.
     """
     last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
     times = time_grid(config.steps, last)
-    r = models.latent_mean.residual(z0, c)
-    rt = invert_ddim(models.denoiser(c, 1.0), models.schedule, r, times, config.fixed_point)
+    rt = abduct(models, models.latent_mean.residual(z0, c), c, times, config.fixed_point, noise)
 
     def predict(conditions: Tensor, guidance: float) -> Tensor:
         edited = denoise_ddim(models.denoiser(conditions, guidance), models.schedule, rt, times)
@@ -89,6 +98,21 @@ def edit_latent(
     reconstruction = predict(c, 1.0)
     error = (reconstruction - z0).norm() / z0.norm()
     return LatentEdit(reconstruction, [predict(t, config.guidance) for t in targets], float(error))
+
+
+def abduct(
+    models: Models,
+    r: Tensor,
+    c: Tensor,
+    times: Sequence[int],
+    fixed_point: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The residual r (1, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
+    5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
+    if noise is not None:
+        return ddim_step(models.schedule, r, noise, times[-1])
+    return invert_ddim(models.denoiser(c, 1.0), models.schedule, r, times, fixed_point)
 
 
 def load_models(bundle: Bundle, device: torch.device) -> Models:

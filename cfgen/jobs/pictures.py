@@ -108,7 +108,7 @@ def counterfactual_picture(
     figure, axes = _figure(3, 3, 9.0, 9.6)
     drawn = None
     for row, plane in enumerate(PLANES):
-        index = _best_slice(change, brain, plane[1])
+        index = best_slice(change, brain, plane[1])
         for column, volume in enumerate((before, after)):
             _show(axes[row, column], _cut(volume, plane[1], index), plane, spacing, **window)
         drawn = _show(
@@ -130,7 +130,7 @@ def counterfactual_picture(
     _save(figure, path)
 
 
-def _best_slice(change: np.ndarray, brain: np.ndarray, axis: int) -> int:
+def best_slice(change: np.ndarray, brain: np.ndarray, axis: int) -> int:
     """The slice with the most change in the middle half of the brain."""
     others = tuple(int(a) for a in np.delete(range(3), axis))
     amount = (np.abs(change) * brain).sum(others)
@@ -162,7 +162,7 @@ def preparation_picture(
     window = float(np.percentile(own, 99.7))
     for row, plane in enumerate(PLANES):
         axis = plane[1]
-        index = _best_slice(np.zeros_like(own), brain, axis)
+        index = best_slice(np.zeros_like(own), brain, axis)
         _show(
             axes[row, 0],
             _cut(own, axis, index),
@@ -205,7 +205,7 @@ def segmentation_picture(
     window = float(np.percentile(own, 99.7))
     for row, plane in enumerate(PLANES):
         axis = plane[1]
-        index = _best_slice(np.zeros_like(own), brain, axis)
+        index = best_slice(np.zeros_like(own), brain, axis)
         cut = _cut(own, axis, index)
         for column in range(2):
             _show(axes[row, column], cut, plane, spacing, vmin=0, vmax=window, cmap="gray")

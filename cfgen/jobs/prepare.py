@@ -7,7 +7,7 @@ grid is carried back to the scanner's own grid and brightness.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -49,6 +49,12 @@ class Prepared:
         """The multiplicative bias field on a box of the native grid."""
         field = resample(self.log_bias, self.bias_grid, crop_grid(self.native, box), order=1)
         return np.exp(field)
+
+    def again(self, data: np.ndarray, cap: float) -> np.ndarray:
+        """Another image (I, J, K) of the same head on the same grid, as the scan was brought to
+        the model grid: (D, H, W) float32 in [0, cap], zero outside the mask."""
+        image = _on_model_grid(data, self) / self.scale
+        return np.where(self.mask, np.clip(image, 0, cap), 0).astype(np.float32)
 
     def change_to_native(self, change: np.ndarray) -> np.ndarray:
         """An additive change of the model image, in the scan's units on the native grid.
@@ -99,28 +105,36 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
     to_native = registration.affine_register(template, template_grid, brain, work)
 
     grid = model_grid(recipe.grid)
-    order = 3 if min(scan.grid.spacing) >= 0.75 * min(grid.spacing) else 1
     box = crop_box(native_mask, margin=4)
     native_box = crop_grid(scan.grid, box)
-    bias = np.exp(resample(log_bias, work, native_box))
-    image = resample(scan.data[box] / bias, native_box, grid, to_native, order=order)
     inside = resample(native_mask[box].astype(np.float32), native_box, grid, to_native) > 0.5
     if not inside.any():
         raise ImageError(
             scan.path or "scan", "the brain lies outside the model grid after registration"
         )
-    scale = float(np.percentile(image[inside], recipe.intensity_percentile))
-    if scale <= 0:
-        raise ImageError(scan.path or "scan", "the brain has no positive intensities", "a T1w scan")
-    image = np.where(inside, np.clip(image / scale, 0, recipe.intensity_cap), 0)
-    return Prepared(
-        image=image.astype(np.float32),
+    way = Prepared(
+        image=np.zeros(grid.shape, np.float32),
         mask=inside,
         grid=grid,
         native=scan.grid,
         native_mask=native_mask,
         to_native=to_native,
-        scale=scale,
+        scale=1.0,
         log_bias=log_bias,
         bias_grid=work,
     )
+    moved = _on_model_grid(scan.data, way)
+    scale = float(np.percentile(moved[inside], recipe.intensity_percentile))
+    if scale <= 0:
+        raise ImageError(scan.path or "scan", "the brain has no positive intensities", "a T1w scan")
+    image = np.where(inside, np.clip(moved / scale, 0, recipe.intensity_cap), 0)
+    return replace(way, image=image.astype(np.float32), scale=scale)
+
+
+def _on_model_grid(data: np.ndarray, way: Prepared) -> np.ndarray:
+    """An image on the scan's grid without its bias field, on the model grid."""
+    order = 3 if min(way.native.spacing) >= 0.75 * min(way.grid.spacing) else 1
+    box = crop_box(way.native_mask, margin=4)
+    bias = way.native_bias(box)
+    box_grid = crop_grid(way.native, box)
+    return resample(data[box] / bias, box_grid, way.grid, way.to_native, order=order)

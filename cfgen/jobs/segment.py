@@ -6,7 +6,8 @@ scan's own grid, so that a fine scan gets smooth edges; labels and volumes are m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,4 +226,16 @@ def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:
         soft = [v.soft_mm3 for v in parts if v.soft_mm3 is not None]
         hard = sum(v.hard_mm3 for v in parts)
         out.append(RegionVolume(name, "both", hard, sum(soft) if soft else None))
+    return out
+
+
+def sums(volumes: Iterable[RegionVolume]) -> dict[tuple[str, str], float]:
+    """Summed probabilities in mm3 (counts where there are none) by structure and side; the sum of
+    two sides, and that of the lobes as 'cortex', under 'both'."""
+    out: dict[tuple[str, str], float] = {}
+    for v in volumes:
+        value = v.hard_mm3 if v.soft_mm3 is None else v.soft_mm3
+        names = {v.structure, "cortex" if v.structure.startswith("cortex_") else v.structure}
+        for key in itertools.product(names, {v.side, "both"}):
+            out[key] = out.get(key, 0.0) + value
     return out

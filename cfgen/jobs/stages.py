@@ -27,11 +27,15 @@ from cfgen.jobs.calibrate import fit_gain
 from cfgen.jobs.device import autocast, pick_device
 from cfgen.jobs.fit import FitConfig, fit
 from cfgen.jobs.gate import card_of, fit_measures, scan_measures
+from cfgen.jobs.judge import pack, unpack
+from cfgen.jobs.judge_data import raw, read_judge_data, usual
+from cfgen.jobs.judge_errors import error_lines, judge_errors
 from cfgen.jobs.models import half, load_autoencoder, load_weights, net_config
 from cfgen.jobs.prepare import template_brain
 from cfgen.jobs.preprocess import load_prepared
 from cfgen.jobs.segmenter_data import read_label_maps, read_labelled_scans
 from cfgen.jobs.train_autoencoder import AUTOENCODER, AutoencoderTask
+from cfgen.jobs.train_judge import SEEDS, JudgeTask, judge_config, settle
 from cfgen.jobs.train_latent_diffusion import (
     LATENT_DIFFUSION,
     LatentDiffusionConfig,
@@ -50,6 +54,7 @@ from cfgen.jobs.train_segmenter import (
 )
 from cfgen.jobs.training_data import Cohort, read_cohort
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.judge import Judge
 from cfgen.nets.segmenter import Segmenter
 
 log = logging.getLogger("cfgen")
@@ -219,6 +224,51 @@ def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
     return write_part(
         copied, "predictor", half(net), net_config(config), {"scans": len(train.rows)}
     )
+
+
+def train_judge(
+    manifest: Path,
+    names: Sequence[str],
+    source: Path,
+    out: Path,
+    config: FitConfig,
+    device: str,
+    networks: int = SEEDS,
+) -> Bundle:
+    """Add the judge of counterfactuals to a bundle: `networks` CNNs, on real train scans alone.
+
+    `names` are the targets (`judge_data.read_judge_data`). What the networks err by on the val
+    split is said and goes into the part; nothing is chosen by it.
+    """
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    targets, train, val = read_judge_data(manifest, names, bundle.preprocess.grid)
+    log.info("judge: %d scans to learn from, %d to be measured on", len(train.rows), len(val.rows))
+    # Other targets, or targets of other scans, are another run.
+    digest = hashlib.sha256(json.dumps(targets.to_json()).encode()).hexdigest()[:8]
+    nets = []
+    for n in range(networks):
+        own = replace(config, seed=config.seed + n)
+        log.info("judge: network %d of %d", n + 1, networks)
+        task = JudgeTask(targets, train, val, where, own)
+        net = fit(task, own, runs_folder(out, "judge") / f"{digest}-seed{own.seed}")
+        assert isinstance(net, Judge)
+        settle(net, train.images, where)
+        nets.append(net)
+    tensors, network = pack(nets), judge_config(targets, train.images.shape[1:])
+    # The weights are measured as they are shipped: rounded to half precision.
+    guesses = unpack(tensors, network, networks, targets, where).judge_each(val.images)
+    errors = judge_errors(guesses, raw(targets, val.targets), targets, usual(targets, train))
+    for line in error_lines(errors, targets):
+        log.info("judge on %d real scans of val: %s", len(val.rows), line)
+    description = {
+        "net": net_config(network),
+        "seeds": networks,
+        "targets": targets.to_json(),
+        "val": errors,
+    }
+    trained = _trained(train.rows, config)
+    return write_part(copy_bundle(bundle, out), "judge", tensors, description, trained)
 
 
 def train_segmenter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,23 +44,32 @@ def read_cohort(manifest: Path, schema: Schema, grid: str, split: str) -> Cohort
             "prepared scans with a split column",
             "add a split column with train and val",
         )
-    expected, faults, images = model_grid(grid), [], []
+    faults = [
+        f"{row.source}: {' and '.join(missing)} missing"
+        for row in rows
+        if (missing := schema.missing(row.values))
+    ]
+    images = read_images(manifest, rows, grid, faults)
+    conditions = torch.from_numpy(np.stack([schema.encode(r.values) for r in rows]))
+    return Cohort(images, conditions, balanced_weights(rows), rows)
+
+
+def read_images(
+    manifest: Path, rows: Sequence[Row], grid: str, faults: Sequence[str] = ()
+) -> Tensor:
+    """Prepared scans (N, D, H, W) float16. Raises ManifestError naming every row that is not on the
+    grid, after `faults` that were found before."""
+    expected, found, images = model_grid(grid), list(faults), []
     for row in rows:
-        missing = schema.missing(row.values)
-        if missing:
-            faults.append(f"{row.source}: {' and '.join(missing)} missing")
-            continue
         volume = read_volume(row.image)
         if not volume.grid.matches(expected):
-            faults.append(f"{row.source}: {row.image.name} is not on grid {grid}")
-            continue
+            found.append(f"{row.source}: {row.image.name} is not on grid {grid}")
         images.append(torch.from_numpy(volume.data).half())
-    if faults:
+    if found:
         raise ManifestError(
-            manifest, "; ".join(faults[:20]), f"scans that 'cfgen preprocess --grid {grid}' wrote"
+            manifest, "; ".join(found[:20]), f"scans that 'cfgen preprocess --grid {grid}' wrote"
         )
-    conditions = torch.from_numpy(np.stack([schema.encode(r.values) for r in rows]))
-    return Cohort(torch.stack(images), conditions, balanced_weights(rows), rows)
+    return torch.stack(images)
 
 
 def balanced_weights(rows: list[Row]) -> Tensor:

@@ -1,0 +1,264 @@
+"""Everything that the field reports of counterfactuals, of a set of scans: one list of results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cfgen.bundle import read_bundle
+from cfgen.config import SEED
+from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.table import Row
+from cfgen.errors import ManifestError
+from cfgen.jobs import evaluate_edits as edits
+from cfgen.jobs import evaluate_sets as sets
+from cfgen.jobs.device import pick_device
+from cfgen.jobs.evaluate_model import axioms
+from cfgen.jobs.evaluate_read import (
+    Instruments,
+    Made,
+    Real,
+    Seen,
+    copies,
+    load_instruments,
+    matrix,
+    read_made,
+    read_real,
+)
+from cfgen.jobs.evaluate_truth import read_truths, truth_results
+from cfgen.jobs.medicalnet import MedicalNet
+from cfgen.jobs.models import load_models
+from cfgen.metrics import aud
+from cfgen.metrics.result import Result
+
+log = logging.getLogger("cfgen")
+# Structures whose volumes are compared: all of the brain's and its fluid's.
+REGIONS = tuple(s.name for s in STRUCTURES[BRAIN_FROM:])
+TRAJECTORY = "lateral_ventricle"
+COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured. `cycles` are those of composition and reversibility."""
+
+    sets: bool = False
+    labels: bool = False
+    cycles: tuple[int, ...] = ()
+    papers: bool = False
+
+
+SUITES = {
+    "quick": Suite(),
+    "standard": Suite(sets=True, labels=True, cycles=(1,)),
+    "full": Suite(sets=True, labels=True, cycles=(1, 10)),
+    "paper": Suite(sets=True, labels=True, cycles=(1, 10), papers=True),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows of the real scans, of counterfactuals and generated scans by method, and of truths."""
+
+    real: Sequence[Row]
+    counterfactuals: Mapping[str, Sequence[Row]]
+    generated: Mapping[str, Sequence[Row]]
+    truths: Sequence[Row]
+    bundle: Path
+    suite: str = "standard"
+    medicalnet: Path | None = None
+    seed: int = SEED
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All results, and what was measured, for the figures."""
+
+    results: list[Result]
+    real: list[Real]
+    methods: dict[str, list[Made]]
+    tools: Instruments
+    left_out: list[str] = field(default_factory=list)
+
+
+def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
+    """Measure what was asked for; prepared scans are kept in `work`.
+
+    Raises CfgenError before anything is computed where the manifests do not fit.
+    """
+    suite = SUITES[asked.suite]
+    check(asked)
+    tools = load_instruments(read_bundle(asked.bundle), pick_device(device))
+    network = MedicalNet.load(asked.medicalnet, tools.device) if asked.medicalnet else None
+    truths = read_truths(asked.truths, "--truth") if asked.truths else {}
+    real = read_real(tools, asked.real, work / "real", asked.force)
+    methods = {
+        name: read_made(tools, name, rows, real) for name, rows in asked.counterfactuals.items()
+    }
+    generated = {
+        name: read_real(tools, rows, work / name, asked.force)
+        for name, rows in asked.generated.items()
+    }
+    results: list[Result] = []
+    with_copy = dict(methods)
+    if methods:
+        with_copy[COPY] = copies(next(iter(methods.values())))
+    for name, made in with_copy.items():
+        results += _of_edits(tools, name, made, real)
+        log.info("%s: edits compared", name)
+    if truths and methods:
+        results += truth_results(tools, methods, truths, suite.labels)
+        log.info("compared with the truth")
+    if suite.sets:
+        own = [r.seen for r in real]
+        for name, made in methods.items():
+            chosen = [m.seen for m in sets.one_each(made, asked.seed)]
+            results += _of_sets(name, own, chosen, network, tools, suite, asked.seed)
+            results += _transfer(tools, name, real, made)
+        for name, some in generated.items():
+            chosen = [r.seen for r in some]
+            results += _of_sets(name, own, chosen, network, tools, suite, asked.seed)
+    if suite.cycles:
+        results += axioms(tools, load_models(tools.bundle, tools.device), real, suite.cycles)
+    for name, made in methods.items():
+        results += _replication(name, made, real)
+    used = {str(r.row.image) for r in real}
+    left_out = [str(row.image) for row in asked.real if str(row.image) not in used]
+    return Evaluation(_once(results), real, with_copy, tools, left_out)
+
+
+def check(asked: Asked) -> None:
+    """Raises ManifestError where a manifest lacks what is needed."""
+    if not (asked.counterfactuals or asked.generated):
+        raise ManifestError(
+            "evaluate", "nothing to compare with the real scans", "--counterfactuals or --generated"
+        )
+    if not any("age" in row.values or "sex" in row.values for row in asked.real):
+        raise ManifestError(
+            "--real",
+            "no row has a condition",
+            "a column age or sex, from which the counterfactuals depart",
+        )
+    for name, rows in asked.counterfactuals.items():
+        bare = [row.source for row in rows if not row.values]
+        if bare:
+            raise ManifestError(
+                name,
+                f"no target value in {', '.join(bare[:5])}",
+                "the manifest.csv that 'cfgen counterfactual' wrote",
+            )
+
+
+def _of_edits(
+    tools: Instruments, name: str, made: Sequence[Made], real: Sequence[Real]
+) -> list[Result]:
+    return [
+        *edits.preservation(tools, name, made),
+        *edits.effectiveness(tools, name, made, real),
+        *edits.region_response(name, made, real, REGIONS),
+        *edits.untouched_regions(name, made, REGIONS),
+        *edits.minimality(tools, name, made, real),
+        *edits.identity(name, made, real),
+        *edits.trajectories(name, made, real, TRAJECTORY),
+    ]
+
+
+def _of_sets(
+    name: str,
+    real: Sequence[Seen],
+    made: Sequence[Seen],
+    network: MedicalNet | None,
+    tools: Instruments,
+    suite: Suite,
+    seed: int,
+) -> list[Result]:
+    n = min(len(real), len(made))
+    if n < 3:
+        log.warning("%s: %d scans of a set; sets are compared from 3 on", name, n)
+        return []
+    # Sets of one size, for all that depends on n.
+    draw = np.random.default_rng(seed)
+    real, made = ([s[i] for i in sorted(draw.permutation(len(s))[:n])] for s in (real, made))
+    features = {
+        edits.judge_name(tools): (_embeddings(real), _embeddings(made)),
+        "region volumes": (_millilitres(real), _millilitres(made)),
+    }
+    if network is not None:
+        features[network.name] = (
+            np.stack([network.embed(s.image) for s in real]),
+            np.stack([network.embed(s.image) for s in made]),
+        )
+    out = [
+        *sets.feature_distances(name, features, seed, suite.papers),
+        *sets.image_distances(name, real, made, suite.papers),
+        *sets.variety(name, real, made, seed),
+        *sets.volume_distances(name, real, made, REGIONS, seed),
+    ]
+    log.info("%s: sets of %d compared", name, n)
+    return out
+
+
+def _embeddings(seen: Sequence[Seen]) -> np.ndarray:
+    return np.stack([s.embedding for s in seen])
+
+
+def _millilitres(seen: Sequence[Seen]) -> np.ndarray:
+    """Volumes (n, K) in mL."""
+    return matrix([s.volumes for s in seen], REGIONS) / 1e3
+
+
+def _transfer(
+    tools: Instruments, name: str, real: Sequence[Real], made: Sequence[Made]
+) -> list[Result]:
+    out: list[Result] = []
+    for variable in tools.judges.targets.variables:
+        if variable.kind == "continuous" or len(variable.levels) != 2:
+            continue
+        key, second = variable.name, variable.levels[1]
+        people = [(r.row.subject, r.row.values[key], r.seen) for r in real if key in r.row.values]
+        flipped = [(m.row.subject, m.target[key], m.seen) for m in made if key in m.changed]
+        if min(len(people), len(flipped)) >= 2 * sets.FOLDS:
+            out += sets.transfer(tools, name, people, flipped, key, second)
+    return out
+
+
+def _replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
+    """PCGM's task 3, where scans with and without AUD have a counterfactual in the other group."""
+    swapped = {id(m.real): m for m in made if m.changed == ("aud",)}
+    scans = [r for r in real if id(r) in swapped]
+    sick = np.array([float(r.row.values["aud"]) > 0 for r in scans], bool)
+    if min(sick.sum(), (~sick).sum()) < 3:
+        return []
+    names = [f"cortex_{region}" for region in aud.REGIONS]
+    covariates = [
+        [float(r.row.values.get("age", 0.0)), float(r.row.values.get("sex") == "M")] for r in scans
+    ]
+    cohort = aud.Cohort(
+        [r.row.subject for r in scans],
+        sick,
+        np.array([r.seen.volumes["tiv"] for r in scans]),
+        matrix([r.seen.volumes for r in scans], names),
+        matrix([swapped[id(r)].seen.volumes for r in scans], names),
+        np.array(covariates),
+    )
+    found = aud.replicate(cohort)
+    base = Result(n=len(scans), method=name, extractor="segmenter", reference="PCGM Tab. 3")
+    out = [
+        replace(base, group=key).named("aud_correct", k, "up", "of 6")
+        for key, k in aud.correct(found).items()
+    ]
+    for f in found:
+        said = f"Welch p {f.p:.4f}, paired p {f.paired_p:.4f}, equivalence p {f.equivalence_p:.4f}"
+        own = replace(base, group=f"{f.comparison}: {f.region}", note=said)
+        out.append(own.named("aud_d", f.d))
+    return out
+
+
+def _once(results: Sequence[Result]) -> list[Result]:
+    """Floors of the real scans come with every method: each is kept once."""
+    return list(dict.fromkeys(results))

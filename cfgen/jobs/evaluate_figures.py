@@ -1,0 +1,221 @@
+"""Figures of an evaluation, as SVG and PNG; safe for colour-blind readers (Okabe and Ito)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfgen.data.volume import write_atomically
+from cfgen.jobs.evaluate import Evaluation
+from cfgen.metrics.result import Result
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+
+def draw(of: Evaluation, folder: Path) -> list[Path]:
+    """All figures that the results suffice for; the paths."""
+    made = {
+        "age_by_change": _bars(of.results),
+        "effectiveness_and_identity": _pareto(of.results),
+        "effect_sizes": _forest(of.results),
+        "age_asked_and_seen": _agreement(of),
+        "volume_change_by_age": _response(of.results),
+    }
+    out = []
+    for name, figure in made.items():
+        if figure is None:
+            continue
+        for kind in ("svg", "png"):
+            path = folder / f"{name}.{kind}"
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+
+            def save(
+                to: Path, figure: Any = figure, kind: str = kind, said: Any = metadata
+            ) -> None:
+                figure.savefig(to, format=kind, metadata=said, dpi=150)
+
+            write_atomically(path, save)
+            out.append(path)
+    return out
+
+
+def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # The same picture has the same bytes.
+    mpl.rcParams["svg.hashsalt"] = "cfgen"
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _methods(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(r.method for r in results if r.method != "real"))
+
+
+def _bars(results: Sequence[Result]) -> Any:
+    """Age error by the change that was asked for (CDM Tab. 2), over the judge's own error."""
+    rows = [r for r in results if r.metric == "age_mae" and r.group.startswith(("age+", "age-"))]
+    if not rows:
+        return None
+    groups = sorted({r.group for r in rows}, key=lambda g: float(g.removeprefix("age")))
+    methods = _methods(rows)
+    figure, axes = _figure()
+    width = 0.8 / len(methods)
+    for k, method in enumerate(methods):
+        own = {r.group: r for r in rows if r.method == method}
+        at = [i for i, g in enumerate(groups) if g in own]
+        some = [own[groups[i]] for i in at]
+        values = np.array([r.value for r in some])
+        reach = np.abs(np.array([[r.low, r.high] for r in some]).T - values)
+        place = np.array(at) + (k - (len(methods) - 1) / 2) * width
+        colour = COLOURS[k % len(COLOURS)]
+        axes.bar(
+            place,
+            values,
+            width,
+            color=colour,
+            label=method,
+            yerr=np.nan_to_num(reach),
+            error_kw={"lw": 0.8},
+        )
+    floor = next((r for r in results if r.metric == "age_mae" and r.method == "real"), None)
+    if floor is not None:
+        axes.axhline(floor.value, color="#555555", ls="--", lw=1, label="judge on real scans")
+    axes.set_xticks(range(len(groups)), [g.removeprefix("age") for g in groups])
+    axes.set_xlabel("change of age that was asked for (years)")
+    axes.set_ylabel("mean absolute error of age (years)")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _pareto(results: Sequence[Result]) -> Any:
+    """How far the target was reached against how well the person is found again."""
+    figure, axes = _figure(5.4, 4.2)
+    some = False
+    for k, method in enumerate(_methods(results)):
+        own = {(r.metric, r.group): r for r in results if r.method == method}
+        slope, kept = own.get(("age_slope", "all")), own.get(("perceptual_to_factual", ""))
+        if slope is None or kept is None:
+            continue
+        some = True
+        axes.plot(
+            kept.value,
+            slope.value,
+            MARKERS[k % len(MARKERS)],
+            ms=9,
+            color=COLOURS[k % len(COLOURS)],
+            label=method,
+        )
+    if not some:
+        return None
+    axes.axhline(1, color="#555555", ls="--", lw=1)
+    axes.set_xlabel("perceptual distance to the factual scan (less is closer)")
+    axes.set_ylabel("years seen for a year asked")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _forest(results: Sequence[Result]) -> Any:
+    """Cohen's d of every region, made against real (PCGM Fig. 4)."""
+    rows = [r for r in results if r.metric == "cohens_d" and r.note != "raw"]
+    if not rows:
+        return None
+    regions = list(dict.fromkeys(r.group for r in rows))
+    methods = _methods(rows)
+    figure, axes = _figure(6.4, 0.24 * len(regions) + 1.2)
+    for k, method in enumerate(methods):
+        own = {r.group: r for r in rows if r.method == method}
+        for i, region in enumerate(regions):
+            r = own[region]
+            y = i + 0.5 * (k - (len(methods) - 1) / 2) / len(methods)
+            axes.plot([r.low, r.high], [y, y], color=COLOURS[k % len(COLOURS)], lw=1)
+            axes.plot(
+                r.value,
+                y,
+                MARKERS[k % len(MARKERS)],
+                ms=4,
+                color=COLOURS[k % len(COLOURS)],
+                label=method if i == 0 else None,
+            )
+    for edge in (-0.2, 0.2):
+        axes.axvline(edge, color="#999999", ls=":", lw=1)
+    axes.axvline(0, color="#555555", lw=1)
+    axes.set_yticks(range(len(regions)), [r.replace("_", " ") for r in regions], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("Cohen's d, counterfactual against real (shares of the head)")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _agreement(of: Evaluation) -> Any:
+    """Bland-Altman of the age seen in a counterfactual and its target."""
+    figure, axes = _figure(6.4, 4.2)
+    some = False
+    for k, (method, made) in enumerate(of.methods.items()):
+        own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses]
+        if not own:
+            continue
+        some = True
+        seen = np.array([m.seen.guesses["age"] for m in own])
+        target = np.array([float(m.target["age"]) for m in own])
+        error = seen - target
+        colour = COLOURS[k % len(COLOURS)]
+        axes.plot(
+            (seen + target) / 2,
+            error,
+            MARKERS[k % len(MARKERS)],
+            ms=3,
+            alpha=0.5,
+            color=colour,
+            label=f"{method}: {error.mean():+.1f} ± {1.96 * error.std():.1f}",
+        )
+        axes.axhline(error.mean(), color=colour, lw=1)
+    if not some:
+        return None
+    axes.set_xlabel("mean of age seen and target (years)")
+    axes.set_ylabel("age seen - target (years)")
+    axes.legend(frameon=False, fontsize=8, title="mean ± 1.96 SD", title_fontsize=8)
+    return figure
+
+
+def _response(results: Sequence[Result]) -> Any:
+    """Change of region volumes a decade, beside what real people differ by."""
+    rows = [r for r in results if r.metric == "change_per_decade"]
+    if not rows:
+        return None
+    regions = list(dict.fromkeys(r.group for r in rows))
+    figure, axes = _figure(6.4, 0.24 * len(regions) + 1.2)
+    due = {r.group: float(r.note.split(":")[1].split("%")[0]) for r in rows}
+    axes.plot(
+        [due[g] for g in regions],
+        range(len(regions)),
+        "|",
+        ms=10,
+        color="#000000",
+        label="real people of different age",
+    )
+    for k, method in enumerate(_methods(rows)):
+        own = {r.group: r.value for r in rows if r.method == method}
+        axes.plot(
+            [own[g] for g in regions],
+            range(len(regions)),
+            MARKERS[k % len(MARKERS)],
+            ms=4,
+            color=COLOURS[k % len(COLOURS)],
+            label=method,
+        )
+    axes.axvline(0, color="#555555", lw=1)
+    axes.set_yticks(range(len(regions)), [r.replace("_", " ") for r in regions], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("change of volume a decade (%)")
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,223 @@
+"""What is evaluated: scans and their counterfactuals on the model grid, each measured once.
+
+A counterfactual is brought to the model grid as its factual scan was, by the same affine, bias
+field and brightness: what differs then is the edit, and nothing of the preparation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cfgen.bundle import Bundle
+from cfgen.data.conditions import Schema, Value
+from cfgen.data.table import Row
+from cfgen.data.volume import Volume, read_volume
+from cfgen.errors import ImageError, ManifestError, UsageError
+from cfgen.jobs.brain import brain_finder, grid_text
+from cfgen.jobs.gate import Gate
+from cfgen.jobs.judge import Judges, load_judge
+from cfgen.jobs.prepare import Prepared
+from cfgen.jobs.preprocess import load_prepared, preprocess
+from cfgen.jobs.segment import load_segmenter, segment, sums
+from cfgen.nets.segmenter import Segmenter
+
+log = logging.getLogger("cfgen")
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures: the bundle's judge and segmenter. Neither has a part in an edit."""
+
+    bundle: Bundle
+    judges: Judges
+    segmenter: Segmenter
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image on the model grid, float16 (D, H, W): what the judge guesses and sees of it, and
+    the volumes (mm3 in the scanner's space) that the segmenter finds."""
+
+    image: np.ndarray
+    guesses: dict[str, float]
+    embedding: np.ndarray
+    volumes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real scan: its row, the way to the model grid, and what was seen."""
+
+    row: Row
+    prepared: Prepared
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Made:
+    """A counterfactual of `real`: its target values and which of them are not the factual ones."""
+
+    row: Row
+    real: Real
+    label: str
+    target: dict[str, Value]
+    changed: tuple[str, ...]
+    seen: Seen
+
+    def asked(self, name: str) -> float:
+        """The change of a numeric condition that was asked for."""
+        return float(self.target[name]) - float(self.real.row.values[name])
+
+
+def conditions_of(bundle: Bundle) -> Schema:
+    """What a manifest's columns may be: the bundle's conditions and the judge's targets."""
+    known = {v.name: v for v in bundle.schema.variables}
+    if "judge" in bundle.parts:
+        targets = Schema.from_json(bundle.part("judge").config["targets"])
+        known |= {v.name: v for v in targets.variables if v.name not in known}
+    return Schema(tuple(known.values()))
+
+
+def load_instruments(bundle: Bundle, device: torch.device) -> Instruments:
+    """Raises BundleError when the bundle lacks judge or segmenter."""
+    return Instruments(bundle, load_judge(bundle, device), load_segmenter(bundle, device), device)
+
+
+def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
+    """Measure an image (D, H, W) on the model grid of a prepared scan."""
+    batch = image[None].astype(np.float32)
+    guesses = {
+        name: float(found[0])
+        for name, found in tools.judges.judge(batch).items()
+        if found.ndim == 1
+    }
+    # The affine to the template changes every volume by the same factor.
+    factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
+    return Seen(
+        image.astype(np.float16),
+        guesses,
+        tools.judges.embed(batch)[0],
+        volumes_of(tools, Volume(image, prepared.grid.affine), factor),
+    )
+
+
+def volumes_of(tools: Instruments, image: Volume, factor: float = 1.0) -> dict[str, float]:
+    """Volumes (mm3, times `factor`) of every structure, both sides together."""
+    found = segment(tools.segmenter, image, tools.device)
+    both = sums(found.volumes)
+    return {name: v * factor for (name, side), v in both.items() if side == "both"}
+
+
+def read_real(tools: Instruments, rows: Sequence[Row], work: Path, force: bool) -> list[Real]:
+    """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
+
+    Raises UsageError when nothing is left.
+    """
+    recipe, card = tools.bundle.preprocess, tools.bundle.card
+    finder = brain_finder(tools.bundle, "auto", tools.device)
+    done = preprocess(rows, work, recipe, finder, Gate(card, force), keep_going=True).done
+    if not done:
+        raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
+    own = {str(row.image.absolute()): row for row in rows}
+    out = []
+    for number, row in enumerate(done, 1):
+        prepared = load_prepared(row.image)
+        original = own[row.extra["scan"]]
+        out.append(Real(original, prepared, see(tools, prepared.image, prepared)))
+        _say(number, len(done), "scans measured")
+    return out
+
+
+def read_made(tools: Instruments, name: str, rows: Sequence[Row], real: Sequence[Real]) -> list:
+    """Counterfactuals of the real scans, measured: a list of Made.
+
+    Raises ManifestError with all rows that have no factual scan among the real ones, ImageError
+    when one is on another grid than its factual.
+    """
+    pairs = pair(rows, real, name)
+    cap = tools.bundle.preprocess.intensity_cap
+    out = []
+    for number, (row, own) in enumerate(pairs, 1):
+        scan = read_volume(row.image)
+        check_grid(scan, own)
+        image = own.prepared.again(scan.data, cap)
+        out.append(make(tools, row, own, image))
+        _say(number, len(pairs), f"counterfactuals of {name} measured")
+    return out
+
+
+def make(tools: Instruments, row: Row, own: Real, image: np.ndarray) -> Made:
+    """A counterfactual whose image (D, H, W) is on the model grid."""
+    before = own.row.values
+    changed = tuple(n for n, v in row.values.items() if n in before and before[n] != v)
+    label = row.extra.get("intervention", row.session)
+    return Made(row, own, label, dict(row.values), changed, see(tools, image, own.prepared))
+
+
+def copies(made: Sequence[Made]) -> list[Made]:
+    """The baseline that leaves every scan as it is, whatever was asked for."""
+    return [Made(m.row, m.real, m.label, m.target, m.changed, m.real.seen) for m in made]
+
+
+def check_grid(scan: Volume, own: Real) -> None:
+    if not scan.grid.matches(own.prepared.native):
+        raise ImageError(
+            scan.path,
+            f"{grid_text(scan.grid)} is not the grid of its factual scan {own.row.image.name}",
+            grid_text(own.prepared.native),
+            "compare images that were written on the scan's own grid",
+        )
+
+
+def pair(rows: Sequence[Row], real: Sequence[Real], name: str) -> list[tuple[Row, Real]]:
+    """Each row with its factual scan: by 'factual_image', else by subject where that is one scan.
+
+    Scans that the gate refused are no error; rows whose factual is not in the manifest are.
+    """
+    by_image = {str(r.row.image.resolve()): r for r in real}
+    by_subject: dict[str, list[Real]] = {}
+    for r in real:
+        by_subject.setdefault(r.row.subject, []).append(r)
+    out, lost = [], []
+    for row in rows:
+        path = row.extra.get("factual_image", "")
+        found = by_image.get(str(Path(path).resolve())) if path else None
+        same = by_subject.get(row.subject, [])
+        if found is None and len(same) == 1:
+            found = same[0]
+        if found is None:
+            lost.append(f"{row.source} subject '{row.subject}'")
+        else:
+            out.append((row, found))
+    if not out:
+        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise ManifestError(
+            name,
+            f"no row has its factual scan among the real ones: {shown}",
+            "the subjects of --real, or a column factual_image with their paths",
+        )
+    if lost:
+        log.warning(
+            "%s: %d rows have no factual scan and are left out: %s",
+            name,
+            len(lost),
+            ", ".join(lost[:5]),
+        )
+    return out
+
+
+def matrix(of: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
+    """(n, K) of named numbers."""
+    return np.array([[one[name] for name in names] for one in of], np.float64)
+
+
+def _say(number: int, total: int, what: str) -> None:
+    if number % 10 == 0 or number == total:
+        log.info("%d/%d %s", number, total, what)

@@ -1,0 +1,127 @@
+"""The page of a cohort: a list of counterfactuals with thumbnails, and a page for each of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import quote
+
+from cfgen import __version__
+from cfgen.data.manifest import unique_key, write_manifest
+from cfgen.data.table import Row
+from cfgen.data.volume import refuse_existing, write_atomically
+from cfgen.errors import CfgenError
+from cfgen.jobs import report_text
+from cfgen.jobs.report import Ruler, Run, read_run, show, template, write_page
+from cfgen.jobs.report_pictures import thumbnail
+from cfgen.jobs.segment import sums
+
+log = logging.getLogger("cfgen")
+# Whose change the list shows; a page has all regions.
+LISTED = ("brain", "lateral_ventricle", "hippocampus", "cortex")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A counterfactual in the list: addresses of its page and thumbnail, what is known of it."""
+
+    subject: str
+    session: str
+    page: str = ""
+    picture: str = ""
+    label: str = ""
+    conditions: str = ""
+    round_trip: float | None = None
+    # Change in percent of each of LISTED, None where it was not measured.
+    changes: tuple[float | None, ...] = (None,) * len(LISTED)
+    flags: tuple[report_text.Flag, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The list that was written, and the rows without a page."""
+
+    index: Path
+    failed: list[Row] = field(default_factory=list)
+
+
+def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool = False) -> Group:
+    """A page and a thumbnail for every row of a manifest of counterfactuals, and index.html.
+
+    The scan of a row is its column `factual_image`, else looked for beside the image. A row that
+    fails is logged, listed with its error, and goes to failed.csv. Raises UsageError where the list
+    exists already.
+    """
+    index = out / "index.html"
+    refuse_existing(index, overwrite)
+    lines, failed = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            lines.append(_one(row, out, ruler))
+            log.info("%d/%d %s", number, len(rows), unique_key(row))
+        except CfgenError as error:
+            log.error("%s: %s", row.source, error)
+            said = " ".join(str(error).split())
+            failed.append(replace(row, extra=row.extra | {"error": said}))
+            bad = report_text.Flag("warn", "failed", said)
+            lines.append(Line(row.subject, row.session, flags=(bad,), error=said))
+    write_index(lines, index)
+    if failed:
+        write_manifest(out / "failed.csv", failed)
+    else:
+        (out / "failed.csv").unlink(missing_ok=True)
+    return Group(index, failed)
+
+
+def _one(row: Row, out: Path, ruler: Ruler) -> Line:
+    """The page, the thumbnail and the line of one row."""
+    factual = row.extra.get("factual_image")
+    run = read_run(row.image, Path(factual) if factual else None, ruler)
+    shown = show(run)
+    key = unique_key(row)
+    # In a folder of their own: a subject may be called 'index'.
+    write_page(run, out / "pages" / f"{key}.html", shown, index="../index.html")
+    picture = thumbnail(shown)
+    write_atomically(
+        out / "thumbnails" / f"{key}.jpg", lambda temporary: temporary.write_bytes(picture)
+    )
+    rows = report_text.conditions(run.sidecar)
+    said = ", ".join(
+        f"{n} {was} → {will}" if new else f"{n} {was}" for n, was, _, will, new in rows
+    )
+    return Line(
+        subject=row.subject,
+        session=row.session,
+        page="pages/" + quote(f"{key}.html"),
+        picture="thumbnails/" + quote(f"{key}.jpg"),
+        label=str(run.sidecar["Intervention"]),
+        conditions=said,
+        round_trip=100 * float(run.sidecar["RoundTripError"]),
+        changes=_changes(run),
+        flags=tuple(report_text.flags(run.sidecar)),
+    )
+
+
+def _changes(run: Run) -> tuple[float | None, ...]:
+    before, after = sums(run.before.volumes), sums(run.after.volumes)
+    pairs = [(before.get((n, "both")), after.get((n, "both"))) for n in LISTED]
+    return tuple(
+        report_text.Pair(was, now).percent if was is not None and now is not None else None
+        for was, now in pairs
+    )
+
+
+def write_index(lines: Sequence[Line], path: Path) -> None:
+    """Write the list; pages and thumbnails lie beside it."""
+    shown = [replace(line, flags=tuple(f for f in line.flags if f.level != "ok")) for line in lines]
+    text = template("group.html").render(
+        version=__version__,
+        statement=report_text.STATEMENT,
+        lines=shown,
+        listed=[name.replace("_", " ") for name in LISTED],
+        codes=sorted({flag.code for line in shown for flag in line.flags}),
+    )
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -127,6 +127,12 @@ def counterfactual(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Steps of the sampler.")
     ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(
+            "--depth", min=0, max=1, help="Share of the noising an edit goes through; 0: none."
+        ),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option("--guidance", help="Classifier-free guidance weight.")
     ] = None,
@@ -192,7 +198,7 @@ def counterfactual(
     from cfgen.jobs.batch import run, write_outcome
     from cfgen.jobs.counterfactual import Options, load_engine
 
-    asked: dict[str, Any] = {"steps": steps, "guidance": guidance}
+    asked: dict[str, Any] = {"steps": steps, "depth": depth, "guidance": guidance}
     options = Options(
         render=render,
         edit=replace(config.EDIT, **{k: v for k, v in asked.items() if v is not None}),

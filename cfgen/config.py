@@ -51,7 +51,7 @@ class Edit:
 
     steps: int = 10
     # The inversion stops at this fraction of T: enough to change anatomy, little enough to keep
-    # the subject.
+    # the subject. At 0 the latent mean alone makes the edit.
     depth: float = 0.6
     fixed_point: int = 2
     guidance: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,20 @@ def test_the_same_noise_goes_into_reconstruction_and_targets(engine):
     assert torch.equal(made.reconstruction, made.counterfactuals[0])
     other = edit_latent(models, z0, c, [], Options().edit, sample_noise(z0.shape, 0, 2, CPU))
     assert not torch.equal(made.reconstruction, other.reconstruction)
+
+
+def test_at_depth_0_the_edit_is_the_latent_means(engine):
+    models, schema = engine.models, engine.bundle.schema
+    z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
+    c, target = (
+        torch.from_numpy(schema.encode({"age": age, "sex": "F"}))[None] for age in (50.0, 70.0)
+    )
+    made = edit_latent(models, z0, c, [target], replace(Options().edit, depth=0.0))
+    assert made.round_trip < 1e-6
+    due = models.latent_mean.mean(target) - models.latent_mean.mean(c)
+    # The gain of this bundle is 1 everywhere.
+    assert torch.allclose(made.counterfactuals[0] - z0, due, atol=1e-5)
+    assert due.abs().max() > 1e-3
 
 
 def test_a_sample_abducts_by_the_forward_process(engine):

@@ -115,7 +115,7 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
         results += truth_results(tools, methods, truths, suite.labels)
         log.info("compared with the truth")
     if suite.sets:
-        own = [r.seen for r in real]
+        own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
         for name, made in methods.items():
             chosen = [m.seen for m in sets.one_each(made, asked.seed)]
             results += _of_sets(name, own, chosen, network, tools, suite, asked.seed)

@@ -88,7 +88,8 @@ def edit_latent(
     one sample of the abduction.
     """
     last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
-    times = time_grid(config.steps, last)
+    # At depth 0 nothing is diffused: the edit is the latent mean's alone.
+    times = time_grid(config.steps, last) if last else [0]
     rt = abduct(models, models.latent_mean.residual(z0, c), c, times, config.fixed_point, noise)
 
     def predict(conditions: Tensor, guidance: float) -> Tensor:

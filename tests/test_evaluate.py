@@ -50,7 +50,10 @@ def seen(age: float, sex: str, image: np.ndarray) -> Seen:
     volumes = {"lateral_ventricle": 10 + 0.5 * age, "cortex": 500 - age, "tiv": 1500.0}
     embedding = np.concatenate([image.ravel()[:6], [age / 20, 3.0 * (sex == "F")]])
     return Seen(
-        image.astype(np.float16), {"age": age, "sex": float(sex == "F")}, embedding, volumes
+        image.astype(np.float16),
+        {"judge": {"age": age, "sex": float(sex == "F")}},
+        embedding,
+        volumes,
     )
 
 
@@ -84,7 +87,7 @@ def tools(tiny_bundle: Bundle) -> Instruments:
     judges = Judges((Judge(judge_config(SHAPE)).eval(),), shipped_schema(), CPU)
     part = replace(tiny_bundle.part("predictor"), sha256="0" * 64)
     bundle = replace(tiny_bundle, parts={**tiny_bundle.parts, "judge": part})
-    return Instruments(bundle, judges, None, CPU)  # type: ignore[arg-type]
+    return Instruments(bundle, judges, None, None, CPU)  # type: ignore[arg-type]
 
 
 def value(results: list[Result], metric: str, group: str | None = None, method: str = "") -> float:
@@ -230,7 +233,7 @@ def test_manifests_that_cannot_be_compared_are_named():
 
 
 def test_tables_leave_out_what_was_not_measured():
-    base = Result(n=4, method="ours", group="all")
+    base = Result(n=4, method="ours", group="all", extractor="judge")
     rows = [
         base.named("age_mae", 7.87),
         replace(base, method="real", group="").named("age_mae", 2.23),

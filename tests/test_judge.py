@@ -54,9 +54,7 @@ def toy_data(n, seed, shape=(24, 24, 24)):
     ages, sexes = rng.uniform(20, 80, n), rng.choice(["M", "F"], n)
     images = [brain(shape, a, s, 0.05, k) for k, (a, s) in enumerate(zip(ages, sexes, strict=True))]
     targets = np.stack([(ages - AGE.center) / AGE.scale, sexes == "F"], 1).astype(np.float32)
-    data = JudgeData(
-        torch.from_numpy(np.stack(images)).half(), torch.from_numpy(targets), torch.ones(n), []
-    )
+    data = JudgeData(torch.from_numpy(np.stack(images)).half(), torch.from_numpy(targets), [])
     return data, ages, sexes
 
 

@@ -185,7 +185,7 @@ def _of_sets(
     draw = np.random.default_rng(seed)
     real, made = ([s[i] for i in sorted(draw.permutation(len(s))[:n])] for s in (real, made))
     features = {
-        edits.judge_name(tools): (_embeddings(real), _embeddings(made)),
+        tools.name("judge"): (_embeddings(real), _embeddings(made)),
         "region volumes": (_millilitres(real), _millilitres(made)),
     }
     if network is not None:

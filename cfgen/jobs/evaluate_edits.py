@@ -48,7 +48,7 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
         better: Better = "down" if name in ("l1", "perceptual") else "up"
         own = base
         if name == "perceptual":
-            own = replace(base, extractor=judge_name(tools))
+            own = replace(base, extractor=tools.name("judge"))
         where = "whole volume" if name.endswith("_whole") else "inside the brain"
         unit = "dB" if name.startswith("psnr") else ""
         found = _over_people(np.array(values), made)
@@ -59,34 +59,32 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
 def effectiveness(
     tools: Instruments, method: str, made: Sequence[Made], real: Sequence[Real]
 ) -> list[Result]:
-    """The judge's guesses of counterfactuals against their targets, variable by variable."""
+    """Guesses of counterfactuals against their targets, variable by variable, by the judge and by
+    the ridge, which is a plain second opinion."""
     out: list[Result] = []
-    for variable in tools.judges.targets.variables:
-        name = variable.name
-        known = [m for m in made if name in m.target and name in m.real.row.values]
-        if not known or name not in known[0].seen.guesses:
-            continue
-        if variable.kind == "continuous":
-            out += _numeric(tools, method, name, variable.unit, known, real)
-        else:
-            out += _two_levels(tools, method, name, variable.levels[1], known)
+    for by, targets in tools.opinions.items():
+        for variable in targets.variables:
+            name = variable.name
+            known = [m for m in made if name in m.target and name in m.real.row.values]
+            if not known or name not in known[0].seen.guesses[by]:
+                continue
+            base = Result(method=method, extractor=tools.name(by), reference="CDM Tab. 1-2")
+            if variable.kind == "continuous":
+                out += _numeric(base, by, name, variable.unit, known, real)
+            else:
+                out += _two_levels(base, by, name, variable.levels[1], known)
     return out
 
 
 def _numeric(
-    tools: Instruments,
-    method: str,
-    name: str,
-    unit: str,
-    made: Sequence[Made],
-    real: Sequence[Real],
+    base: Result, by: str, name: str, unit: str, made: Sequence[Made], real: Sequence[Real]
 ) -> list[Result]:
     labelled = [r for r in real if name in r.row.values]
     truth = np.array([float(r.row.values[name]) for r in labelled])
-    guess = np.array([r.seen.guesses[name] for r in labelled])
+    guess = np.array([r.seen.guesses[by][name] for r in labelled])
     bias = axioms.bias_line(guess, truth) if np.ptp(truth) > 0 else (0.0, 1.0)
-    floor = Result(n=len(labelled), method="real", extractor=judge_name(tools))
-    said = "the judge's own error on real scans: the floor"
+    floor = replace(base, n=len(labelled), method="real")
+    said = f"the {by}'s own error on real scans: the floor"
     out = [floor.named(f"{name}_mae", interval(np.abs(guess - truth)), "down", unit, said)]
     edited = [m for m in made if name in m.changed]
     groups: dict[str, list[Made]] = {"all": edited} if edited else {}
@@ -96,54 +94,48 @@ def _numeric(
     kept = [m for m in made if name not in m.changed]
     groups |= {"kept": kept} if kept else {}
     for group, some in groups.items():
-        before = np.array([m.real.seen.guesses[name] for m in some])
-        after = np.array([m.seen.guesses[name] for m in some])
+        before = np.array([m.real.seen.guesses[by][name] for m in some])
+        after = np.array([m.seen.guesses[by][name] for m in some])
         factual = np.array([float(m.real.row.values[name]) for m in some])
         target = np.array([float(m.target[name]) for m in some])
         found = axioms.adherence(before, after, factual, target, bias)
-        base = Result(
-            n=len(people(some)),
-            method=method,
-            group=group,
-            extractor=judge_name(tools),
-            reference="CDM Tab. 1-2",
-        )
+        own = replace(base, n=len(people(some)), group=group)
         mae = _over_people(np.abs(after - target), some)
-        out.append(base.named(f"{name}_mae", mae, "down", unit))
+        out.append(own.named(f"{name}_mae", mae, "down", unit))
         if np.isfinite(found.corrected_mae):
-            out.append(base.named(f"{name}_corrected_mae", found.corrected_mae, "down", unit))
-        out.append(base.named(f"{name}_signed_error", found.signed, "to 0", unit))
+            out.append(own.named(f"{name}_corrected_mae", found.corrected_mae, "down", unit))
+        out.append(own.named(f"{name}_signed_error", found.signed, "to 0", unit))
         if group == "all":
-            out.append(base.named(f"{name}_slope", found.slope, "to 1"))
-            out.append(base.named(f"{name}_spearman", found.spearman, "to 1"))
+            out.append(own.named(f"{name}_slope", found.slope, "to 1"))
+            out.append(own.named(f"{name}_spearman", found.spearman, "to 1"))
     return out
 
 
 def _two_levels(
-    tools: Instruments, method: str, name: str, second: str, made: Sequence[Made]
+    base: Result, by: str, name: str, second: str, made: Sequence[Made]
 ) -> list[Result]:
+    """Of real scans, and of counterfactuals that changed it and that kept it."""
+    factual = list({id(m.real): m for m in made}.values())
+    groups = (
+        ("", [(m, m.real.seen, m.real.row.values[name]) for m in factual]),
+        ("changed", [(m, m.seen, m.target[name]) for m in made if name in m.changed]),
+        ("kept", [(m, m.seen, m.target[name]) for m in made if name not in m.changed]),
+    )
     out = []
-    for group, some in (
-        ("changed", [m for m in made if name in m.changed]),
-        ("kept", [m for m in made if name not in m.changed]),
-    ):
+    for group, some in groups:
         if not some:
             continue
-        probability = np.array([m.seen.guesses[name] for m in some])
-        target = np.array([m.target[name] == second for m in some])
+        probability = np.array([seen.guesses[by][name] for _, seen, _ in some])
+        target = np.array([value == second for _, _, value in some])
         found = axioms.agreement(probability, target)
         right = ((probability > 0.5) == target).astype(float)
-        base = Result(
-            n=len(people(some)),
-            method=method,
-            group=group,
-            extractor=judge_name(tools),
-            reference="CDM Tab. 1",
-        )
-        out.append(base.named(f"{name}_accuracy", _over_people(right, some), "up"))
+        own = replace(base, n=len(people([m for m, _, _ in some])), group=group)
+        own = own if group else replace(own, method="real")
+        accuracy = _over_people(right, [m for m, _, _ in some])
+        out.append(own.named(f"{name}_accuracy", accuracy, "up"))
         if np.isfinite(found.auc):
-            out.append(base.named(f"{name}_balanced_accuracy", found.balanced, "up"))
-            out.append(base.named(f"{name}_auc", found.auc, "up"))
+            out.append(own.named(f"{name}_balanced_accuracy", found.balanced, "up"))
+            out.append(own.named(f"{name}_auc", found.auc, "up"))
     return out
 
 
@@ -232,7 +224,7 @@ def minimality(
                 n=len(people(some)),
                 method=method,
                 group=name,
-                extractor=judge_name(tools),
+                extractor=tools.name("judge"),
                 reference="Melistas 2024",
             )
             found = _over_people(np.array(values), some)
@@ -335,7 +327,3 @@ def _over_people(values: np.ndarray, made: Sequence[Made]) -> Estimate:
     if np.isinf(means).any():
         return Estimate(float(means.mean()), float("nan"), float("nan"))
     return interval(means)
-
-
-def judge_name(tools: Instruments) -> str:
-    return f"judge of {tools.bundle.name}, SHA-256 {tools.bundle.part('judge').sha256[:12]}"

@@ -63,7 +63,8 @@ def _methods(results: Sequence[Result]) -> list[str]:
 
 def _bars(results: Sequence[Result]) -> Any:
     """Age error by the change that was asked for (CDM Tab. 2), over the judge's own error."""
-    rows = [r for r in results if r.metric == "age_mae" and r.group.startswith(("age+", "age-"))]
+    judged = [r for r in results if r.metric == "age_mae" and r.extractor.startswith("judge")]
+    rows = [r for r in judged if r.group.startswith(("age+", "age-"))]
     if not rows:
         return None
     groups = sorted({r.group for r in rows}, key=lambda g: float(g.removeprefix("age")))
@@ -87,7 +88,7 @@ def _bars(results: Sequence[Result]) -> Any:
             yerr=np.nan_to_num(reach),
             error_kw={"lw": 0.8},
         )
-    floor = next((r for r in results if r.metric == "age_mae" and r.method == "real"), None)
+    floor = next((r for r in judged if r.method == "real"), None)
     if floor is not None:
         axes.axhline(floor.value, color="#555555", ls="--", lw=1, label="judge on real scans")
     axes.set_xticks(range(len(groups)), [g.removeprefix("age") for g in groups])
@@ -102,7 +103,11 @@ def _pareto(results: Sequence[Result]) -> Any:
     figure, axes = _figure(5.4, 4.2)
     some = False
     for k, method in enumerate(_methods(results)):
-        own = {(r.metric, r.group): r for r in results if r.method == method}
+        own = {
+            (r.metric, r.group): r
+            for r in results
+            if r.method == method and r.extractor.startswith("judge")
+        }
         slope, kept = own.get(("age_slope", "all")), own.get(("perceptual_to_factual", ""))
         if slope is None or kept is None:
             continue
@@ -161,11 +166,11 @@ def _agreement(of: Evaluation) -> Any:
     figure, axes = _figure(6.4, 4.2)
     some = False
     for k, (method, made) in enumerate(of.methods.items()):
-        own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses]
+        own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses["judge"]]
         if not own:
             continue
         some = True
-        seen = np.array([m.seen.guesses["age"] for m in own])
+        seen = np.array([m.seen.guesses["judge"]["age"] for m in own])
         target = np.array([float(m.target["age"]) for m in own])
         error = seen - target
         colour = COLOURS[k % len(COLOURS)]

@@ -17,7 +17,6 @@ import torch
 from cfgen.config import EDIT
 from cfgen.data.conditions import Values
 from cfgen.data.volume import Volume
-from cfgen.jobs.evaluate_edits import judge_name
 from cfgen.jobs.evaluate_read import Instruments, Real, volumes_of
 from cfgen.jobs.models import Models, edit_latent
 from cfgen.metrics.image import ssim
@@ -58,7 +57,7 @@ def axioms(
                     n=len(chosen),
                     method=f"bundle, {how}",
                     group=f"m = {cycle}",
-                    extractor=judge_name(tools) if key == "perceptual" else "",
+                    extractor=tools.name("judge") if key == "perceptual" else "",
                     reference="Monteiro 2023",
                 )
                 unit = "%" if key == "volumes" else ""

@@ -22,6 +22,7 @@ from cfgen.errors import ImageError, ManifestError, UsageError
 from cfgen.jobs.brain import brain_finder, grid_text
 from cfgen.jobs.gate import Gate
 from cfgen.jobs.judge import Judges, load_judge
+from cfgen.jobs.predict import load_predictor, score_conditions
 from cfgen.jobs.prepare import Prepared
 from cfgen.jobs.preprocess import load_prepared, preprocess
 from cfgen.jobs.segment import load_segmenter, segment, sums
@@ -32,21 +33,35 @@ log = logging.getLogger("cfgen")
 
 @dataclass(frozen=True)
 class Instruments:
-    """What measures: the bundle's judge and segmenter. Neither has a part in an edit."""
+    """What measures: the bundle's judge and segmenter, and its ridge predictor for a second
+    opinion. None has a part in an edit."""
 
     bundle: Bundle
     judges: Judges
     segmenter: Segmenter
+    ridge: torch.nn.Module | None
     device: torch.device
+
+    def name(self, of: str) -> str:
+        """Whose figures they are, for the tables."""
+        part = {"ridge": "predictor"}.get(of, of)
+        digest = self.bundle.part(part).sha256[:12]
+        return f"{of} of {self.bundle.name}, SHA-256 {digest}"
+
+    @property
+    def opinions(self) -> dict[str, Schema]:
+        """Who guesses, and what."""
+        both = {"judge": self.judges.targets}
+        return both | ({"ridge": self.bundle.schema} if self.ridge is not None else {})
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One image on the model grid, float16 (D, H, W): what the judge guesses and sees of it, and
-    the volumes (mm3 in the scanner's space) that the segmenter finds."""
+    """One image on the model grid, float16 (D, H, W): what judge and ridge guess of it, what the
+    judge sees, and the volumes (mm3 in the scanner's space) that the segmenter finds."""
 
     image: np.ndarray
-    guesses: dict[str, float]
+    guesses: dict[str, dict[str, float]]
     embedding: np.ndarray
     volumes: dict[str, float]
 
@@ -87,17 +102,20 @@ def conditions_of(bundle: Bundle) -> Schema:
 
 def load_instruments(bundle: Bundle, device: torch.device) -> Instruments:
     """Raises BundleError when the bundle lacks judge or segmenter."""
-    return Instruments(bundle, load_judge(bundle, device), load_segmenter(bundle, device), device)
+    judges, segmenter = load_judge(bundle, device), load_segmenter(bundle, device)
+    ridge = load_predictor(bundle, device) if "predictor" in bundle.parts else None
+    return Instruments(bundle, judges, segmenter, ridge, device)
 
 
 def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
     """Measure an image (D, H, W) on the model grid of a prepared scan."""
     batch = image[None].astype(np.float32)
-    guesses = {
-        name: float(found[0])
-        for name, found in tools.judges.judge(batch).items()
-        if found.ndim == 1
-    }
+    said = tools.judges.judge(batch)
+    guesses = {"judge": {name: float(x[0]) for name, x in said.items() if x.ndim == 1}}
+    if tools.ridge is not None:
+        guesses["ridge"] = score_conditions(
+            tools.ridge, tools.bundle.schema, batch[0], tools.device
+        )
     # The affine to the template changes every volume by the same factor.
     factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
     return Seen(

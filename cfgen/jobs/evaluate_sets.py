@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from cfgen.data.conditions import Value
-from cfgen.jobs.evaluate_edits import judge_name
 from cfgen.jobs.evaluate_read import Instruments, Made, Seen, matrix
 from cfgen.metrics import distribution as dist
 from cfgen.metrics import morphometry as morph
@@ -210,7 +209,7 @@ def transfer(
             base = Result(
                 n=len({s for s, _, _ in sets[test]}),
                 method="real" if key == "auc_real" else method,
-                extractor=judge_name(tools),
+                extractor=tools.name("judge"),
                 reference="Latent Drifting Tab. 1",
                 note=f"learns from {learn}, tested on {test}",
             )

@@ -46,9 +46,12 @@ class Column(NamedTuple):
 
 TABLES = {
     "As in CDM, table 1": (
-        Column("age MAE", "age_mae", "all"),
-        Column("sex accuracy", "sex_accuracy", "kept"),
-        Column("sex accuracy, flipped", "sex_accuracy", "changed"),
+        Column("age MAE", "age_mae", "all", "judge"),
+        Column("sex accuracy", "sex_accuracy", "kept", "judge"),
+        Column("sex accuracy, flipped", "sex_accuracy", "changed", "judge"),
+        Column("age MAE by ridge", "age_mae", "all", "ridge"),
+        Column("sex accuracy by ridge", "sex_accuracy", "kept", "ridge"),
+        Column("sex accuracy, flipped, by ridge", "sex_accuracy", "changed", "ridge"),
         Column("FID", "fid", "", "judge"),
         Column("MS-SSIM", "ms_ssim"),
     ),
@@ -65,7 +68,7 @@ TABLES = {
         Column("SSIM to factual", "ssim_to_factual"),
         Column("perceptual distance", "perceptual_to_factual"),
         Column("found again, top 1", "identity_top1"),
-        Column("age asked and seen, slope", "age_slope", "all"),
+        Column("age asked and seen, slope", "age_slope", "all", "judge"),
         Column("latent divergence, age", "latent_divergence", "age"),
     ),
 }
@@ -154,7 +157,9 @@ def _by_age(results: Sequence[Result]) -> tuple[Column, ...]:
         r.group for r in results if r.metric == "age_mae" and r.group.startswith(("age+", "age-"))
     }
     ordered = sorted(groups, key=lambda g: float(g.removeprefix("age")))
-    return tuple(Column(f"MAE, {g.removeprefix('age')} years", "age_mae", g) for g in ordered)
+    return tuple(
+        Column(f"MAE, {g.removeprefix('age')} years", "age_mae", g, "judge") for g in ordered
+    )
 
 
 def _cell(results: Sequence[Result], method: str, column: Column) -> str:

@@ -17,7 +17,7 @@ from cfgen.data.regions import recognise_table, volumes_mm3
 from cfgen.data.table import MISSING, Row, read_table
 from cfgen.data.volume import read_volume
 from cfgen.errors import ManifestError, UsageError
-from cfgen.jobs.training_data import balanced_weights, read_images
+from cfgen.jobs.training_data import read_images
 
 log = logging.getLogger("cfgen")
 
@@ -34,12 +34,11 @@ NOT_BRAIN = ("csf", "head", "cortex_")
 
 @dataclass(frozen=True)
 class JudgeData:
-    """`images` (N, D, H, W) float16 on the model grid, `targets` (N, T) as `encode` makes them,
-    `weights` (N,) sampling weights, and the rows they came from."""
+    """`images` (N, D, H, W) float16 on the model grid, `targets` (N, T) as `encode` makes them, and
+    the rows they came from."""
 
     images: Tensor
     targets: Tensor
-    weights: Tensor
     rows: list[Row]
 
 
@@ -68,7 +67,7 @@ def read_judge_data(
 
 def _data(manifest: Path, rows: list[Row], schema: Schema, grid: str) -> JudgeData:
     targets = torch.from_numpy(np.stack([encode(schema, row) for row in rows]))
-    return JudgeData(read_images(manifest, rows, grid), targets, balanced_weights(rows), rows)
+    return JudgeData(read_images(manifest, rows, grid), targets, rows)
 
 
 def _real(manifest: Path, rows: list[Row]) -> list[Row]:

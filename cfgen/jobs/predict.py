@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cfgen.bundle import Bundle
+from cfgen.data.conditions import Schema
 from cfgen.jobs.device import autocast, channels_last
 from cfgen.jobs.models import load_weights, tuples
 from cfgen.nets.predictors import Predictor, PredictorConfig
@@ -35,3 +36,20 @@ def predict_conditions(
             low, high = variable.support
             values[variable.name] = round(min(max(float(values[variable.name]), low), high), 1)
     return values
+
+
+@torch.inference_mode()
+def score_conditions(
+    net: torch.nn.Module, schema: Schema, image: np.ndarray, device: torch.device
+) -> dict[str, float]:
+    """As `predict_conditions`, uncut, as numbers: of two levels how much it looks like the second,
+    0 to 1 about."""
+    with autocast(device):
+        out = net(torch.from_numpy(image)[None, None].to(device)).float()[0].tolist()
+    found, at = {}, 0
+    for v in schema.variables:
+        if v.width == 1:
+            numeric = v.kind == "continuous"
+            found[v.name] = out[at] * v.scale + v.center if numeric else (out[at] + 1) / 2
+        at += v.width
+    return found

@@ -1,8 +1,11 @@
 """Train the judge of counterfactuals: a few small CNNs that differ by seed, on real scans alone.
 
 The numbers are learned by squared error and the categories by cross-entropy, as in CDM section 4.3;
-a target that a scan lacks is left out of its loss. With a hundred scans age alone teaches little:
-the volumes of the regions tell the network what to look at.
+a target that a scan lacks is left out of its loss.
+
+A hundred scans are few. In cross-validation within 120 scans of IXI (three of five folds, one
+network, 400 steps) the error of age was 8.3 years, 7.4 with the places of voxels as input, and 7.8
+of these without the volumes as targets; that of ridge on the same shrunk voxels was 8.4.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ JUDGE_FIT = FitConfig(
     checkpoint_every=100,
     report_every=200,
 )
-# No warps: they blur, and networks that saw blurred brains were years off on sharp ones.
+# No warps: they blur, and networks that saw blurred brains alone were years off on sharp ones.
 JUDGE_AUGMENTATION = Augmentation(
     warp_probability=0.0,
     log_gamma=0.1,
@@ -80,7 +83,9 @@ class JudgeTask:
         self.device, self.batch_size, self.augmentation = device, config.batch_size, augmentation
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        picks = torch.multinomial(self.train.weights, self.batch_size, True, generator=generator)
+        # Every scan alike: where the old are few, decades drawn equally often make all look older
+        # (in cross-validation by 3.4 years instead of 1.6).
+        picks = torch.randint(len(self.small), (self.batch_size,), generator=generator)
         views = torch.stack([self._view(self.small[i], generator) for i in picks.tolist()])[:, None]
         views = views.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         # In bf16 the kernels of a CPU give gradients of NaN on maps of two voxels' edge; on small
@@ -125,7 +130,7 @@ def settle(net: Judge, images: Tensor, device: torch.device) -> None:
     their mirror images.
 
     In training they follow the last few batches of changed views, and the weights are averages:
-    without this step the guesses of age are some years off, all to one side.
+    without this step the error of age was 9.0 years where it is 8.3.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm3d)]
     for norm in norms:

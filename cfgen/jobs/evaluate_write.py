@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -107,8 +108,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _json(result: Result) -> dict[str, object]:
-    """No NaN: it is no JSON."""
-    return {k: None if v != v else v for k, v in vars(result).items()}
+    """Numbers that JSON has no word for, NaN and the infinite PSNR of two equal images, as null."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in vars(result).items()
+    }
 
 
 def tables(results: Sequence[Result], methods: Sequence[str]) -> str:

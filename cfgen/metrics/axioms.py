@@ -12,14 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+# Changes that differ by less were asked for as the same.
+SAME = 1e-6
+
 
 @dataclass(frozen=True)
 class Adherence:
     """How far predicted values of counterfactuals meet their targets, in the target's unit.
 
     `mae`; `corrected_mae` after the predictor's own bias on real scans is taken out; `signed`, the
-    mean error; `slope` and `spearman` of the predicted change on the asked change, 1 at best, NaN
-    where every change is the same.
+    mean error; `slope` and `spearman` of the predicted change on the asked change, 1 at best; NaN
+    where nothing was asked, or for `spearman` everybody the same.
     """
 
     mae: float
@@ -44,9 +47,10 @@ def adherence(
     error = after - target
     intercept, gain = bias
     asked, moved = target - factual, after - before
-    slope = spearman = float("nan")
-    if np.ptp(asked) > 0:
-        slope = float(np.polyfit(asked, moved, 1)[0])
+    # Through the origin: nothing asked, nothing moved.
+    slope = float((asked * moved).sum() / (asked**2).sum()) if asked.any() else float("nan")
+    spearman = float("nan")
+    if np.ptp(asked) > SAME:
         spearman = float(stats.spearmanr(asked, moved).statistic) if np.ptp(moved) > 0 else 0.0
     corrected = (after - intercept) / gain - target if gain else np.full_like(error, np.nan)
     return Adherence(

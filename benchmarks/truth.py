@@ -37,7 +37,7 @@ from cfgen.jobs.stages import train_autoencoder, train_latent_diffusion
 from cfgen.jobs.train_autoencoder import AUTOENCODER_FIT
 from cfgen.jobs.train_latent_diffusion import LATENT_DIFFUSION_FIT
 from cfgen.metrics.morphometry import ventricle_count
-from cfgen.metrics.statistics import interval
+from cfgen.metrics.statistics import Estimate, interval
 from cfgen.metrics.truth import group_mean_shift, image_truth, volume_truth
 from cfgen.sim import cohort
 from cfgen.sim.scm import graph
@@ -125,14 +125,19 @@ def measure(
         for method, found in scores.items():
             line = {"query": query, "method": method, "n": str(len(found))}
             for name in ("skill", "slope", "correlation", "leakage", "mae"):
-                mean, low, high = interval(np.array([getattr(f, name) for f in found]))
-                line[name] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+                line[name] = _text(interval(np.array([getattr(f, name) for f in found])))
             of = volume_truth(*np.array(volumes[method]).T)
             if query in ACQUISITION:
                 of = replace(of, slope=float("nan"), nmse=float("nan"))
             line |= {"ventricles slope": f"{of.slope:.2f}", "ventricles nmse": f"{of.nmse:.2f}"}
             table.append(line)
     return table
+
+
+def _text(found: Estimate) -> str:
+    """Value and interval; what is the same for everybody has none."""
+    text = f"{found.value:.3f}"
+    return text if np.isnan(found.low) else f"{text} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def edited(

@@ -26,8 +26,9 @@ demo: venv $(SCAN)
 $(BUILD)/demo/mni152_T1w.nii.gz: | venv
 	$(BIN)/python benchmarks/demo_scan.py $@
 
+# A process a core with one thread each: small networks gain little from more.
 test: venv browser check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The report's controls are tested in a browser. Where it cannot be installed those tests skip.
 browser:

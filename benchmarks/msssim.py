@@ -7,8 +7,12 @@ python benchmarks/msssim.py --paper    # also 160x192x176 with the paper's scale
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
+
+# As the command line does: it halves the time that is spent on fresh memory, ours and MONAI's.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import numpy as np
 import torch
@@ -17,7 +21,7 @@ from monai.metrics.regression import compute_ms_ssim
 
 from cfgen.metrics.msssim import Scales, choose_pairs, ms_ssim_pairs, scales_for
 
-VOLUMES = 6
+VOLUMES = 12
 PAIRS = 79_800
 
 
@@ -52,7 +56,7 @@ def compare(shape: tuple[int, ...]) -> None:
     off = np.abs(found[:3] - expected).max()
     print(
         f"{'x'.join(map(str, shape))}, {scales.name}: {1e3 * ours:.1f} ms a pair "
-        f"({VOLUMES} volumes, their own moments included), MONAI {1e3 * theirs:.0f} ms, "
+        f"({VOLUMES} volumes, their moments included), MONAI {1e3 * theirs:.0f} ms, "
         f"{theirs / ours:.0f} times; largest difference {off:.1e}; {PAIRS} pairs would take "
         f"{PAIRS * ours / 3600:.1f} h"
     )

@@ -33,6 +33,13 @@ from cfgen.nets.unet import UNet, UNetConfig
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")
 
+# Files that take minutes start first, so that no process is left alone with one at the end.
+LONG = ("test_truth_benchmark.py", "test_gate.py", "test_counterfactual.py", "test_samples.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 def shipped_schema() -> Schema:
     age, sex = default_schema().variables

@@ -9,6 +9,7 @@ the same bytes.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Callable
@@ -84,6 +85,11 @@ def strip_suffix(path: Path) -> str:
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
     return path.stem
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal text."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -20,6 +19,7 @@ from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStr
 from cfgen.data.conditions import Intervention
 from cfgen.data.volume import (
     Volume,
+    file_sha256,
     header_warnings,
     read_volume,
     refuse_existing,
@@ -332,7 +332,7 @@ def _provenance(
         "Sources": [
             {
                 "File": scan.path.name,
-                "SHA256": hashlib.sha256(scan.path.read_bytes()).hexdigest(),
+                "SHA256": file_sha256(scan.path),
             }
         ],
         "Bundle": {"Name": engine.bundle.name, "SHA256": engine.bundle.identity},

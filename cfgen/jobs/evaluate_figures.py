@@ -10,6 +10,7 @@ import numpy as np
 
 from cfgen.data.volume import write_atomically
 from cfgen.jobs.evaluate import Evaluation
+from cfgen.jobs.evaluate_edits import cohort_slopes
 from cfgen.metrics.result import Result
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -23,7 +24,7 @@ def draw(of: Evaluation, folder: Path) -> list[Path]:
         "effectiveness_and_identity": _pareto(of.results),
         "effect_sizes": _forest(of.results),
         "age_asked_and_seen": _agreement(of),
-        "volume_change_by_age": _response(of.results),
+        "volume_change_by_age": _response(of),
     }
     out = []
     for name, figure in made.items():
@@ -153,12 +154,17 @@ def _forest(results: Sequence[Result]) -> Any:
             )
     for edge in (-0.2, 0.2):
         axes.axvline(edge, color="#999999", ls=":", lw=1)
+    _name_regions(axes, regions)
+    axes.set_xlabel("Cohen's d, counterfactual against real (shares of the head)")
+    return figure
+
+
+def _name_regions(axes: Any, regions: Sequence[str]) -> None:
+    """A line a region from the top down, zero marked, and the methods' legend."""
     axes.axvline(0, color="#555555", lw=1)
     axes.set_yticks(range(len(regions)), [r.replace("_", " ") for r in regions], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("Cohen's d, counterfactual against real (shares of the head)")
     axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def _agreement(of: Evaluation) -> Any:
@@ -192,16 +198,15 @@ def _agreement(of: Evaluation) -> Any:
     return figure
 
 
-def _response(results: Sequence[Result]) -> Any:
+def _response(of: Evaluation) -> Any:
     """Change of region volumes a decade, beside what real people differ by."""
-    rows = [r for r in results if r.metric == "change_per_decade"]
+    rows = [r for r in of.results if r.metric == "change_per_decade"]
     if not rows:
         return None
     regions = list(dict.fromkeys(r.group for r in rows))
     figure, axes = _figure(6.4, 0.24 * len(regions) + 1.2)
-    due = {r.group: float(r.note.split(":")[1].split("%")[0]) for r in rows}
     axes.plot(
-        [due[g] for g in regions],
+        1000 * cohort_slopes(of.real, regions),
         range(len(regions)),
         "|",
         ms=10,
@@ -218,9 +223,6 @@ def _response(results: Sequence[Result]) -> Any:
             color=COLOURS[k % len(COLOURS)],
             label=method,
         )
-    axes.axvline(0, color="#555555", lw=1)
-    axes.set_yticks(range(len(regions)), [r.replace("_", " ") for r in regions], fontsize=7)
-    axes.invert_yaxis()
+    _name_regions(axes, regions)
     axes.set_xlabel("change of volume a decade (%)")
-    axes.legend(frameon=False, fontsize=8)
     return figure

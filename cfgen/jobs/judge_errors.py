@@ -9,6 +9,7 @@ import numpy as np
 
 from cfgen.data.conditions import Schema, Variable
 from cfgen.jobs.judge_data import VOLUME
+from cfgen.metrics.axioms import area_under_roc, bias_line
 
 Errors = dict[str, dict[str, Any]]
 
@@ -63,8 +64,8 @@ def _mae(guess: np.ndarray, truth: np.ndarray) -> float:
 def _line(truth: np.ndarray, guess: np.ndarray) -> tuple[float | None, float | None]:
     if len(truth) < 2 or not np.ptp(truth):
         return None, None
-    slope, offset = np.polyfit(truth, guess, 1)
-    return float(slope), float(offset)
+    offset, slope = bias_line(guess, truth)
+    return slope, offset
 
 
 def _corrected(guess: np.ndarray, truth: np.ndarray) -> float | None:
@@ -87,14 +88,10 @@ def category_errors(guesses: np.ndarray, truth: np.ndarray, commonest: float) ->
         "accuracy_seeds": [float((_levels(g) == truth).mean()) for g in guesses],
         "accuracy_of_the_commonest": float((truth == commonest).mean()),
         "balanced_accuracy": float(np.mean(recalls)),
-        "auc": _auc(mean, truth) if guesses.ndim == 2 and len(recalls) == 2 else None,
+        "auc": area_under_roc(mean, truth == 1)
+        if guesses.ndim == 2 and len(recalls) == 2
+        else None,
     }
-
-
-def _auc(p: np.ndarray, truth: np.ndarray) -> float:
-    """How often one of level 1 has a higher probability than one of level 0; ties are a half."""
-    apart = p[truth == 1][:, None] - p[truth == 0][None]
-    return float((apart > 0).mean() + (apart == 0).mean() / 2)
 
 
 def _levels(guess: np.ndarray) -> np.ndarray:

@@ -27,10 +27,8 @@ def predict_conditions(
 
     Numbers are cut to the range seen in training: beyond it a prediction knows nothing.
     """
-    net = load_predictor(bundle, device)
-    with autocast(device):
-        out = net(torch.from_numpy(image)[None, None].to(device)).float()
-    values = bundle.schema.decode(out[0].cpu().numpy())
+    out = _outputs(load_predictor(bundle, device), image, device)
+    values = bundle.schema.decode(out.cpu().numpy())
     for variable in bundle.schema.variables:
         if variable.support is not None:
             low, high = variable.support
@@ -44,8 +42,7 @@ def score_conditions(
 ) -> dict[str, float]:
     """As `predict_conditions`, uncut, as numbers: of two levels how much it looks like the second,
     0 to 1 about."""
-    with autocast(device):
-        out = net(torch.from_numpy(image)[None, None].to(device)).float()[0].tolist()
+    out = _outputs(net, image, device).tolist()
     found, at = {}, 0
     for v in schema.variables:
         if v.width == 1:
@@ -53,3 +50,10 @@ def score_conditions(
             found[v.name] = out[at] * v.scale + v.center if numeric else (out[at] + 1) / 2
         at += v.width
     return found
+
+
+def _outputs(net: torch.nn.Module, image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Standardised conditions (outputs,) of an image (D, H, W)."""
+    with autocast(device):
+        out: torch.Tensor = net(torch.from_numpy(image)[None, None].to(device)).float()
+    return out[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -19,6 +18,7 @@ from cfgen.data.space import largest_component
 from cfgen.data.table import read_table
 from cfgen.data.volume import (
     Volume,
+    file_sha256,
     read_volume,
     refuse_existing,
     strip_suffix,
@@ -114,7 +114,7 @@ def read_run(edited_path: Path, factual_path: Path | None, ruler: Ruler) -> Run:
         raise ImageError(
             found, "no such file", f"the scan that {edited_path.name} was made of", "give --factual"
         )
-    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    digest = file_sha256(found)
     if digest != source["SHA256"]:
         raise ImageError(
             found,
@@ -244,7 +244,7 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
         run.targets,
         said.get("Samples", {}).get("Regions", []),
     )
-    digest = hashlib.sha256(run.edited.path.read_bytes()).hexdigest() if run.edited.path else ""
+    digest = file_sha256(run.edited.path) if run.edited.path else ""
     files = [("counterfactual", f"{edited}, SHA-256 {digest}")]
     return {
         "version": __version__,

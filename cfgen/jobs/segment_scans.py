@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     Volume,
+    file_sha256,
     header_warnings,
     read_volume,
     refuse_existing,
@@ -199,7 +199,7 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, warnings: list[str
 def _record(scan: Volume, found: Segmentation, warnings: list[str]) -> dict[str, Any]:
     assert scan.path is not None
     sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
-    digest = hashlib.sha256(scan.path.read_bytes()).hexdigest()
+    digest = file_sha256(scan.path)
     return {
         "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
         "Sources": [{"File": scan.path.name, "SHA256": digest}],

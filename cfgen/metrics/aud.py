@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from cfgen.errors import UsageError
-from cfgen.metrics.morphometry import cohens_d
+from cfgen.metrics.morphometry import cohens_d, pooled_sd
 from cfgen.metrics.statistics import by_subject
 
 REGIONS = ("frontal", "insula", "parietal", "cingulate", "temporal", "occipital")
@@ -131,8 +131,7 @@ def correct(findings: Sequence[Finding]) -> dict[str, int]:
 
 def _equivalence(a: np.ndarray, b: np.ndarray) -> float:
     """Two one-sided Welch tests that the means are within EQUIVALENCE_D pooled SD."""
-    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2)
-    margin = EQUIVALENCE_D * np.sqrt(pooled)
+    margin = EQUIVALENCE_D * pooled_sd(a, b)
     above = stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
     below = stats.ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
     return float(max(above, below))

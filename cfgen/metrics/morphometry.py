@@ -60,10 +60,15 @@ def around_ventricles(labels: np.ndarray, table: str, spacing_mm: float) -> np.n
 
 def cohens_d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(mean a - mean b) / pooled SD of groups (n, ...) and (m, ...), one value a region."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((a.mean(0) - b.mean(0)) / pooled_sd(a, b))
+
+
+def pooled_sd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """SD within groups (n, ...) and (m, ...), one value a region."""
     n, m = len(a), len(b)
     pooled = ((n - 1) * a.var(0, ddof=1) + (m - 1) * b.var(0, ddof=1)) / (n + m - 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((a.mean(0) - b.mean(0)) / np.sqrt(pooled))
+    return np.asarray(np.sqrt(pooled))
 
 
 def hedges_g(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from monai.metrics.regression import compute_ms_ssim
 
 from cfgen.metrics.msssim import Scales, choose_pairs, ms_ssim_pairs, scales_for
 
-VOLUMES = 12
+VOLUMES = 24
 PAIRS = 79_800
 
 

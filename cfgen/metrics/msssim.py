@@ -2,7 +2,7 @@
 
 The value is MONAI's `compute_ms_ssim`; the cost is not. What belongs to one volume, its means and
 variances at every scale, is worked out once; a pair adds its cross moment alone. The Gaussian
-window goes along one axis after another, as a product with a banded matrix.
+window goes along one axis after another, as products with a small banded matrix.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cfgen.errors import UsageError
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SIGMA = 1.5
 K1, K2 = 0.01, 0.03
+# Rows of the window's banded matrix; 32 is the fastest of 16 to 56 at 160x192x176.
+BLOCK = 32
 # Values that are held at a time, 2.4 GB: images, means and variances of two tiles of volumes.
 HELD_VALUES = 600_000_000
 
@@ -81,23 +83,41 @@ Pyramid = list[Level]
 
 
 @cache
-def _banded(size: int, window: int) -> Tensor:
-    """(size, size - window + 1): a row times this is the row under the Gaussian window."""
+def _banded(window: int) -> Tensor:
+    """(BLOCK, BLOCK + window - 1): this times a block of a column is its Gaussian window."""
     x = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     line = torch.exp(-0.5 * (x / SIGMA) ** 2)
     line = line / line.sum()
-    matrix = torch.zeros(size, size - window + 1, dtype=torch.float64)
-    for column in range(size - window + 1):
-        matrix[column : column + window, column] = line
+    matrix = torch.zeros(BLOCK, BLOCK + window - 1, dtype=torch.float64)
+    for row in range(BLOCK):
+        matrix[row, row : row + window] = line
     return matrix.float()
 
 
 def _windowed(volumes: Tensor, window: int) -> Tensor:
     """Gaussian window of volumes (N, D, H, W), where it fits."""
     n, d, h, w = volumes.shape
-    out = volumes @ _banded(w, window)
-    out = _banded(h, window).T @ out
-    return (_banded(d, window).T @ out.reshape(n, d, -1)).reshape(n, -1, *out.shape[2:])
+    out = volumes.reshape(-1, w)
+    out = _blocks(out.new_empty(len(out), w - window + 1), out, window, across=True)
+    out = out.view(n * d, h, -1)
+    out = _blocks(out.new_empty(n * d, h - window + 1, out.shape[2]), out, window)
+    out = out.view(n, d, -1)
+    out = _blocks(out.new_empty(n, d - window + 1, out.shape[2]), out, window)
+    return out.view(n, d - window + 1, h - window + 1, -1)
+
+
+def _blocks(out: Tensor, volumes: Tensor, window: int, across: bool = False) -> Tensor:
+    """Fill `out` (..., rows, columns) with the window down the columns, or `across` the rows.
+
+    A block at a time: one banded matrix for the whole side would be zeros for the most part.
+    """
+    axis = -1 if across else -2
+    for first in range(0, out.shape[axis], BLOCK):
+        rows = min(BLOCK, out.shape[axis] - first)
+        own = volumes.narrow(axis, first, rows + window - 1)
+        band = _banded(window)[:rows, : rows + window - 1]
+        out.narrow(axis, first, rows).copy_(own @ band.T if across else band @ own)
+    return out
 
 
 def pyramid(volumes: Tensor, scales: Scales) -> Pyramid:

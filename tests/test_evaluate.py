@@ -20,15 +20,16 @@ from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import BundleError, ManifestError
 from cfgen.jobs import evaluate_edits as edits
 from cfgen.jobs import evaluate_sets as sets
-from cfgen.jobs.evaluate import Asked, check
+from cfgen.jobs.evaluate import Asked, check, replication
 from cfgen.jobs.evaluate_read import Instruments, Made, Real, Seen, copies, pair
+from cfgen.jobs.evaluate_tables import tables
 from cfgen.jobs.evaluate_truth import read_truths
-from cfgen.jobs.evaluate_write import tables
 from cfgen.jobs.judge import Judges, pack
 from cfgen.jobs.medicalnet import MedicalNet, dilated_resnet, normalised
 from cfgen.jobs.models import net_config
 from cfgen.jobs.prepare import Prepared, prepare
 from cfgen.jobs.simulate import Plan, simulate
+from cfgen.metrics import aud
 from cfgen.metrics.result import Result
 from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.sim import cohort
@@ -158,12 +159,21 @@ def test_sets_that_are_the_same_have_no_distance(people):
     features = {"e": (np.stack([s.embedding for s in own]),) * 2}
     found = sets.feature_distances("same", features, 0, papers=True)
     assert value(found, "fid") == pytest.approx(0, abs=1e-6)
-    assert value(found, "fid_floor") > 0.1
+    floors = sets.feature_floors({"e": features["e"][0]}, 0)
+    assert value(floors, "fid_floor") > 0.1
     assert "mostly bias" in next(r for r in found if r.metric == "fid").note
     volumes = sets.volume_distances("same", own, own, ["lateral_ventricle", "cortex"], 0)
     assert value(volumes, "cohens_d", "cortex") == 0
     assert value(volumes, "regions_with_small_d") == 100
     assert value(volumes, "volume_w2_exact") == 0
+
+
+def test_a_set_that_repeats_itself_has_less_variety():
+    own = [seen(50.0, "F", RNG.random((32, 32, 32))) for _ in range(6)]
+    found = sets.variety(own, {"same": own, "one": [own[0], own[1]] * 3}, 0)
+    assert value(found, "ms_ssim", method="same") == value(found, "ms_ssim", method="real")
+    assert value(found, "ms_ssim_difference", method="same") == 0
+    assert value(found, "ms_ssim", method="one") > value(found, "ms_ssim", method="real") + 0.1
 
 
 def test_figures_do_not_depend_on_the_order_of_people(people):
@@ -208,6 +218,39 @@ def test_visits_follow_their_trajectory(people):
     still = [replace(m, seen=m.real.seen) for m in made]
     copied = edits.trajectories("copy", still, [*later, *first], "lateral_ventricle")
     assert value(copied, "trajectory_slope_error") == pytest.approx(-0.5e-3)
+
+
+def drinker(k: int, true: bool) -> tuple[Real, Made]:
+    """A person and, where `true`, the same person in the other group; else a copy."""
+    draw = np.random.default_rng(k)
+    healthy = {f"cortex_{name}": 100 + 5 * draw.normal() for name in aud.REGIONS}
+    sick = {
+        key: v - (0 if key.endswith("occipital") else 8) + draw.normal() / 9
+        for key, v in healthy.items()
+    }
+    both = [{**v, "tiv": 1500 + 50 * draw.normal()} for v in (healthy, sick)]
+    one = person(k)
+    drinks = k % 2
+    values = {"age": 50.0, "sex": "F", "aud": float(drinks)}
+    real = replace(
+        one,
+        row=replace(one.row, values=values),
+        seen=replace(one.seen, volumes=both[drinks]),
+    )
+    target = {**values, "aud": 1.0 - drinks}
+    other = replace(one.seen, volumes=both[1 - drinks if true else drinks])
+    return real, Made(replace(real.row, values=target), real, "aud", target, ("aud",), other)
+
+
+@pytest.mark.parametrize(("true", "right"), [(True, [6, 6, 6]), (False, [6, 1, 1])])
+def test_the_study_of_drinkers_is_repeated(true, right):
+    real, made = zip(*(drinker(k, true) for k in range(80)), strict=True)
+    found = [r for r in replication("x", made, real) if r.metric == "aud_correct"]
+    # Counterfactual groups that were copied still differ, the wrong way round.
+    assert [r.value for r in found][:3] == right
+    d = value(replication("x", made, real), "aud_d", f"{found[0].group}: frontal")
+    assert (d > 1) is true
+    assert replication("x", made[:3], real[:3]) == []
 
 
 def test_rows_find_their_factual_scan(people):

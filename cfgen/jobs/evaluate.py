@@ -29,7 +29,7 @@ from cfgen.jobs.evaluate_read import (
     read_made,
     read_real,
 )
-from cfgen.jobs.evaluate_truth import read_truths, truth_results
+from cfgen.jobs.evaluate_truth import COPY, read_truths, truth_results
 from cfgen.jobs.medicalnet import MedicalNet
 from cfgen.jobs.models import load_models
 from cfgen.metrics import aud
@@ -39,7 +39,6 @@ log = logging.getLogger("cfgen")
 # Structures whose volumes are compared: all of the brain's and its fluid's.
 REGIONS = tuple(s.name for s in STRUCTURES[BRAIN_FROM:])
 TRAJECTORY = "lateral_ventricle"
-COPY = "copy"
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,17 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
         log.info("compared with the truth")
     if suite.sets:
         own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
+        chosen = {
+            name: [m.seen for m in sets.one_each(made, asked.seed)]
+            for name, made in methods.items()
+        } | {name: [r.seen for r in some] for name, some in generated.items()}
+        results += _of_sets(own, chosen, network, tools, suite, asked.seed)
         for name, made in methods.items():
-            chosen = [m.seen for m in sets.one_each(made, asked.seed)]
-            results += _of_sets(name, own, chosen, network, tools, suite, asked.seed)
             results += _transfer(tools, name, real, made)
-        for name, some in generated.items():
-            chosen = [r.seen for r in some]
-            results += _of_sets(name, own, chosen, network, tools, suite, asked.seed)
     if suite.cycles:
         results += axioms(tools, load_models(tools.bundle, tools.device), real, suite.cycles)
     for name, made in methods.items():
-        results += _replication(name, made, real)
+        results += replication(name, made, real)
     used = {str(r.row.image) for r in real}
     left_out = [str(row.image) for row in asked.real if str(row.image) not in used]
     return Evaluation(_once(results), real, with_copy, tools, left_out)
@@ -169,47 +168,53 @@ def _of_edits(
 
 
 def _of_sets(
-    name: str,
     real: Sequence[Seen],
-    made: Sequence[Seen],
+    made: Mapping[str, Sequence[Seen]],
     network: MedicalNet | None,
     tools: Instruments,
     suite: Suite,
     seed: int,
 ) -> list[Result]:
-    n = min(len(real), len(made))
-    if n < 3:
-        log.warning("%s: %d scans of a set; sets are compared from 3 on", name, n)
-        return []
-    # Sets of one size, for all that depends on n.
-    draw = np.random.default_rng(seed)
-    real, made = ([s[i] for i in sorted(draw.permutation(len(s))[:n])] for s in (real, made))
-    features = {
-        tools.name("judge"): (_embeddings(real), _embeddings(made)),
-        "region volumes": (_millilitres(real), _millilitres(made)),
-    }
-    if network is not None:
-        features[network.name] = (
-            np.stack([network.embed(s.image) for s in real]),
-            np.stack([network.embed(s.image) for s in made]),
-        )
-    out = [
-        *sets.feature_distances(name, features, seed, suite.papers),
-        *sets.image_distances(name, real, made, suite.papers),
-        *sets.variety(name, real, made, seed),
-        *sets.volume_distances(name, real, made, REGIONS, seed),
-    ]
-    log.info("%s: sets of %d compared", name, n)
+    """The sets of all methods against the real one, brought to one size: distances depend on it."""
+    out: list[Result] = []
+    by_size: dict[int, dict[str, Sequence[Seen]]] = {}
+    for name, seen in made.items():
+        by_size.setdefault(min(len(real), len(seen)), {})[name] = seen
+    for n, some in by_size.items():
+        if n < 3:
+            names = ", ".join(some)
+            log.warning("%s: %d scans of a set; sets are compared from 3 on", names, n)
+            continue
+        own = _drawn(real, n, seed)
+        features = _features(own, network, tools)
+        out += sets.feature_floors(features, seed)
+        chosen = {name: _drawn(seen, n, seed) for name, seen in some.items()}
+        out += sets.variety(own, chosen, seed)
+        for name, seen in chosen.items():
+            theirs = _features(seen, network, tools)
+            both = {key: (x, theirs[key]) for key, x in features.items()}
+            out += sets.feature_distances(name, both, seed, suite.papers)
+            out += sets.image_distances(name, own, seen, suite.papers)
+            out += sets.volume_distances(name, own, seen, REGIONS, seed)
+            log.info("%s: sets of %d compared", name, n)
     return out
 
 
-def _embeddings(seen: Sequence[Seen]) -> np.ndarray:
-    return np.stack([s.embedding for s in seen])
+def _drawn(seen: Sequence[Seen], n: int, seed: int) -> list[Seen]:
+    return [seen[i] for i in sorted(np.random.default_rng(seed).permutation(len(seen))[:n])]
 
 
-def _millilitres(seen: Sequence[Seen]) -> np.ndarray:
-    """Volumes (n, K) in mL."""
-    return matrix([s.volumes for s in seen], REGIONS) / 1e3
+def _features(
+    seen: Sequence[Seen], network: MedicalNet | None, tools: Instruments
+) -> dict[str, np.ndarray]:
+    """Features (n, K) of a set by every extractor."""
+    out = {
+        tools.name("judge"): np.stack([s.embedding for s in seen]),
+        "region volumes": matrix([s.volumes for s in seen], REGIONS) / 1e3,
+    }
+    if network is not None:
+        out[network.name] = np.stack([network.embed(s.image) for s in seen])
+    return out
 
 
 def _transfer(
@@ -227,7 +232,7 @@ def _transfer(
     return out
 
 
-def _replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
+def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
     """PCGM's task 3, where scans with and without AUD have a counterfactual in the other group."""
     swapped = {id(m.real): m for m in made if m.changed == ("aud",)}
     scans = [r for r in real if id(r) in swapped]

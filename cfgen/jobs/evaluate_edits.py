@@ -15,11 +15,10 @@ from cfgen.metrics.image import psnr, ssim
 from cfgen.metrics.morphometry import trajectory
 from cfgen.metrics.result import Better, Result
 from cfgen.metrics.statistics import Estimate, interval, resampled
+from cfgen.sim.protocols import PARAMETERS
 
 # The variables that change how a brain is imaged and not the brain.
-ACQUISITION = frozenset(
-    ("manufacturer", "field_tesla", "sequence", "flip_degrees", "tr_ms", "te_ms", "ti_ms")
-)
+ACQUISITION = frozenset(("manufacturer", "field_tesla", "sequence", *PARAMETERS))
 # Sanchez and Tsaftaris 2022, with the weights of Melistas et al. 2024.
 DIVERGENCE_WEIGHTS = (0.8, 0.2)
 # Detail below this (SD of a Gaussian, mm) is the person's own.

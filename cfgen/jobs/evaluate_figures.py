@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from cfgen.data.volume import write_atomically
-from cfgen.jobs.evaluate import Evaluation
+from cfgen.jobs.evaluate import TRAJECTORY, Evaluation
 from cfgen.jobs.evaluate_edits import cohort_slopes
+from cfgen.jobs.evaluate_read import Made, Seen
+from cfgen.jobs.evaluate_truth import COPY
 from cfgen.metrics.result import Result
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,6 +27,7 @@ def draw(of: Evaluation, folder: Path) -> list[Path]:
         "effect_sizes": _forest(of.results),
         "age_asked_and_seen": _agreement(of),
         "volume_change_by_age": _response(of),
+        "trajectories": _paths(of),
     }
     out = []
     for name, figure in made.items():
@@ -44,7 +47,8 @@ def draw(of: Evaluation, folder: Path) -> list[Path]:
     return out
 
 
-def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
+def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes: one, or an array of `panels` side by side."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,9 +57,10 @@ def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
     mpl.rcParams["svg.hashsalt"] = "cfgen"
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes if panels > 1 else axes[0]
 
 
 def _methods(results: Sequence[Result]) -> list[str]:
@@ -100,7 +105,7 @@ def _bars(results: Sequence[Result]) -> Any:
 
 
 def _pareto(results: Sequence[Result]) -> Any:
-    """How far the target was reached against how well the person is found again."""
+    """How far the target was reached against how much was changed."""
     figure, axes = _figure(5.4, 4.2)
     some = False
     for k, method in enumerate(_methods(results)):
@@ -226,3 +231,45 @@ def _response(of: Evaluation) -> Any:
     _name_regions(axes, regions)
     axes.set_xlabel("change of volume a decade (%)")
     return figure
+
+
+def _paths(of: Evaluation) -> Any:
+    """From each person's scan to the counterfactuals of other ages, over the real people; visits of
+    one person are joined (PCGM Fig. 3)."""
+    aged = {
+        name: [m for m in made if m.changed == ("age",)]
+        for name, made in of.methods.items()
+        if name != COPY
+    }
+    aged = {name: made for name, made in aged.items() if made}
+    if not aged:
+        return None
+    figure, panels = _figure(3.4 * len(aged) + 0.6, 3.6, len(aged))
+    for k, (name, made) in enumerate(aged.items()):
+        axes = panels[k] if len(aged) > 1 else panels
+        visits: dict[str, list[tuple[float, float]]] = {}
+        for r in of.real:
+            if "age" in r.row.values:
+                at = (float(r.row.values["age"]), _millilitres(r.seen))
+                visits.setdefault(r.row.subject, []).append(at)
+        for own in visits.values():
+            axes.plot(*zip(*sorted(own), strict=True), "o-", ms=3, lw=1, color="#888888", zorder=1)
+        paths: dict[int, list[Made]] = {}
+        for m in made:
+            paths.setdefault(id(m.real), []).append(m)
+        for some in paths.values():
+            start = (float(some[0].real.row.values["age"]), _millilitres(some[0].real.seen))
+            points = sorted(
+                [start, *((float(m.target["age"]), _millilitres(m.seen)) for m in some)]
+            )
+            axes.plot(*zip(*points, strict=True), "-", lw=0.8, color=COLOURS[k % len(COLOURS)])
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("age (years)")
+        axes.set_yscale("log")
+        if k == 0:
+            axes.set_ylabel(f"{TRAJECTORY.replace('_', ' ')} (mL)")
+    return figure
+
+
+def _millilitres(seen: Seen) -> float:
+    return seen.volumes[TRAJECTORY] / 1e3

@@ -31,13 +31,23 @@ FOLDS = 5
 EFFECT_BINS = (0.2, 0.5)
 
 
+def feature_floors(features: Mapping[str, np.ndarray], seed: int) -> list[Result]:
+    """FID of one half of the real set to the other, for every extractor."""
+    out = []
+    for extractor, real in features.items():
+        floor, half = dist.frechet_floor(real, seed)
+        base = Result(n=half, method="real", extractor=extractor, note="halves of the real set")
+        out.append(base.named("fid_floor", floor, "down"))
+    return out
+
+
 def feature_distances(
     method: str,
     features: Mapping[str, tuple[np.ndarray, np.ndarray]],
     seed: int,
     papers: bool,
 ) -> list[Result]:
-    """FID with its floor and its value without bias, KID and MMD, for every extractor."""
+    """FID and its value without bias, KID and MMD, for every extractor."""
     out: list[Result] = []
     for extractor, (real, made) in features.items():
         n = min(len(real), len(made))
@@ -48,9 +58,6 @@ def feature_distances(
             log.warning("%s: FID by %s of %d scans is mostly bias; read KID", method, extractor, n)
         of = replace(base, reference="CDM Tab. 1, PCGM Tab. 1", note=few)
         out.append(of.named("fid", dist.frechet(real, made), "down"))
-        floor, half = dist.frechet_floor(real, seed)
-        own = replace(base, method="real", n=half)
-        out.append(own.named("fid_floor", floor, "down", note="halves of the real set"))
         if n >= 12:
             limit = dist.frechet_extrapolated(real, made, seed)
             out.append(base.named("fid_infinite", limit, "down", note=few))
@@ -82,25 +89,24 @@ def image_distances(
     return out
 
 
-def variety(method: str, real: Sequence[Seen], made: Sequence[Seen], seed: int) -> list[Result]:
+def variety(real: Sequence[Seen], made: Mapping[str, Sequence[Seen]], seed: int) -> list[Result]:
     """MS-SSIM of the pairs of a set: made should be as unlike each other as real people are."""
     out = []
     for scales in dict.fromkeys((COMPARABLE, scales_for(real[0].image.shape))):
-        pairs = len(choose_pairs(len(made), PAIRS, seed))
-        base = Result(
-            n=len(made),
-            method=method,
-            reference="CDM Tab. 1, PCGM Tab. 1",
-            note=f"{scales.name}, {pairs} pairs, whole volume",
-        )
-        own, found = (_mean_pair(some, scales, seed) for some in (real, made))
-        out += [
-            replace(base, method="real").named("ms_ssim", own),
-            base.named("ms_ssim", found),
-            base.named(
-                "ms_ssim_difference", 100 * abs(found.value - own.value) / own.value, "down", "%"
-            ),
-        ]
+        own = _mean_pair(real, scales, seed)
+        for method, seen in ("real", real), *made.items():
+            found = own if method == "real" else _mean_pair(seen, scales, seed)
+            pairs = len(choose_pairs(len(seen), PAIRS, seed))
+            base = Result(
+                n=len(seen),
+                method=method,
+                reference="CDM Tab. 1, PCGM Tab. 1",
+                note=f"{scales.name}, {pairs} pairs, whole volume",
+            )
+            out.append(base.named("ms_ssim", found))
+            if method != "real":
+                off = 100 * abs(found.value - own.value) / own.value
+                out.append(base.named("ms_ssim_difference", off, "down", "%"))
     return out
 
 

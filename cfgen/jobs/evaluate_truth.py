@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +24,8 @@ WHITE = "cerebral_wm"
 # Groups of the label tables that are structures of the segmenter, too.
 REGIONS = ("lateral_ventricle", "hippocampus", "cerebral_wm", "cortex", "brainstem")
 TISSUES = ("lateral_ventricle", "cerebral_wm", "cortex")
+# Baselines that are always measured: the scan as it is, and the truth itself.
+COPY, ORACLE = "copy", "oracle"
 BETTER: dict[str, Better] = {
     "skill": "up",
     "mae": "down",
@@ -35,17 +36,11 @@ BETTER: dict[str, Better] = {
 }
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The true counterfactual of one scan and intervention: image and label map."""
+def read_truths(rows: Sequence[Row], name: str) -> dict[tuple[str, str], Row]:
+    """(subject, intervention) -> the row of its image and label map.
 
-    row: Row
-    image: Path
-    labels: Path | None
-
-
-def read_truths(rows: Sequence[Row], name: str) -> dict[tuple[str, str], Truth]:
-    """(subject, intervention) -> its truth. Raises ManifestError without that column."""
+    Raises ManifestError where a row has no intervention.
+    """
     bare = [row.source for row in rows if "intervention" not in row.extra]
     if bare:
         raise ManifestError(
@@ -53,13 +48,13 @@ def read_truths(rows: Sequence[Row], name: str) -> dict[tuple[str, str], Truth]:
             f"no column intervention ({', '.join(bare[:3])})",
             "the truth.csv of 'cfgen simulate --truth'",
         )
-    return {(r.subject, r.extra["intervention"]): Truth(r, r.image, r.labels) for r in rows}
+    return {(r.subject, r.extra["intervention"]): r for r in rows}
 
 
 def truth_results(
     tools: Instruments,
     methods: Mapping[str, Sequence[Made]],
-    truths: dict[tuple[str, str], Truth],
+    truths: Mapping[tuple[str, str], Row],
     labels: bool,
 ) -> list[Result]:
     """G1 to G3 and G6, and with `labels` G4, for each intervention and method, on the scanner's
@@ -67,110 +62,170 @@ def truth_results(
 
     Raises ManifestError when no counterfactual has a truth.
     """
-    out: list[Result] = []
-    some: dict[str, Sequence[Made]] = {
-        k: [m for m in v if (m.row.subject, m.label) in truths] for k, v in methods.items()
+    known = {
+        name: {(m.row.subject, m.label): m for m in made if (m.row.subject, m.label) in truths}
+        for name, made in methods.items()
     }
-    if not any(some.values()):
+    asked = {key: m for made in known.values() for key, m in made.items()}
+    if not asked:
         raise ManifestError(
             "--truth",
             "no counterfactual has a truth: none has the subject and intervention of a row",
             "the interventions of 'cfgen simulate --truth'",
         )
-    first = next(v for v in some.values() if v)
-    some = {"copy": first, "oracle": first} | some
-    for method, made in some.items():
-        for label in dict.fromkeys(m.label for m in made):
-            own = [m for m in made if m.label == label]
-            pairs = [(m, truths[(m.row.subject, label)]) for m in own]
-            out += _query(tools, method, label, pairs, labels)
-    return out
+    known = {COPY: asked, ORACLE: asked} | known
+    found: dict[tuple[str, str], list[_Found]] = {}
+    # Person by person, since every method and intervention needs the same factual scan.
+    for subject in dict.fromkeys(subject for subject, _ in asked):
+        own = {label: m for (name, label), m in asked.items() if name == subject}
+        factual = _Scan.read(next(iter(own.values())).real.row)
+        copied = factual.segmented(tools) if labels and factual.labels else None
+        for label, m in own.items():
+            true = _Scan.read(truths[subject, label])
+            check_grid(true.volume, m.real)
+            for method, made in known.items():
+                if (subject, label) in made:
+                    one = _measured(tools, method, made[subject, label], factual, true, copied)
+                    found.setdefault((method, label), []).append(one)
+    return [
+        result
+        for method in known
+        for label in dict.fromkeys(label for _, label in asked)
+        if (method, label) in found
+        for result in _results(method, label, found[method, label])
+    ]
 
 
-def _query(
+@dataclass(frozen=True)
+class _Scan:
+    """An image and its true label map, both (I, J, K) on the scanner's grid."""
+
+    volume: Volume
+    labels: Volume | None
+
+    @classmethod
+    def read(cls, row: Row) -> _Scan:
+        return cls(read_volume(row.image), read_volume(row.labels) if row.labels else None)
+
+    def segmented(self, tools: Instruments) -> np.ndarray:
+        return segment(tools.segmenter, self.volume, tools.device).labels
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Errors of one image; (factual, made, true) mm3 by region; overlaps by 'region measure'."""
+
+    made: Made
+    image: dict[str, float]
+    volumes: dict[str, tuple[float, float, float]]
+    overlaps: dict[str, float]
+
+
+def _measured(
     tools: Instruments,
     method: str,
-    label: str,
-    pairs: Sequence[tuple[Made, Truth]],
-    with_labels: bool,
-) -> list[Result]:
-    images: dict[str, list[float]] = {}
-    volumes: dict[str, list[tuple[float, float, float]]] = {}
-    overlaps: dict[str, list[float]] = {}
-    for m, truth in pairs:
-        factual, true = read_volume(m.real.row.image), read_volume(truth.image)
-        check_grid(true, m.real)
-        made = {"copy": factual, "oracle": true}.get(method) or read_volume(m.row.image)
-        before, after = _labels(m.real.row.labels), _labels(truth.labels)
-        mask, white = factual.data > 0, factual.data
-        if before is not None and after is not None:
-            table = recognise_table(before.data)
-            mask = (before.data > 0) | (after.data > 0)
-            white = factual.data[group_mask(before.data, table, WHITE)]
-        sigma = NOISE * float(np.median(white[white > 0]))
-        found = image_truth(factual.data, made.data, true.data, mask, sigma)
-        for name in BETTER:
-            images.setdefault(name, []).append(getattr(found, name))
-        if before is None or after is None or not with_labels:
+    made: Made,
+    factual: _Scan,
+    true: _Scan,
+    copied: np.ndarray | None,
+) -> _Found:
+    """`copied` are the labels that the segmenter finds in the factual scan; None: no overlaps."""
+    before = made.real.seen.volumes
+    if method == COPY:
+        scan, volumes = factual, before
+    elif method == ORACLE:
+        scan, volumes = true, _seen_volumes(tools, true, made)
+    else:
+        scan, volumes = _Scan.read(made.row), made.seen.volumes
+    overlaps = {}
+    if copied is not None:
+        overlaps = _overlap(copied if method == COPY else scan.segmented(tools), true)
+    return _Found(
+        made,
+        _errors(factual, scan, true),
+        _volumes(factual, true, before, volumes),
+        overlaps,
+    )
+
+
+def _errors(factual: _Scan, made: _Scan, true: _Scan) -> dict[str, float]:
+    mask, white = factual.volume.data > 0, factual.volume.data
+    if factual.labels is not None and true.labels is not None:
+        table = recognise_table(factual.labels.data)
+        mask = (factual.labels.data > 0) | (true.labels.data > 0)
+        white = white[group_mask(factual.labels.data, table, WHITE)]
+    sigma = NOISE * float(np.median(white[white > 0]))
+    found = image_truth(factual.volume.data, made.volume.data, true.volume.data, mask, sigma)
+    return {name: getattr(found, name) for name in BETTER}
+
+
+def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
+    image = m.real.prepared.again(true.volume.data, tools.bundle.preprocess.intensity_cap)
+    return see(tools, image, m.real.prepared).volumes
+
+
+def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:
+    base = Result(n=len(found), method=method, group=label, reference="simulator's truth")
+    out = []
+    for name, better in BETTER.items():
+        values = np.array([f.image[name] for f in found])
+        out.append(base.named(f"truth_{name}", interval(values), better))
+    still = set(found[0].made.changed) <= ACQUISITION
+    for region in REGIONS:
+        triples = [f.volumes[region] for f in found if region in f.volumes]
+        if not triples:
             continue
-        for region, triple in _volumes(tools, method, m, true, before, after).items():
-            volumes.setdefault(region, []).append(triple)
-        for name, value in _overlap(tools, made, after).items():
-            overlaps.setdefault(name, []).append(value)
-    base = Result(n=len(pairs), method=method, group=label, reference="simulator's truth")
-    out = [
-        base.named(f"truth_{name}", interval(np.array(v)), BETTER[name])
-        for name, v in images.items()
-    ]
-    still = set(pairs[0][0].changed) <= ACQUISITION
-    for region, triples in volumes.items():
         of = volume_truth(*np.array(triples).T)
-        own = replace(base, group=f"{label} {region}", extractor="segmenter")
+        own = replace(base, n=len(triples), group=f"{label} {region}", extractor="segmenter")
         # Where the true change is nothing, a slope on it says nothing.
         if not still:
             out.append(own.named("truth_volume_slope", of.slope, "to 1"))
             out.append(own.named("truth_volume_nmse", of.nmse, "down"))
         out.append(own.named("truth_volume_error", of.error_percent, "to 0", "%"))
-    for name, values in overlaps.items():
+    for name in dict.fromkeys(name for f in found for name in f.overlaps):
         region, _, what = name.partition(" ")
-        own = replace(base, group=f"{label} {region}", extractor="segmenter")
-        better: Better = "up" if what == "dice" else "down"
-        unit = "" if what == "dice" else "mm"
-        out.append(own.named(f"truth_{what}", interval(np.array(values)), better, unit))
+        values = np.array([f.overlaps[name] for f in found if name in f.overlaps])
+        own = replace(base, n=len(values), group=f"{label} {region}", extractor="segmenter")
+        dices = what == "dice"
+        out.append(
+            own.named(
+                f"truth_{what}",
+                interval(values),
+                "up" if dices else "down",
+                "" if dices else "mm",
+            )
+        )
     return out
 
 
-def _labels(path: Path | None) -> Volume | None:
-    return None if path is None else read_volume(path)
-
-
 def _volumes(
-    tools: Instruments, method: str, m: Made, true: Volume, before: Volume, after: Volume
+    factual: _Scan, true: _Scan, before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, tuple[float, float, float]]:
     """(factual, made, true) mm3: true from the label maps, and made as the factual's true volume
     plus the change that the segmenter sees, so that the segmenter's own bias cancels."""
-    table = recognise_table(before.data)
-    seen = {"copy": m.real.seen.volumes}.get(method, m.seen.volumes)
-    if method == "oracle":
-        image = m.real.prepared.again(true.data, tools.bundle.preprocess.intensity_cap)
-        seen = see(tools, image, m.real.prepared).volumes
+    if factual.labels is None or true.labels is None:
+        return {}
+    table = recognise_table(factual.labels.data)
     out = {}
     for group in REGIONS:
         old, new = (
             float(group_mask(v.data, table, group).sum()) * v.grid.voxel_mm3
-            for v in (before, after)
+            for v in (factual.labels, true.labels)
         )
         if old and new:
-            out[group] = (old, old + seen[group] - m.real.seen.volumes[group], new)
+            out[group] = (old, old + after[group] - before[group], new)
     return out
 
 
-def _overlap(tools: Instruments, made: Volume, after: Volume) -> dict[str, float]:
-    found = segment(tools.segmenter, made, tools.device).labels
-    table, spacing = recognise_table(after.data), min(made.grid.spacing)
+def _overlap(found: np.ndarray, true: _Scan) -> dict[str, float]:
+    """Dice and distance of surfaces of the labels that the segmenter finds and the true ones."""
+    if true.labels is None:
+        return {}
+    table = recognise_table(true.labels.data)
+    spacing = min(true.volume.grid.spacing)
     out = {}
     for group in TISSUES:
-        a, b = group_mask(found, "freesurfer", group), group_mask(after.data, table, group)
+        a, b = group_mask(found, "freesurfer", group), group_mask(true.labels.data, table, group)
         out[f"{group} dice"] = dice(a, b)
         out[f"{group} surface_distance"] = surface_distance_mm(a, b, spacing)
     return out

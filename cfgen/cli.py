@@ -23,6 +23,7 @@ from cfgen.errors import (
     EXIT_SOME_FAILED,
     EXIT_UNUSABLE_INPUT,
     CfgenError,
+    Interrupted,
     UsageError,
 )
 
@@ -218,6 +219,12 @@ def counterfactual(
         for path in write_outcome(outcome, out):
             log.info("wrote %s", path)
     _print([str(row.image) for row in outcome.done], as_json)
+    if outcome.left:
+        raise Interrupted(
+            manifest or "counterfactual",
+            f"stopped with {len(outcome.left)} scans left",
+            fix="the same command goes on from there",
+        )
     if outcome.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 

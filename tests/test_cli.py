@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from cfgen.jobs import batch
 
 
 def test_help_does_not_load_the_heavy_libraries():
@@ -76,6 +80,53 @@ def test_manifest_goes_on_after_a_bad_row(cfgen, tiny_bundle, stripped_scan, tmp
     (failed,) = csv.DictReader((out / "failed.csv").open())
     assert failed["subject"] == "008"
     assert "zero" in failed["error"]
+
+
+def test_a_batch_goes_on_where_it_was_stopped(
+    cfgen, tiny_bundle, stripped_scan, tmp_path, monkeypatch
+):
+    rows = "".join(f"{n},{stripped_scan},{a},M\n" for n, a in (("a", 40), ("b", 50), ("c", 60)))
+    (tmp_path / "cohort.csv").write_text(f"subject,image,age,sex\n{rows}")
+    out = tmp_path / "edits"
+    command = ["counterfactual", "--manifest", tmp_path / "cohort.csv", "--age", "+5"]
+    command += ["--bundle", tiny_bundle.path, "--out", out, "--no-picture"]
+
+    def subjects() -> list[str]:
+        return [row["subject"] for row in csv.DictReader((out / "manifest.csv").open())]
+
+    # SIGTERM while the second scan is read: that scan is finished, the third is not begun.
+    read, seen = batch.counterfactual, []
+
+    def stopping(engine, scan, outputs, **options):
+        seen.append(scan)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(engine, scan, outputs, **options)
+
+    monkeypatch.setattr(batch, "counterfactual", stopping)
+    code, _, err = cfgen(*command)
+    assert code == 75
+    assert "stopped with 1 scans left; the same command goes on from there" in err
+    assert subjects() == ["a", "b"]
+    # What a killed run leaves: an image without its sidecar.
+    (out / "b_age+5.json").unlink()
+    kept = (out / "a_age+5.nii.gz").stat().st_mtime_ns
+    code, _, err = cfgen(*command)
+    assert code == 0, err
+    assert "a is there already" in err
+    assert "b is there already" not in err
+    assert subjects() == ["a", "b", "c"]
+    assert (out / "a_age+5.nii.gz").stat().st_mtime_ns == kept
+    # Another request does not take them for its own.
+    code, _, err = cfgen(*command, "--steps", "2")
+    assert code == 1
+    assert "--overwrite" in err
+    # Nor does it touch an image that is not ours.
+    (out / "a_age+5.json").unlink()
+    shutil.copy(stripped_scan, out / "a_age+5.nii.gz")
+    code, _, err = cfgen(*command)
+    assert code == 1
+    assert "a_age+5.nii.gz" in err
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,12 @@ def test_the_cut_is_the_share_of_the_cross_section():
     assert scan_measures(scan, ball)["cut"] == pytest.approx(1 - 0.6**2, abs=0.03)
 
 
+def test_nobody_is_warned_of_a_scan_that_is_too_good():
+    card = {"likeness": (0.5, 0.6)}
+    verdicts = [judge({"likeness": v}, card)[0].verdict for v in (0.8, 0.55, 0.4)]
+    assert verdicts == ["ok", "ok", "warn"]
+
+
 def test_verdicts_follow_the_card():
     """Training saw 1200 to 1600 mL: 1100 is ok (half the width more), 900 is odd, 500 refused."""
     card = {"brain_ml": (1200.0, 1600.0)}

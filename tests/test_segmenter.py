@@ -21,12 +21,12 @@ from cfgen.data.parcellation import (
     read_as_sets,
 )
 from cfgen.data.regions import table
+from cfgen.data.tensors import sample
 from cfgen.data.volume import Grid, Volume
 from cfgen.jobs.segment import Posteriors, _on_scan, _volumes, posteriors
 from cfgen.jobs.synthesis import (
     SYNTHESIS,
     acquire,
-    linear,
     nearest,
     paint,
     random_points,
@@ -146,7 +146,9 @@ def test_points_without_change_are_the_crop_itself():
         expected = volume[2:6, 2:8, 2:10]
         expected = expected.flip(0) if mirrored else expected
         assert torch.equal(nearest(volume, points), expected)
-        assert torch.allclose(linear(volume.float(), points), expected.float(), atol=1e-3)
+        assert torch.allclose(
+            sample(volume.float()[None], points, "zeros")[0], expected.float(), atol=1e-3
+        )
 
 
 def test_outside_the_source_is_air():

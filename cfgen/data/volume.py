@@ -23,6 +23,8 @@ from nibabel.filebasedimages import ImageFileError
 
 from cfgen.errors import ImageError, UsageError
 
+# How the `descrip` of every image that a model made begins.
+SYNTHETIC = "SYNTHETIC: cfgen"
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 # Two affines agree when no corner of the volume moves by more than this between them.
 AFFINE_TOLERANCE_MM = 0.1
@@ -210,6 +212,14 @@ def header_warnings(path: Path | str) -> list[str]:
     if header.get_xyzt_units()[0] not in ("mm", "unknown"):
         found.append(f"xyzt_units says {header.get_xyzt_units()[0]}; read as mm")
     return found
+
+
+def is_synthetic(path: Path) -> bool:
+    """Does the header say that cfgen made the image? An .mgz cannot say it."""
+    image = _open(path)
+    if isinstance(image, nib.MGHImage):
+        return False
+    return bytes(image.header["descrip"].tobytes()).startswith(SYNTHETIC.encode())
 
 
 def _one_frame(data: np.ndarray, path: Path) -> np.ndarray:

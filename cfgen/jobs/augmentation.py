@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfgen.data.tensors import sample
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -66,11 +68,7 @@ def random_view(
         i, j, k = start
         return image[i : i + crop[0], j : j + crop[1], k : k + crop[2]]
     points = _warped_points(tuple(image.shape), start, crop, generator, options)
-    # grid_sample wants (x, y, z) = the last axis first, in [-1, 1] over voxel centres.
-    size = torch.tensor(image.shape, dtype=torch.float32)
-    grid = (points / (size - 1) * 2 - 1).flip(-1)
-    out = F.grid_sample(image[None, None], grid[None], align_corners=True)
-    return out[0, 0]
+    return sample(image[None], points, "zeros")[0]
 
 
 def _warped_points(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,16 @@ from cfgen.data.manifest import unique_key, write_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import is_image_path, strip_suffix
 from cfgen.errors import CfgenError, UsageError
-from cfgen.jobs.counterfactual import Engine, Options, Result, counterfactual
+from cfgen.jobs.counterfactual import (
+    Engine,
+    Options,
+    Result,
+    counterfactual,
+    output_files,
+    request,
+)
+from cfgen.jobs.factual import known_conditions
+from cfgen.jobs.resume import finished, stop_signal
 
 log = logging.getLogger("cfgen")
 
@@ -27,10 +36,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was written, as manifest rows, and which rows failed and why."""
+    """What was written, as manifest rows, which rows failed and why, and which were not reached
+    before a signal."""
 
     done: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
+    left: list[Row] = field(default_factory=list)
 
 
 def plan(
@@ -84,38 +95,74 @@ def _suffix(image: Path) -> str:
 def run(
     engine: Engine, plans: Sequence[Plan], options: Options, source: str, keep_going: bool
 ) -> Outcome:
-    """Run the plans one after another, each as if it were alone.
+    """Run the plans one after another, each as if it were alone. Raises CfgenError.
 
-    With `keep_going` a scan that fails is logged and collected; otherwise its error is raised.
-    `source` says where the rows' conditions come from.
+    `source` says where the rows' conditions come from. With `keep_going` a scan that fails is
+    logged and collected, one that was made before by the same request is kept, and SIGTERM or
+    SIGINT stop between two scans.
     """
+    if not keep_going:
+        return Outcome([row for one in plans for row in _make(engine, one, options, source)])
+    with stop_signal() as stopped:
+        return _run_all(engine, plans, options, source, stopped)
+
+
+def _run_all(
+    engine: Engine,
+    plans: Sequence[Plan],
+    options: Options,
+    source: str,
+    stopped: Callable[[], bool],
+) -> Outcome:
     outcome = Outcome()
     for number, one in enumerate(plans, 1):
+        if stopped():
+            outcome.left.extend(p.row for p in plans[number - 1 :])
+            break
         try:
-            results = counterfactual(
-                engine,
-                one.row.image,
-                one.outputs,
-                given=one.row.values,
-                given_source=source,
-                mask_path=one.row.mask or one.row.labels,
-                options=options,
-            )
+            rows = [] if options.overwrite else _made_before(engine, one, options)
+            said = "is there already" if rows else "done"
+            outcome.done.extend(rows or _make(engine, one, options, source))
         except CfgenError as error:
-            if not keep_going:
-                raise
             log.error("%s: %s", one.row.source, error)
             outcome.failed.append(
                 replace(one.row, extra=one.row.extra | {"error": " ".join(str(error).split())})
             )
             continue
-        for result in results:
-            for warning in result.warnings:
-                log.warning("%s: warning: %s", result.image.name, warning)
-        outcome.done.extend(_row(one.row, result) for result in results)
-        if keep_going:
-            log.info("%d/%d %s", number, len(plans), one.row.subject)
+        log.info("%d/%d %s %s", number, len(plans), one.row.subject, said)
     return outcome
+
+
+def _make(engine: Engine, one: Plan, options: Options, source: str) -> list[Row]:
+    results = counterfactual(
+        engine,
+        one.row.image,
+        one.outputs,
+        given=one.row.values,
+        given_source=source,
+        mask_path=one.row.mask or one.row.labels,
+        options=options,
+    )
+    for result in results:
+        for warning in result.warnings:
+            log.warning("%s: warning: %s", result.image.name, warning)
+    return [_row(one.row, result) for result in results]
+
+
+def _made_before(engine: Engine, one: Plan, options: Options) -> list[Row]:
+    """The rows of a plan whose files are all there, from the same scan, bundle and options; none
+    where one is missing or was made otherwise."""
+    known = known_conditions(engine.bundle, one.row.image, one.row.values, "").values
+    mask = one.row.mask or one.row.labels
+    rows = []
+    for intervention, image in one.outputs.items():
+        files, label = output_files(image, options), intervention.label()
+        said = finished(list(files.values()), files["sidecar"])
+        if said.get("Fingerprint") != request(engine, one.row.image, mask, known, label, options):
+            return []
+        target = {name: entry["Value"] for name, entry in said["Target"].items()}
+        rows.append(_row(one.row, Result(image, label, target, said["RoundTripError"])))
+    return rows
 
 
 def _row(row: Row, result: Result) -> Row:

@@ -18,9 +18,11 @@ from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStrip
 from cfgen.data.conditions import Intervention
 from cfgen.data.volume import (
+    SYNTHETIC,
     Volume,
     file_sha256,
     header_warnings,
+    is_synthetic,
     read_volume,
     refuse_existing,
     strip_suffix,
@@ -45,6 +47,7 @@ from cfgen.jobs.pictures import counterfactual_picture
 from cfgen.jobs.prepare import Prepared
 from cfgen.jobs.render import render
 from cfgen.jobs.report import Regions, Ruler, Run, write_page
+from cfgen.jobs.resume import fingerprint
 from cfgen.jobs.samples import Measure, Sampled, sample_noise, summarise
 from cfgen.jobs.samples import record as samples_record
 from cfgen.jobs.segment import segment
@@ -118,7 +121,9 @@ def counterfactual(
     """
     if options.samples < 1:
         raise UsageError("--samples", f"{options.samples}", "1 or more")
-    files = {i: _files(path, options) for i, path in outputs.items()}
+    files = {i: output_files(path, options) for i, path in outputs.items()}
+    for group in files.values():
+        _clear_leftovers(group)
     _refuse_existing([f for group in files.values() for f in group.values()], options.overwrite)
     scan = read_volume(scan_path)
     log.info("%s: %s", scan_path.name, grid_text(scan.grid))
@@ -164,6 +169,9 @@ def counterfactual(
             sidecar = _provenance(
                 engine, scan, brain, prepared, findings, factual, target, label, edit, own, options
             )
+            sidecar["Fingerprint"] = request(
+                engine, scan_path, mask_path, known.values, label, options
+            )
             if "sd" in paths:
                 # Only here, so that one sample leaves the bytes it always left.
                 sidecar["Samples"] = samples_record(sampled, options.samples, paths["sd"].name)
@@ -172,10 +180,11 @@ def counterfactual(
             seen = None
             if options.reconstruction or options.report:
                 seen = render(scan, prepared, rebuilt[0], rebuilt[0], "latent")
-            _write(scan, sampled, seen, label, sidecar, paths, prepared)
+            _write(scan, sampled, seen, label, paths, prepared)
             if "report" in paths:
                 assert regions is not None
                 _report(engine, scan, sampled, seen, sidecar, paths, regions)
+            _write_record(sidecar, paths["sidecar"])
             log.info("%s written", label)
             results.append(Result(paths["image"], label, target, edit.round_trip, own))
     except BaseException:
@@ -185,7 +194,24 @@ def counterfactual(
     return results
 
 
-def _files(image: Path, options: Options) -> dict[str, Path]:
+def request(
+    engine: Engine,
+    scan: Path,
+    mask: Path | None,
+    known: Values,
+    label: str,
+    options: Options,
+) -> str:
+    """The fingerprint of one target: all that decides its image, before anything is computed.
+
+    Raises ImageError when a file is missing.
+    """
+    how = [engine.bundle.identity, engine.finder.how, options.render, asdict(options.edit)]
+    return fingerprint((scan, mask), [*how, options.seed, options.samples, dict(known), label])
+
+
+def output_files(image: Path, options: Options) -> dict[str, Path]:
+    """The files of one target by what they are."""
     stem = image.with_name(strip_suffix(image))
     files = {"image": image, "sidecar": stem.with_name(stem.name + ".json")}
     if options.difference:
@@ -199,6 +225,14 @@ def _files(image: Path, options: Options) -> dict[str, Path]:
     if options.picture:
         files["picture"] = stem.with_name(stem.name + ".png")
     return files
+
+
+def _clear_leftovers(files: dict[str, Path]) -> None:
+    """Images that say they are ours, without their sidecar, are of a run that was killed."""
+    image = files["image"]
+    if image.exists() and not files["sidecar"].exists() and is_synthetic(image):
+        for path in files.values():
+            path.unlink(missing_ok=True)
 
 
 def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
@@ -259,31 +293,34 @@ def _write(
     sampled: Sampled,
     seen: np.ndarray | None,
     label: str,
-    sidecar: dict[str, Any],
     paths: dict[str, Path],
     prepared: Prepared,
 ) -> None:
     data = sampled.mean
-    description = f"SYNTHETIC: cfgen {__version__} counterfactual {label}"
+    description = f"{SYNTHETIC} {__version__} counterfactual {label}"
     write_like(scan, data, paths["image"], description=description)
     if "difference" in paths:
         difference = scan.like(data - scan.data)
         write_new(difference, paths["difference"], np.float32, description=description)
     if "sd" in paths:
         assert sampled.sd is not None
-        said = f"SYNTHETIC: cfgen {__version__} SD of samples {label}"
+        said = f"{SYNTHETIC} {__version__} SD of samples {label}"
         write_new(scan.like(sampled.sd), paths["sd"], np.float32, description=said)
     if "reconstruction" in paths:
         assert seen is not None
-        said = f"SYNTHETIC: cfgen {__version__} reconstruction"
+        said = f"{SYNTHETIC} {__version__} reconstruction"
         write_like(scan, seen, paths["reconstruction"], description=said)
     if "picture" in paths:
         title = f"{scan.path.name if scan.path else 'scan'}: counterfactual {label} (synthetic)"
         counterfactual_picture(
             scan.data, data, scan.grid, prepared.native_mask, paths["picture"], title
         )
+
+
+def _write_record(sidecar: dict[str, Any], path: Path) -> None:
+    """The last file of a target: without it nothing counts as done."""
     text = json.dumps(sidecar, indent=2) + "\n"
-    write_atomically(paths["sidecar"], lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _regions(engine: Engine, scan: Volume) -> Regions:

@@ -12,10 +12,7 @@ import csv
 import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cfgen.data.volume import write_atomically
 from cfgen.errors import Interrupted, UsageError
 from cfgen.jobs.device import autocast
+from cfgen.jobs.resume import stop_signal
 
 log = logging.getLogger("cfgen")
 CHECKPOINT = "checkpoint.safetensors"
@@ -87,7 +85,7 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
     step = state.load()
     journal = _Journal(folder / "log.csv", step)
     started, first = time.monotonic(), step
-    with _stop_signal() as stopped:
+    with stop_signal() as stopped:
         while step < config.steps:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             # Losses may draw from the global generator (dropout, noise_like).
@@ -256,19 +254,3 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a question that the loop asks between steps."""
-    asked = []
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -44,6 +44,7 @@ class Check:
 _CONTRAST = "the model knows T1w scans of the head; T2w, FLAIR, PD and CT are not for it"
 _TURNED = "check orientation and left/right in the header against a viewer"
 _MASK = "look at the brain mask ('cfgen segment --mask'), or give a better one with --mask"
+MORE_IS_BETTER = ("overlap", "likeness", "confidence")
 # In this order they are told: what explains the others comes first.
 CHECKS = (
     Check("spacing", "largest voxel edge (mm)", (0.1, 7.0), "take a finer scan", (0.2, 4.0)),
@@ -189,6 +190,8 @@ def judge(measures: Mapping[str, float], card: Card) -> list[Finding]:
             continue
         found = measures[check.measure]
         warn = check.warn or widened(card.get(check.measure, ANY))
+        # Nobody is warned of a scan that is more like the template than the training scans were.
+        warn = (warn[0], math.inf) if check.measure in MORE_IS_BETTER else warn
         verdict: Verdict = "ok"
         expected = warn
         if not check.refuse[0] <= found <= check.refuse[1]:

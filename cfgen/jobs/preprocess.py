@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +34,7 @@ from cfgen.jobs.gate import Gate, cautions, examine
 from cfgen.jobs.gate import record as gate_record
 from cfgen.jobs.pictures import preparation_picture
 from cfgen.jobs.prepare import Prepared, template_brain
+from cfgen.jobs.resume import fingerprint, finished
 
 log = logging.getLogger("cfgen")
 
@@ -91,10 +90,11 @@ def preprocess(
     for number, row in enumerate(rows, 1):
         files = Files.named(out, unique_key(row))
         try:
-            fingerprint = _fingerprint(row, recipe)
-            if overwrite or _recorded(files) != fingerprint:
+            how = [asdict(recipe), finder.how]
+            wanted = fingerprint((row.image, row.mask, row.labels), how)
+            if overwrite or _recorded(files) != wanted:
                 _refuse_foreign(files, overwrite)
-                preprocess_scan(row, files, recipe, finder, gate, fingerprint)
+                preprocess_scan(row, files, recipe, finder, gate, wanted)
                 log.info("%d/%d %s prepared", number, len(rows), row.subject)
             else:
                 log.info("%d/%d %s is there already", number, len(rows), row.subject)
@@ -129,7 +129,7 @@ def preprocess_scan(
     recipe: Preprocess,
     finder: BrainFinder,
     gate: Gate,
-    fingerprint: str,
+    wanted: str,
 ) -> Prepared:
     """Prepare one scan and write its files, the record last: without it nothing counts as done."""
     scan = read_volume(row.image)
@@ -165,7 +165,7 @@ def preprocess_scan(
     record = {
         "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
         "Sources": [row.image.name],
-        "Fingerprint": fingerprint,
+        "Fingerprint": wanted,
         "SkullStripping": {"Method": brain.source, "Note": brain.note},
         "Preprocessing": asdict(recipe),
         "IntensityScale": prepared.scale,
@@ -257,26 +257,10 @@ def undo(edited: Path, prepared_image: Path, scan_path: Path, out: Path, overwri
     return out
 
 
-def _fingerprint(row: Row, recipe: Preprocess) -> str:
-    """A hash of the scan, its mask and the recipe: what decides whether work can be kept."""
-    digest = hashlib.sha256(json.dumps([__version__, asdict(recipe)]).encode())
-    for path in (row.image, row.mask, row.labels):
-        if path is not None:
-            if not path.exists():
-                raise ImageError(path, "no such file", "an image")
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _recorded(files: Files) -> str:
     """The fingerprint of finished work; empty when a file is missing."""
-    if not all(p.exists() for name, p in vars(files).items() if name != "labels"):
-        return ""
-    try:
-        record: dict[str, Any] = json.loads(files.sidecar.read_text())
-    except ValueError:
-        return ""
-    return str(record.get("Fingerprint", ""))
+    needed = [p for name, p in vars(files).items() if name != "labels"]
+    return str(finished(needed, files.sidecar).get("Fingerprint", ""))
 
 
 def _refuse_foreign(files: Files, overwrite: bool) -> None:

@@ -100,9 +100,12 @@ def report_one(
     return out
 
 
-def read_run(edited_path: Path, factual_path: Path | None, ruler: Ruler) -> Run:
+def read_run(
+    edited_path: Path, factual_path: Path | None, ruler: Ruler, last: Run | None = None
+) -> Run:
     """A counterfactual from its files: the image, its sidecar, the scan that it was made of (given,
-    or beside it), and reconstruction and SD where the sidecar names them.
+    or beside it), and reconstruction and SD where the sidecar names them. The regions of that scan
+    are those of the `last` run if it was made of the same one.
 
     Raises ImageError when one is missing or is not the file that the sidecar tells of.
     """
@@ -135,11 +138,12 @@ def read_run(edited_path: Path, factual_path: Path | None, ruler: Ruler) -> Run:
         return volume
 
     _same_grid(edited, factual)
+    known = last if last and last.sidecar["Sources"][0]["SHA256"] == digest else None
     return Run(
         factual,
         edited,
         sidecar,
-        ruler.measure(factual),
+        known.before if known else ruler.measure(factual),
         ruler.measure(edited),
         beside(sidecar.get("Reconstruction")),
         beside(sidecar.get("Samples", {}).get("StandardDeviation")),

@@ -58,9 +58,12 @@ def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool =
     index = out / "index.html"
     refuse_existing(index, overwrite)
     lines, failed = [], []
+    run: Run | None = None
     for number, row in enumerate(rows, 1):
         try:
-            lines.append(_one(row, out, ruler))
+            factual = row.extra.get("factual_image")
+            run = read_run(row.image, Path(factual) if factual else None, ruler, run)
+            lines.append(_one(row, run, out))
             log.info("%d/%d %s", number, len(rows), unique_key(row))
         except CfgenError as error:
             log.error("%s: %s", row.source, error)
@@ -76,10 +79,8 @@ def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool =
     return Group(index, failed)
 
 
-def _one(row: Row, out: Path, ruler: Ruler) -> Line:
+def _one(row: Row, run: Run, out: Path) -> Line:
     """The page, the thumbnail and the line of one row."""
-    factual = row.extra.get("factual_image")
-    run = read_run(row.image, Path(factual) if factual else None, ruler)
     shown = show(run)
     key = unique_key(row)
     # In a folder of their own: a subject may be called 'index'.

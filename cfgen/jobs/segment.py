@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
 from cfgen.bundle import Bundle
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
 from cfgen.data.space import crop_box, crop_grid, largest_component, resample, upright_grid
+from cfgen.data.tensors import sample
 from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ImageError
 from cfgen.jobs.device import autocast, channels_last
@@ -128,7 +128,7 @@ def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors
 
 def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Brain mask and labels on the scan's grid."""
-    field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])[None]
+    field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])
     left = np.array([s.left for s in STRUCTURES[BRAIN_FROM:]], np.int32)
     right = np.array([s.right for s in STRUCTURES[BRAIN_FROM:]], np.int32)
     mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
@@ -158,14 +158,12 @@ def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]
 
 
 def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
-    """`field` (1, C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
+    """`field` (C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
     matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
     axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     points = index @ matrix[:3, :3].T + matrix[:3, 3]
-    size = torch.tensor(source.shape, dtype=torch.float32)
-    grid = (points / (size - 1) * 2 - 1).flip(-1)
-    return F.grid_sample(field, grid[None], align_corners=True, padding_mode="border")[0]
+    return sample(field, points)
 
 
 def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
@@ -174,7 +172,7 @@ def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     names = channel_names()
     out = np.zeros((*native.shape, len(names)), np.uint8)
     out[..., 0] = 255
-    field = torch.cat([found.classes, found.left[None]])[None]
+    field = torch.cat([found.classes, found.left[None]])
     for start in range(0, native.shape[0], 4):
         slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
         whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))

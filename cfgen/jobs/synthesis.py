@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfgen.data.parcellation import LEFT, NOT_BRAIN, RIGHT, SETS
+from cfgen.data.tensors import smoothed
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,6 @@ def nearest(volume: Tensor, points: Tensor) -> Tensor:
     return torch.where(inside, volume.reshape(-1)[flat], torch.zeros((), dtype=volume.dtype))
 
 
-def linear(volume: Tensor, points: Tensor) -> Tensor:
-    """`volume` (I, J, K) float, trilinear at points (..., 3); 0 outside."""
-    size = torch.tensor(volume.shape, dtype=torch.float32)
-    grid = (points / (size - 1) * 2 - 1).flip(-1)
-    return F.grid_sample(volume[None, None].float(), grid[None], align_corners=True)[0, 0]
-
-
 def paint(tissues: Tensor, count: int, generator: torch.Generator, options: Synthesis) -> Tensor:
     """An image of a map of tissue numbers (0 is air): a Gaussian mixture, one component each."""
     means = _uniform(generator, 0.05, 1.0, count)
@@ -154,27 +148,12 @@ def acquire(image: Tensor, generator: torch.Generator, options: Synthesis) -> Te
         axis = int(torch.randint(3, (1,), generator=generator))
         image = _thick(image, axis, float(_uniform(generator, 1.2, options.thickest_voxels, 1)))
     else:
-        image = _blurred(image, float(_uniform(generator, 0.0, options.blur_voxels, 1)))
+        sigma = float(_uniform(generator, 0.0, options.blur_voxels, 1))
+        image = smoothed(image, sigma, 2) if sigma > 0.1 else image
     noise = float(_uniform(generator, 0.0, options.image_noise, 1))
     image = image + noise * _normal(generator, *image.shape)
     image = scaled(image)
     return image ** torch.exp(options.log_gamma * _normal(generator, 1))
-
-
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    if sigma < 0.1:
-        return image
-    x = torch.arange(-2.0, 3.0)
-    line = torch.exp(-0.5 * (x / sigma) ** 2)
-    line = (line / line.sum()).reshape(1, 1, 5)
-    out = image[None, None]
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = 5
-        padding = [0, 0, 0]
-        padding[axis] = 2
-        out = F.conv3d(out, line.reshape(shape), padding=padding)
-    return out[0, 0]
 
 
 def _thick(image: Tensor, axis: int, thickness: float) -> Tensor:

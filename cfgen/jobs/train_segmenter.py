@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfgen.data.parcellation import BRAIN_FROM, LEFT, NAMES, SETS, membership
+from cfgen.data.tensors import sample
 from cfgen.jobs.device import autocast, channels_last
 from cfgen.jobs.fit import FitConfig
 from cfgen.jobs.synthesis import (
@@ -25,7 +26,6 @@ from cfgen.jobs.synthesis import (
     Example,
     Synthesis,
     acquire,
-    linear,
     nearest,
     paint,
     random_points,
@@ -167,7 +167,7 @@ def random_example(
     if isinstance(source, LabelMap):
         image = paint(nearest(source.tissues, points), source.count, generator, options)
     else:
-        image = linear(source.image, points)
+        image = sample(source.image.float()[None], points, "zeros")[0]
     if mirrored:
         sides = swap_sides(sides)
     if torch.rand(1, generator=generator) < options.strip_probability:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfgen.data.tensors import gaussian_line
 from cfgen.errors import UsageError
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -85,13 +86,11 @@ Pyramid = list[Level]
 @cache
 def _banded(window: int) -> Tensor:
     """(BLOCK, BLOCK + window - 1): this times a block of a column is its Gaussian window."""
-    x = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
-    line = torch.exp(-0.5 * (x / SIGMA) ** 2)
-    line = line / line.sum()
-    matrix = torch.zeros(BLOCK, BLOCK + window - 1, dtype=torch.float64)
+    line = gaussian_line(SIGMA, window // 2)
+    matrix = torch.zeros(BLOCK, BLOCK + window - 1)
     for row in range(BLOCK):
         matrix[row, row : row + window] = line
-    return matrix.float()
+    return matrix
 
 
 def _windowed(volumes: Tensor, window: int) -> Tensor:

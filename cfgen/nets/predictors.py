@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfgen.data.tensors import gaussian_line
+
 RADIUS = 3
 
 
@@ -33,9 +35,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
-        x = torch.arange(-RADIUS, RADIUS + 1.0)
-        line = torch.exp(-0.5 * (x / config.blur_voxels) ** 2)
-        line = line / line.sum()
+        line = gaussian_line(config.blur_voxels, RADIUS)
         kernel = torch.einsum("i,j,k->ijk", line, line, line)[None, None]
         self.register_buffer("kernel", kernel, persistent=False)
         self.head = nn.Linear(config.inputs, config.outputs)

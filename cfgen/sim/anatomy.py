@@ -19,9 +19,9 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cfgen.data.tensors import sample, smoothed
 from cfgen.data.volume import Grid
 from cfgen.errors import UsageError
 from cfgen.sim import streams
@@ -144,7 +144,7 @@ def _exponential(velocity: Tensor, spacing_mm: float, steps: int = 5) -> Tensor:
     """The displacement (3, D, H, W) mm of a stationary velocity, by scaling and squaring."""
     field = velocity / 2**steps
     for _ in range(steps):
-        field = field + _sample(
+        field = field + sample(
             field, _points(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm
         )
     return field
@@ -155,15 +155,6 @@ def _points(shape: torch.Size | tuple[int, ...]) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
 
-def _sample(maps: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """`maps` (C, D, H, W) at voxel coordinates (..., 3): (C, ...); the edge goes on outside."""
-    size = torch.tensor(maps.shape[1:], dtype=torch.float32)
-    at = (points * (2 / (size - 1)) - 1).flip(-1)
-    flat = at.reshape(1, 1, 1, -1, 3)
-    out = F.grid_sample(maps[None], flat, mode, padding_mode="border", align_corners=True)
-    return out.reshape(maps.shape[0], *points.shape[:-1])
-
-
 @dataclass(frozen=True)
 class Fields:
     """Where tissue can move in the reference: `outward` (strengths, 3, D, H, W) mm in the box
@@ -172,24 +163,6 @@ class Fields:
     outward: Tensor
     corner: tuple[int, int, int]
     white: Tensor
-
-
-@cache
-def _gaussian(sigma_voxels: float) -> Tensor:
-    radius = int(np.ceil(3 * sigma_voxels))
-    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    line = torch.exp(-0.5 * (x / sigma_voxels) ** 2)
-    return line / line.sum()
-
-
-def smoothed(volume: Tensor, sigma_voxels: float) -> Tensor:
-    line = _gaussian(sigma_voxels)
-    out = volume[None, None]
-    for axis in range(3):
-        shape, padding = [1] * 5, [0] * 3
-        shape[2 + axis], padding[axis] = len(line), len(line) // 2
-        out = F.conv3d(out, line.reshape(shape), padding=padding)
-    return out[0, 0]
 
 
 def _gradient(volume: Tensor) -> Tensor:
@@ -260,8 +233,8 @@ def make_anatomy(
             head.depth,
         ]
     )
-    white, grey, ventricles, fixed_white, fixed_grey, skull, depth = _sample(maps, z)
-    lobes = _sample(head.lobes[None].float(), z, "nearest")[0].to(torch.uint8)
+    white, grey, ventricles, fixed_white, fixed_grey, skull, depth = sample(maps, z)
+    lobes = sample(head.lobes[None].float(), z, mode="nearest")[0].to(torch.uint8)
     outer = (skull - white - grey - ventricles - fixed_white - fixed_grey).clamp(min=0)
     grey = _shift_cortex(grey, outer, depth, lobes, [wanted[name] for name in CORTEX], ml)
     fluid = (skull - white - grey - fixed_white - fixed_grey).clamp(min=0)
@@ -294,8 +267,8 @@ def _own_points(head: Reference, shape: Shape, tiv_ml: float) -> Tensor:
     y = centred
     for _ in range(3):
         q = (centred / scale) @ inverse.T + middle
-        y = q + _sample(shape.own, q).permute(1, 2, 3, 0) / spacing
-        found = float(_sample(head.skull[None], y).double().sum()) * ml
+        y = q + sample(shape.own, q).permute(1, 2, 3, 0) / spacing
+        found = float(sample(head.skull[None], y).double().sum()) * ml
         if abs(found / tiv_ml - 1) < TOLERANCE:
             break
         scale *= (tiv_ml / found) ** (1 / 3)
@@ -318,10 +291,10 @@ def _ventricle_push(
         place = float(np.clip((strength - knots[0]) / (knots[1] - knots[0]), 0, len(knots) - 1.001))
         n, part = int(place), place - int(place)
         field = (1 - part) * moving.outward[n] + part * moving.outward[n + 1]
-        return _sample(field, local).T / spacing
+        return sample(field, local).T / spacing
 
     def volume(strength: float) -> float:
-        return float(_sample(head.ventricles[None], points + push(strength)).double().sum()) * ml
+        return float(sample(head.ventricles[None], points + push(strength)).double().sum()) * ml
 
     strength = _solve(volume, wanted_ml, float(knots[0]), float(knots[-1]), "ventricles")
     out = torch.zeros_like(y)
@@ -334,14 +307,14 @@ def _white_push(
 ) -> Tensor:
     """b w(y) in voxels, with the cerebral white matter's volume as wanted beside another push."""
     ml, spacing = head.grid.voxel_mm3 / 1000, head.grid.spacing[0]
-    direction = _sample(moving.white, y).permute(1, 2, 3, 0)
+    direction = sample(moving.white, y).permute(1, 2, 3, 0)
     there = direction.square().sum(-1) > 1e-8
     z = y + other
     points, along = z[there], direction[there]
-    rest = float(_sample(head.white[None], z[~there]).double().sum()) * ml
+    rest = float(sample(head.white[None], z[~there]).double().sum()) * ml
 
     def volume(mm: float) -> float:
-        moved = _sample(head.white[None], points + along * (mm / spacing))
+        moved = sample(head.white[None], points + along * (mm / spacing))
         return rest + float(moved.double().sum()) * ml
 
     mm = _solve(volume, wanted_ml, -5.0, 5.0, "white matter")

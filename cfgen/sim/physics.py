@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfgen.data.tensors import gaussian_line
 from cfgen.errors import UsageError
 
 Sequence = Literal["MPRAGE", "SPGR"]
@@ -216,12 +217,10 @@ def blurred(image: Tensor, scan: Acquisition, spacing_mm: float) -> Tensor:
     if scan.slice_mm > spacing_mm:
         # Full width at half maximum of a slice, less that of the grid's own voxel.
         sigma = np.sqrt(scan.slice_mm**2 - spacing_mm**2) / 2.355 / spacing_mm
-        radius = int(np.ceil(3 * sigma))
-        x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-        line = torch.exp(-0.5 * (x / sigma) ** 2)
-        kernel = (line / line.sum()).reshape(1, 1, 1, 1, -1)
+        line = gaussian_line(sigma)
+        radius = len(line) // 2
         padded = F.pad(image[None, None], (radius, radius, 0, 0, 0, 0), mode="replicate")
-        image = F.conv3d(padded, kernel)[0, 0]
+        image = F.conv3d(padded, line.reshape(1, 1, 1, 1, -1))[0, 0]
     if scan.partial_fourier < 1:
         n = image.shape[1]
         spectrum = torch.fft.fft(image, dim=1)

@@ -72,6 +72,13 @@ Force = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 
 
+def _stopped(left: int, manifest: object) -> None:
+    """Ends a batch that a signal stopped with the exit code that says so."""
+    if left:
+        said = f"stopped with {left} scan{'s' if left > 1 else ''} left"
+        raise Interrupted(manifest, said, fix="the same command goes on from there")
+
+
 def _setup(threads: int, verbose: bool, quiet: bool) -> None:
     """Logging to standard error and the number of threads of every library."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
@@ -219,12 +226,7 @@ def counterfactual(
         for path in write_outcome(outcome, out):
             log.info("wrote %s", path)
     _print([str(row.image) for row in outcome.done], as_json)
-    if outcome.left:
-        raise Interrupted(
-            manifest or "counterfactual",
-            f"stopped with {len(outcome.left)} scans left",
-            fix="the same command goes on from there",
-        )
+    _stopped(len(outcome.left), manifest)
     if outcome.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -501,6 +503,7 @@ def segment(
         rows,
         files,
         Gate(found.card, force),
+        source="" if seg else f"segmenter {found.part('segmenter').sha256}",
         keep_going=not single,
         overwrite=overwrite,
     )
@@ -512,6 +515,8 @@ def segment(
     _print([str(row.labels) for row in result.done], as_json)
     if result.failed:
         write_manifest(out / "failed.csv", result.failed)
+    _stopped(len(result.left), manifest or image)
+    if result.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -696,6 +701,7 @@ def evaluate(
         medicalnet,
         seed,
         force,
+        overwrite,
     )
     found = job(asked, out / "work", device)
     written = write_evaluation(found, suite, seed, out)

@@ -106,7 +106,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
     monkeypatch.setattr(batch, "counterfactual", stopping)
     code, _, err = cfgen(*command)
     assert code == 75
-    assert "stopped with 1 scans left; the same command goes on from there" in err
+    assert "stopped with 1 scan left; the same command goes on from there" in err
     assert subjects() == ["a", "b"]
     # What a killed run leaves: an image without its sidecar.
     (out / "b_age+5.json").unlink()

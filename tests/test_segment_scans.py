@@ -65,15 +65,23 @@ def test_a_folder_goes_on_after_a_bad_scan(cfgen, bundle, stripped_scan, tmp_pat
     shutil.copy(stripped_scan, scans / "good.nii.gz")
     (scans / "bad.nii.gz").write_bytes(b"text")
     out = tmp_path / "seg"
-    code, printed, said = cfgen(
-        "segment", "--in", scans, "--out", out, "--bundle", bundle.path, "--no-picture", "--force"
-    )
+    table = tmp_path / "volumes.csv"
+    command = ["segment", "--in", scans, "--out", out, "--bundle", bundle.path, "--no-picture"]
+    command += ["--force", "--volumes", table]
+    code, printed, said = cfgen(*command)
     assert code == 1
     assert printed.split() == [str(out / "good_dseg.nii.gz")]
     assert "bad.nii.gz" in said
     assert [r["subject"] for r in lines(out / "failed.csv")] == ["bad"]
     (row,) = lines(out / "manifest.csv")
     assert row["labels"] == "good_dseg.nii.gz"
+    # Again: what is there is kept, and is in the tables.
+    first = lines(table)
+    table.unlink()
+    code, printed, said = cfgen(*command)
+    assert "good is there already" in said
+    assert printed.split() == [str(out / "good_dseg.nii.gz")]
+    assert lines(table) == first
 
 
 def test_a_bundle_without_a_segmenter_is_refused(cfgen, tiny_bundle, stripped_scan, tmp_path):

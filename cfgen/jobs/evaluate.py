@@ -30,6 +30,7 @@ from cfgen.jobs.evaluate_read import (
     read_real,
 )
 from cfgen.jobs.evaluate_truth import COPY, read_truths, truth_results
+from cfgen.jobs.gate import Gate
 from cfgen.jobs.medicalnet import MedicalNet
 from cfgen.jobs.models import load_models
 from cfgen.metrics import aud
@@ -72,6 +73,8 @@ class Asked:
     medicalnet: Path | None = None
     seed: int = SEED
     force: bool = False
+    # Also prepare scans again that are in the work folder.
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     tools = load_instruments(read_bundle(asked.bundle), pick_device(device))
     network = MedicalNet.load(asked.medicalnet, tools.device) if asked.medicalnet else None
     truths = read_truths(asked.truths, "--truth") if asked.truths else {}
-    real = read_real(tools, asked.real, work / "real", asked.force)
+    gate = Gate(tools.bundle.card, asked.force)
+    real = read_real(tools, asked.real, work / "real", gate, asked.overwrite)
     methods = {
         name: read_made(tools, name, rows, real) for name, rows in asked.counterfactuals.items()
     }
     generated = {
-        name: read_real(tools, rows, work / name, asked.force)
+        name: read_real(tools, rows, work / name, gate, asked.overwrite)
         for name, rows in asked.generated.items()
     }
     results: list[Result] = []

@@ -133,14 +133,17 @@ def volumes_of(tools: Instruments, image: Volume, factor: float = 1.0) -> dict[s
     return {name: v * factor for (name, side), v in both.items() if side == "both"}
 
 
-def read_real(tools: Instruments, rows: Sequence[Row], work: Path, force: bool) -> list[Real]:
+def read_real(
+    tools: Instruments, rows: Sequence[Row], work: Path, gate: Gate, overwrite: bool
+) -> list[Real]:
     """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
 
     Raises UsageError when nothing is left.
     """
-    recipe, card = tools.bundle.preprocess, tools.bundle.card
     finder = brain_finder(tools.bundle, "auto", tools.device)
-    done = preprocess(rows, work, recipe, finder, Gate(card, force), keep_going=True).done
+    done = preprocess(
+        rows, work, tools.bundle.preprocess, finder, gate, keep_going=True, overwrite=overwrite
+    ).done
     if not done:
         raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
     own = {str(row.image.absolute()): row for row in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import CfgenError
-from cfgen.jobs.gate import Gate, cautions, judge, refuse, scan_measures, verdict
+from cfgen.jobs.gate import Gate, cautions, judge, refuse, scan_measures
+from cfgen.jobs.gate import record as gate_record
 from cfgen.jobs.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.jobs.pictures import segmentation_picture
+from cfgen.jobs.resume import fingerprint, finished, stop_signal
 from cfgen.jobs.segment import Segmentation, channel_names, channels_on, load_segmenter, segment
 
 log = logging.getLogger("cfgen")
@@ -46,10 +48,13 @@ class Outputs:
     posteriors: Path | None = None
     picture: bool = True
 
+    @property
+    def sidecar(self) -> Path:
+        return self.labels.with_name(strip_suffix(self.labels) + ".json")
+
     def paths(self) -> list[Path]:
-        stem = self.labels.with_name(strip_suffix(self.labels))
-        found = [self.labels, stem.with_name(stem.name + ".json")]
-        found += [stem.with_name(stem.name + ".png")] if self.picture else []
+        found = [self.labels, self.sidecar]
+        found += [self.sidecar.with_suffix(".png")] if self.picture else []
         return found + [p for p in (self.mask, self.posteriors) if p is not None]
 
 
@@ -61,6 +66,21 @@ class Segmented:
     failed: list[Row] = field(default_factory=list)
     volumes: list[dict[str, str]] = field(default_factory=list)
     quality: list[dict[str, str]] = field(default_factory=list)
+    # Not reached before a signal.
+    left: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row, files: Outputs, record: Mapping[str, Any]) -> None:
+        """A row that was done, by the record of it."""
+        self.done.append(replace(row, labels=files.labels, mask=files.mask or row.mask))
+        who = {"subject": row.subject, "session": row.session}
+        score = record["Confidence"]
+        score = "" if score is None else f"{score:.4f}"
+        self.quality.append(who | {"verdict": record["Gate"]["Verdict"], "confidence": score})
+        for v in record["Volumes"]:
+            soft = "" if v["Soft_mm3"] is None else f"{v['Soft_mm3']:.1f}"
+            names = {"structure": v["Structure"], "side": v["Side"]}
+            values = {"volume_mm3": f"{v['Hard_mm3']:.1f}", "soft_volume_mm3": soft}
+            self.volumes.append(who | names | values)
 
 
 def name_outputs(
@@ -118,56 +138,70 @@ def segment_scans(
     outputs: Sequence[Outputs],
     gate: Gate,
     *,
+    source: str = "",
     keep_going: bool,
     overwrite: bool,
 ) -> Segmented:
     """Find the regions of every row and write its files.
 
-    With `keep_going` a scan that fails is logged and collected; otherwise its error is raised.
+    With `keep_going` a scan that fails is logged and collected, one whose files are there from the
+    same scan and `source` is kept, and SIGTERM or SIGINT stop between two scans; otherwise an error
+    is raised.
     """
     result = Segmented()
-    for number, (row, files) in enumerate(zip(rows, outputs, strict=True), 1):
-        try:
-            for path in files.paths():
-                refuse_existing(path, overwrite)
-            scan = read_volume(row.image)
-            found = find(scan, row)
-            findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
-            refuse(scan, findings, gate)
-            warnings = [*header_warnings(row.image), *cautions(findings)]
-            for warning in warnings:
-                log.warning("%s: warning: %s", row.image.name, warning)
-            _write(scan, found, files, warnings)
-        except CfgenError as error:
-            if not keep_going:
-                raise
-            log.error("%s: %s", row.source, error)
-            said = {"error": " ".join(str(error).split())}
-            result.failed.append(replace(row, extra=row.extra | said))
-            continue
-        if keep_going:
-            log.info("%d/%d %s", number, len(rows), row.subject)
-        result.done.append(replace(row, labels=files.labels, mask=files.mask or row.mask))
-        who = {"subject": row.subject, "session": row.session}
-        score = "" if found.confidence is None else f"{found.confidence:.4f}"
-        result.quality.append(who | {"verdict": verdict(findings), "confidence": score})
-        result.volumes.extend(
-            who
-            | {
-                "structure": v.structure,
-                "side": v.side,
-                "volume_mm3": f"{v.hard_mm3:.1f}",
-                "soft_volume_mm3": "" if v.soft_mm3 is None else f"{v.soft_mm3:.1f}",
-            }
-            for v in found.volumes
-        )
+    if not keep_going:
+        for row, files in zip(rows, outputs, strict=True):
+            result.add(row, files, _segment_one(find, row, files, gate, "", overwrite))
+        return result
+    with stop_signal() as stopped:
+        for number, (row, files) in enumerate(zip(rows, outputs, strict=True), 1):
+            if stopped():
+                result.left.extend(rows[number - 1 :])
+                break
+            try:
+                wanted = fingerprint((row.image,), source) if source else ""
+                record = {} if overwrite else finished(files.paths(), files.sidecar)
+                there = bool(wanted) and record.get("Fingerprint") == wanted
+                if not there:
+                    record = _segment_one(find, row, files, gate, wanted, overwrite)
+            except CfgenError as error:
+                log.error("%s: %s", row.source, error)
+                said = {"error": " ".join(str(error).split())}
+                result.failed.append(replace(row, extra=row.extra | said))
+                continue
+            result.add(row, files, record)
+            done = "is there already" if there else "segmented"
+            log.info("%d/%d %s %s", number, len(rows), row.subject, done)
     return result
 
 
-def _write(scan: Volume, found: Segmentation, files: Outputs, warnings: list[str]) -> None:
+def _segment_one(
+    find: FindRegions, row: Row, files: Outputs, gate: Gate, wanted: str, overwrite: bool
+) -> dict[str, Any]:
+    """Write the files of one scan; the record of them. Raises CfgenError."""
+    for path in files.paths():
+        refuse_existing(path, overwrite)
+    scan = read_volume(row.image)
+    found = find(scan, row)
+    findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
+    refuse(scan, findings, gate)
+    warnings = [*header_warnings(row.image), *cautions(findings)]
+    for warning in warnings:
+        log.warning("%s: warning: %s", row.image.name, warning)
+    record = _record(scan, found) | {
+        "Gate": gate_record(findings),
+        "Warnings": warnings,
+        "Fingerprint": wanted,
+    }
+    _write(scan, found, files, record)
+    return record
+
+
+def _write(scan: Volume, found: Segmentation, files: Outputs, record: dict[str, Any]) -> None:
+    """All files of a scan, the record last: without it nothing counts as done."""
     said = f"cfgen {__version__} segment"
     like = scan.path
-    labels, sidecar, *_ = files.paths()
+    labels = files.labels
     write_new(scan.like(found.labels), labels, np.int16, description=said, geometry_of=like)
     if files.mask is not None:
         write_new(scan.like(found.mask), files.mask, np.uint8, description=said, geometry_of=like)
@@ -189,14 +223,14 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, warnings: list[str
                 if code < len(numbers):
                     numbers[code] = index
         name = scan.path.name if scan.path else "scan"
-        picture = files.paths()[2]
+        picture = files.sidecar.with_suffix(".png")
         title = f"{name}: regions (cfgen)"
         segmentation_picture(scan.data, numbers[found.labels], scan.grid, picture, title)
-    text = json.dumps(_record(scan, found, warnings), indent=2) + "\n"
-    write_atomically(sidecar, lambda temporary: temporary.write_text(text))
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
 
 
-def _record(scan: Volume, found: Segmentation, warnings: list[str]) -> dict[str, Any]:
+def _record(scan: Volume, found: Segmentation) -> dict[str, Any]:
     assert scan.path is not None
     sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
     digest = file_sha256(scan.path)
@@ -207,5 +241,13 @@ def _record(scan: Volume, found: Segmentation, warnings: list[str]) -> dict[str,
         "Labels": {name: codes for name, codes in sides.items() if name not in ("head",)},
         "PosteriorChannels": channel_names(),
         "Confidence": found.confidence and round(found.confidence, 4),
-        "Warnings": warnings,
+        "Volumes": [
+            {
+                "Structure": v.structure,
+                "Side": v.side,
+                "Hard_mm3": round(v.hard_mm3, 1),
+                "Soft_mm3": None if v.soft_mm3 is None else round(v.soft_mm3, 1),
+            }
+            for v in found.volumes
+        ],
     }

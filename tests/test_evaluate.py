@@ -102,7 +102,7 @@ def value(results: list[Result], metric: str, group: str | None = None, method: 
 
 
 def test_the_oracle_arrives_and_the_copy_stays(tools, people):
-    made = [oracle(r, years) for r in people for years in (-10.0, 20.0)]
+    made = [oracle(r, years) for r in people for years in (10.0, 20.0)]
     arrived = edits.effectiveness(tools, "oracle", made, people)
     assert value(arrived, "age_mae", "all") == 0
     assert value(arrived, "age_slope") == pytest.approx(1)
@@ -115,6 +115,16 @@ def test_the_oracle_arrives_and_the_copy_stays(tools, people):
     assert value(kept, "ssim_to_factual") == pytest.approx(1)
     assert value(kept, "perceptual_to_factual") == 0
     assert np.isinf(value(kept, "psnr_to_factual"))
+
+
+def test_targets_outside_the_training_range_are_left_out(tools, people):
+    made = [oracle(r, 40.0) for r in people]
+    high = shipped_schema().variable("age").support[1]
+    inside = sum(float(m.target["age"]) <= high for m in made)
+    assert 0 < inside < len(made)
+    own = [r for r in edits.effectiveness(tools, "x", made, people) if r.group == "age+40"]
+    assert {r.n for r in own} == {inside}
+    assert own[0].note.startswith(f"{len(made) - inside} targets outside 20")
 
 
 def test_the_judges_own_error_is_the_floor(tools, people):

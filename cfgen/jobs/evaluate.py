@@ -121,10 +121,10 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
         own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
         chosen = {
             name: [m.seen for m in sets.one_each(made, asked.seed)]
-            for name, made in methods.items()
+            for name, made in with_copy.items()
         } | {name: [r.seen for r in some] for name, some in generated.items()}
         results += _of_sets(own, chosen, network, tools, suite, asked.seed)
-        for name, made in methods.items():
+        for name, made in with_copy.items():
             results += _transfer(tools, name, real, made)
     if suite.cycles:
         results += axioms(tools, load_models(tools.bundle, tools.device), real, suite.cycles)

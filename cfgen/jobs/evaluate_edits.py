@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from cfgen.data.conditions import Value
+from cfgen.data.conditions import Value, Variable
 from cfgen.jobs.evaluate_read import Instruments, Made, Real, matrix
 from cfgen.metrics import axioms
 from cfgen.metrics.image import psnr, ssim
@@ -69,15 +69,22 @@ def effectiveness(
                 continue
             base = Result(method=method, extractor=tools.name(by), reference="CDM Tab. 1-2")
             if variable.kind == "continuous":
-                out += _numeric(base, by, name, variable.unit, known, real)
+                out += _numeric(base, by, variable, known, real)
             else:
                 out += _two_levels(base, by, name, variable.levels[1], known)
     return out
 
 
 def _numeric(
-    base: Result, by: str, name: str, unit: str, made: Sequence[Made], real: Sequence[Real]
+    base: Result, by: str, variable: Variable, made: Sequence[Made], real: Sequence[Real]
 ) -> list[Result]:
+    """Targets outside the training range are left out: there the guess itself is a guess."""
+    name, unit = variable.name, variable.unit
+    low, high = variable.support or (-np.inf, np.inf)
+    inside = [m for m in made if low <= float(m.target[name]) <= high]
+    left_out = f"{len(made) - len(inside)} targets outside {low:g} to {high:g} {unit} left out"
+    note = left_out if len(inside) < len(made) else ""
+    made = inside
     labelled = [r for r in real if name in r.row.values]
     truth = np.array([float(r.row.values[name]) for r in labelled])
     guess = np.array([r.seen.guesses[by][name] for r in labelled])
@@ -98,7 +105,7 @@ def _numeric(
         factual = np.array([float(m.real.row.values[name]) for m in some])
         target = np.array([float(m.target[name]) for m in some])
         found = axioms.adherence(before, after, factual, target, bias)
-        own = replace(base, n=len(people(some)), group=group)
+        own = replace(base, n=len(people(some)), group=group, note=note)
         mae = _over_people(np.abs(after - target), some)
         out.append(own.named(f"{name}_mae", mae, "down", unit))
         if np.isfinite(found.corrected_mae):

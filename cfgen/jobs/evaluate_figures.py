@@ -137,7 +137,7 @@ def _pareto(results: Sequence[Result]) -> Any:
 
 def _forest(results: Sequence[Result]) -> Any:
     """Cohen's d of every region, made against real (PCGM Fig. 4)."""
-    rows = [r for r in results if r.metric == "cohens_d" and r.note != "raw"]
+    rows = [r for r in results if r.metric == "cohens_d" and r.note != "raw" and r.method != COPY]
     if not rows:
         return None
     regions = list(dict.fromkeys(r.group for r in rows))
@@ -244,6 +244,8 @@ def _paths(of: Evaluation) -> Any:
     aged = {name: made for name, made in aged.items() if made}
     if not aged:
         return None
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, panels = _figure(3.4 * len(aged) + 0.6, 3.6, len(aged))
     for k, (name, made) in enumerate(aged.items()):
         axes = panels[k] if len(aged) > 1 else panels
@@ -266,6 +268,9 @@ def _paths(of: Evaluation) -> Any:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("age (years)")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         if k == 0:
             axes.set_ylabel(f"{TRAJECTORY.replace('_', ' ')} (mL)")
     return figure

@@ -350,7 +350,7 @@ def preprocess(
     from cfgen.data.manifest import read_manifest
     from cfgen.jobs.batch import single_row
     from cfgen.jobs.brain import BrainFinder, brain_finder
-    from cfgen.jobs.device import pick_device
+    from cfgen.jobs.device import pick_device, worker_count
     from cfgen.jobs.gate import Gate
     from cfgen.jobs.preprocess import preprocess as job
 
@@ -373,7 +373,16 @@ def preprocess(
         raise UsageError("--out", "missing", "a folder for the prepared scans")
     keep_going = manifest is not None
     gate = Gate(found.card, force)
-    result = job(rows, out, recipe, finder, gate, keep_going=keep_going, overwrite=overwrite)
+    result = job(
+        rows,
+        out,
+        recipe,
+        finder,
+        gate,
+        keep_going=keep_going,
+        overwrite=overwrite,
+        workers=worker_count(finder.device, len(rows)),
+    )
     _print([str(row.image) for row in result.done], as_json)
     if result.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -677,10 +686,12 @@ def evaluate(
     from cfgen.bundle import read_bundle
     from cfgen.data.manifest import read_manifest
     from cfgen.data.volume import refuse_existing
+    from cfgen.jobs.device import pick_device, worker_count
     from cfgen.jobs.evaluate import SUITES, Asked
     from cfgen.jobs.evaluate import evaluate as job
     from cfgen.jobs.evaluate_read import conditions_of
-    from cfgen.jobs.evaluate_write import tables, write_evaluation
+    from cfgen.jobs.evaluate_tables import tables
+    from cfgen.jobs.evaluate_write import write_evaluation
 
     if suite not in SUITES:
         raise UsageError("--suite", f"'{suite}'", ", ".join(SUITES))
@@ -702,6 +713,7 @@ def evaluate(
         seed,
         force,
         overwrite,
+        worker_count(pick_device(device), len(rows)),
     )
     found = job(asked, out / "work", device)
     written = write_evaluation(found, suite, seed, out)

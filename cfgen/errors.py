@@ -5,6 +5,8 @@ what to do. The class carries the exit code of the command line, so that scripts
 manifest from a missing model. Anything that is not a `CfgenError` is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNUSABLE_INPUT = 3
@@ -30,6 +32,10 @@ class CfgenError(Exception):
         if fix:
             parts.append(fix)
         super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[type[CfgenError], tuple[str, ...]]:
+        """Errors come back from other processes."""
+        return type(self), (self.where, self.found, self.expected, self.fix)
 
 
 class UsageError(CfgenError):

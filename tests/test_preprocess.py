@@ -172,6 +172,20 @@ def test_finished_work_is_kept_and_other_work_is_not_replaced(prepared, tilted, 
         preprocess([other], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
 
 
+def test_processes_prepare_what_one_does(prepared, tilted, tmp_path):
+    out, _result = prepared
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"text")
+    rows = [Row("007", tilted, values={"age": 40.0}), Row("008", broken, source="cohort.csv:3")]
+    found = preprocess(
+        rows, tmp_path / "p", PREPROCESS, BrainFinder(), Gate(), keep_going=True, workers=2
+    )
+    alone = read_volume(Files.named(out, "007").image)
+    assert np.abs(read_volume(found.done[0].image).data - alone.data).max() < 1e-3
+    assert [r.subject for r in found.failed] == ["008"]
+    assert "broken.nii.gz" in found.failed[0].extra["error"]
+
+
 def test_a_damaged_way_back_is_named(prepared, tmp_path):
     out, _result = prepared
     files, copy = Files.named(out, "007"), Files.named(tmp_path, "007")

@@ -59,3 +59,11 @@ def channels_last(net: Net, device: torch.device) -> Net:
     # torch's stubs do not know that Module.to takes a memory format.
     net.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return net
+
+
+def worker_count(device: torch.device, scans: int) -> int:
+    """Processes for a batch: on a CPU one a thread, and four scans for each, since it takes seconds
+    to start; eight at most, of a gigabyte each."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(torch.get_num_threads(), scans // 4, 8))

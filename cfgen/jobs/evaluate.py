@@ -75,6 +75,8 @@ class Asked:
     force: bool = False
     # Also prepare scans again that are in the work folder.
     overwrite: bool = False
+    # Processes that prepare scans (`ahead`).
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     network = MedicalNet.load(asked.medicalnet, tools.device) if asked.medicalnet else None
     truths = read_truths(asked.truths, "--truth") if asked.truths else {}
     gate = Gate(tools.bundle.card, asked.force)
-    real = read_real(tools, asked.real, work / "real", gate, asked.overwrite)
+    real = read_real(tools, asked.real, work / "real", gate, asked.overwrite, asked.workers)
     methods = {
         name: read_made(tools, name, rows, real) for name, rows in asked.counterfactuals.items()
     }
     generated = {
-        name: read_real(tools, rows, work / name, gate, asked.overwrite)
+        name: read_real(tools, rows, work / name, gate, asked.overwrite, asked.workers)
         for name, rows in asked.generated.items()
     }
     results: list[Result] = []

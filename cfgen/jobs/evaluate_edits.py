@@ -21,6 +21,11 @@ from cfgen.sim.protocols import PARAMETERS
 ACQUISITION = frozenset(("manufacturer", "field_tesla", "sequence", *PARAMETERS))
 # Sanchez and Tsaftaris 2022, with the weights of Melistas et al. 2024.
 DIVERGENCE_WEIGHTS = (0.8, 0.2)
+# An image is this like itself.
+COPIED = {
+    **{"ssim": 1.0, "ssim_whole": 1.0, "psnr": np.inf, "psnr_whole": np.inf},
+    **{"l1": 0.0, "perceptual": 0.0},
+}
 # Detail below this (SD of a Gaussian, mm) is the person's own.
 DETAIL_MM = 4.0
 
@@ -29,17 +34,7 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
     """Likeness of counterfactual and factual, by image and by the judge's features."""
     rows: dict[str, list[float]] = {}
     for m in made:
-        after, before = m.seen.image.astype(np.float32), m.real.seen.image.astype(np.float32)
-        mask = m.real.prepared.mask
-        whole = np.ones_like(mask)
-        for name, value in (
-            ("ssim", ssim(after, before, mask)),
-            ("ssim_whole", ssim(after, before, whole)),
-            ("psnr", psnr(after, before, mask)),
-            ("psnr_whole", psnr(after, before, whole)),
-            ("l1", float(np.abs(after - before)[mask].mean())),
-            ("perceptual", float(tools.judges.perceptual_distance(after[None], before[None])[0])),
-        ):
+        for name, value in _likeness(tools, m).items():
             rows.setdefault(name, []).append(value)
     base = Result(n=len(people(made)), method=method)
     out = []
@@ -53,6 +48,22 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
         found = _over_people(np.array(values), made)
         out.append(own.named(f"{name}_to_factual", found, better, unit, where))
     return out
+
+
+def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
+    if m.seen is m.real.seen:
+        return COPIED
+    after, before = m.seen.image.astype(np.float32), m.real.seen.image.astype(np.float32)
+    mask = m.real.prepared.mask
+    whole = np.ones_like(mask)
+    return {
+        "ssim": ssim(after, before, mask),
+        "ssim_whole": ssim(after, before, whole),
+        "psnr": psnr(after, before, mask),
+        "psnr_whole": psnr(after, before, whole),
+        "l1": float(np.abs(after - before)[mask].mean()),
+        "perceptual": float(tools.judges.perceptual_distance(after[None], before[None])[0]),
+    }
 
 
 def effectiveness(

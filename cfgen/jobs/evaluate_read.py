@@ -116,25 +116,26 @@ def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
         guesses["ridge"] = score_conditions(
             tools.ridge, tools.bundle.schema, batch[0], tools.device
         )
-    # The affine to the template changes every volume by the same factor.
-    factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
     return Seen(
         image.astype(np.float16),
         guesses,
         tools.judges.embed(batch)[0],
-        volumes_of(tools, Volume(image, prepared.grid.affine), factor),
+        volumes_of(tools, image, prepared),
     )
 
 
-def volumes_of(tools: Instruments, image: Volume, factor: float = 1.0) -> dict[str, float]:
-    """Volumes (mm3, times `factor`) of every structure, both sides together."""
-    found = segment(tools.segmenter, image, tools.device)
+def volumes_of(tools: Instruments, image: np.ndarray, prepared: Prepared) -> dict[str, float]:
+    """Volumes (mm3 in the scanner's space) of every structure, both sides together, of an image
+    (D, H, W) on the model grid of a prepared scan."""
+    found = segment(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
+    # The affine to the template changes every volume by the same factor.
+    factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
     both = sums(found.volumes)
     return {name: v * factor for (name, side), v in both.items() if side == "both"}
 
 
 def read_real(
-    tools: Instruments, rows: Sequence[Row], work: Path, gate: Gate, overwrite: bool
+    tools: Instruments, rows: Sequence[Row], work: Path, gate: Gate, overwrite: bool, workers: int
 ) -> list[Real]:
     """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
 
@@ -142,7 +143,14 @@ def read_real(
     """
     finder = brain_finder(tools.bundle, "auto", tools.device)
     done = preprocess(
-        rows, work, tools.bundle.preprocess, finder, gate, keep_going=True, overwrite=overwrite
+        rows,
+        work,
+        tools.bundle.preprocess,
+        finder,
+        gate,
+        keep_going=True,
+        overwrite=overwrite,
+        workers=workers,
     ).done
     if not done:
         raise UsageError(work / "failed.csv", "no scan could be used", "one or more")

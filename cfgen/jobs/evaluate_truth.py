@@ -12,7 +12,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ManifestError
 from cfgen.jobs.evaluate_edits import ACQUISITION
-from cfgen.jobs.evaluate_read import Instruments, Made, check_grid, see
+from cfgen.jobs.evaluate_read import Instruments, Made, check_grid, volumes_of
 from cfgen.jobs.segment import segment
 from cfgen.metrics.result import Better, Result
 from cfgen.metrics.statistics import interval
@@ -161,7 +161,7 @@ def _errors(factual: _Scan, made: _Scan, true: _Scan) -> dict[str, float]:
 
 def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
     image = m.real.prepared.again(true.volume.data, tools.bundle.preprocess.intensity_cap)
-    return see(tools, image, m.real.prepared).volumes
+    return volumes_of(tools, image, m.real.prepared)
 
 
 def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:

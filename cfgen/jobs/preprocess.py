@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import CfgenError, ImageError, UsageError
-from cfgen.jobs.brain import BrainFinder, find_brain, grid_text
-from cfgen.jobs.gate import Gate, cautions, examine
+from cfgen.jobs.ahead import ahead
+from cfgen.jobs.brain import Brain, BrainFinder, find_brain, grid_text
+from cfgen.jobs.gate import Finding, Gate, cautions, examine
 from cfgen.jobs.gate import record as gate_record
 from cfgen.jobs.pictures import preparation_picture
 from cfgen.jobs.prepare import Prepared, template_brain
@@ -80,24 +82,25 @@ def preprocess(
     *,
     keep_going: bool,
     overwrite: bool = False,
+    workers: int = 1,
 ) -> Prepping:
     """Prepare every row into `out`; scans that are there already, from the same file, are kept.
 
     With `keep_going` a scan that fails is logged and collected; otherwise its error is raised. The
-    manifest of what was done is written at the end, and failed.csv where rows failed.
+    manifest of what was done is written at the end, and failed.csv where rows failed. `workers` are
+    processes, each with a scan at a time (`ahead`).
     """
     result = Prepping()
-    for number, row in enumerate(rows, 1):
+
+    work = partial(_work, out, recipe, finder, gate, overwrite)
+    for number, (row, found) in enumerate(ahead(work, rows, workers), 1):
         files = Files.named(out, unique_key(row))
         try:
-            how = [asdict(recipe), finder.how]
-            wanted = fingerprint((row.image, row.mask, row.labels), how)
-            if overwrite or _recorded(files) != wanted:
-                _refuse_foreign(files, overwrite)
-                preprocess_scan(row, files, recipe, finder, gate, wanted)
-                log.info("%d/%d %s prepared", number, len(rows), row.subject)
-            else:
-                log.info("%d/%d %s is there already", number, len(rows), row.subject)
+            wanted, work_done = found()
+            if work_done is not None:
+                _write(row, files, recipe, work_done, wanted)
+            done = "is there already" if work_done is None else "prepared"
+            log.info("%d/%d %s %s", number, len(rows), row.subject, done)
         except CfgenError as error:
             if not keep_going:
                 raise
@@ -123,15 +126,32 @@ def preprocess(
     return result
 
 
-def preprocess_scan(
-    row: Row,
-    files: Files,
-    recipe: Preprocess,
-    finder: BrainFinder,
-    gate: Gate,
-    wanted: str,
-) -> Prepared:
-    """Prepare one scan and write its files, the record last: without it nothing counts as done."""
+@dataclass(frozen=True)
+class _Found:
+    """What was found in one scan, before anything is written."""
+
+    scan: Volume
+    brain: Brain
+    labels: np.ndarray | None
+    prepared: Prepared
+    findings: list[Finding]
+    warnings: list[str]
+
+
+def _work(
+    out: Path, recipe: Preprocess, finder: BrainFinder, gate: Gate, overwrite: bool, row: Row
+) -> tuple[str, _Found | None]:
+    """The row's fingerprint, and what is to be written: nothing where it is there."""
+    files = Files.named(out, unique_key(row))
+    how = [asdict(recipe), finder.how]
+    wanted = fingerprint((row.image, row.mask, row.labels), how)
+    if not overwrite and _recorded(files) == wanted:
+        return wanted, None
+    _refuse_foreign(files, overwrite)
+    return wanted, _prepared(row, recipe, finder, gate)
+
+
+def _prepared(row: Row, recipe: Preprocess, finder: BrainFinder, gate: Gate) -> _Found:
     scan = read_volume(row.image)
     warnings = header_warnings(row.image)
     brain = find_brain(scan, row.mask or row.labels, finder)
@@ -139,7 +159,13 @@ def preprocess_scan(
     labels = _read_labels(row.labels, scan) if row.labels else None
     prepared, findings = examine(scan, brain, recipe, gate)
     warnings += cautions(findings)
-    for warning in warnings:
+    return _Found(scan, brain, labels, prepared, findings, warnings)
+
+
+def _write(row: Row, files: Files, recipe: Preprocess, found: _Found, wanted: str) -> None:
+    """The files of one scan, the record last: without it nothing counts as done."""
+    scan, brain, labels, prepared = found.scan, found.brain, found.labels, found.prepared
+    for warning in found.warnings:
         log.warning("%s: warning: %s", row.image.name, warning)
     said = f"cfgen {__version__} preprocess"
     write_new(
@@ -171,12 +197,11 @@ def preprocess_scan(
         "IntensityScale": prepared.scale,
         "TemplateToScan": prepared.to_native.round(6).tolist(),
         "BrainVolume_mm3": round(float(brain.mask.sum()) * scan.grid.voxel_mm3, 1),
-        "Gate": gate_record(findings),
-        "Warnings": warnings,
+        "Gate": gate_record(found.findings),
+        "Warnings": found.warnings,
     }
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
-    return prepared
 
 
 def _read_labels(path: Path, scan: Volume) -> np.ndarray:

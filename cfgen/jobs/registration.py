@@ -117,6 +117,8 @@ def log_bias_field(
         out.SetSpacing(grid.spacing)
         return out
 
+    # More threads are no faster here, and change the field a little: the affine would follow.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     scan = image(data.astype(np.float32))
     shrink = [recipe.n4_shrink] * 3
     n4 = sitk.N4BiasFieldCorrectionImageFilter()

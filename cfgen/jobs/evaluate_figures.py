@@ -268,7 +268,7 @@ def _paths(of: Evaluation) -> Any:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("age (years)")
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         if k == 0:

@@ -89,6 +89,9 @@ def surface_distance_mm(a: np.ndarray, b: np.ndarray, spacing_mm: float) -> floa
     """G4: mean distance of the surfaces of two masks (ASSD), both ways; NaN where one is empty."""
     if not a.any() or not b.any():
         return float("nan")
+    # No surface is outside the box of both.
+    box = ndimage.find_objects((a | b).astype(np.uint8))[0]
+    a, b = (np.pad(m[box], 1) for m in (a, b))
     surfaces = [m & ~ndimage.binary_erosion(m) for m in (a, b)]
     to_a, to_b = (ndimage.distance_transform_edt(~s, sampling=spacing_mm) for s in surfaces)
     distances = np.concatenate([to_b[surfaces[0]], to_a[surfaces[1]]])

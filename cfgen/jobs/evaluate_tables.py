@@ -92,14 +92,14 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         ("Volumes against the truth", TRUE_VOLUMES),
     ):
         names = {c.metric for c in columns}
-        keys = dict.fromkeys((r.group, r.method) for r in results if r.metric in names)
+        keys = {(r.group, r.method): r.n for r in results if r.metric in names}
         rows = {
-            f"{group} | {method}": [
+            f"{group} | {method} | {n}": [
                 _cell(results, method, c._replace(group=group)) for c in columns
             ]
-            for group, method in keys
+            for (group, method), n in keys.items()
         }
-        out += _table(title, "edit | method", [c.heading for c in columns], rows)
+        out += _table(title, "edit | method | n", [c.heading for c in columns], rows)
     return "\n".join(out) + "\n"
 
 
@@ -147,5 +147,6 @@ def _cell(results: Sequence[Result], method: str, column: Column) -> str:
 def _value(r: Result) -> str:
     if r.value != r.value:
         return "-"
-    text = f"{r.value:.3g}"
+    # What only rounding leaves is nothing.
+    text = f"{r.value:.3g}" if abs(r.value) > 1e-12 else "0"
     return text if r.low != r.low else f"{text} [{r.low:.3g}, {r.high:.3g}]"

@@ -158,7 +158,10 @@ def _made_before(engine: Engine, one: Plan, options: Options) -> list[Row]:
     for intervention, image in one.outputs.items():
         files, label = output_files(image, options), intervention.label()
         said = finished(list(files.values()), files["sidecar"])
-        if said.get("Fingerprint") != request(engine, one.row.image, mask, known, label, options):
+        # Scans are hashed only where there is something to compare with.
+        if not said or said.get("Fingerprint") != request(
+            engine, one.row.image, mask, known, label, options
+        ):
             return []
         target = {name: entry["Value"] for name, entry in said["Target"].items()}
         rows.append(_row(one.row, Result(image, label, target, said["RoundTripError"])))

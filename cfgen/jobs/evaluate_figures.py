@@ -48,7 +48,7 @@ def draw(of: Evaluation, folder: Path) -> list[Path]:
 
 
 def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes: one, or an array of `panels` side by side."""
+    """A figure and the axes of its `panels`, side by side."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[A
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes if panels > 1 else axes[0]
+    return figure, axes
 
 
 def _methods(results: Sequence[Result]) -> list[str]:
@@ -75,7 +75,7 @@ def _bars(results: Sequence[Result]) -> Any:
         return None
     groups = sorted({r.group for r in rows}, key=lambda g: float(g.removeprefix("age")))
     methods = _methods(rows)
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     width = 0.8 / len(methods)
     for k, method in enumerate(methods):
         own = {r.group: r for r in rows if r.method == method}
@@ -106,7 +106,7 @@ def _bars(results: Sequence[Result]) -> Any:
 
 def _pareto(results: Sequence[Result]) -> Any:
     """How far the target was reached against how much was changed."""
-    figure, axes = _figure(5.4, 4.2)
+    figure, (axes,) = _figure(5.4, 4.2)
     some = False
     for k, method in enumerate(_methods(results)):
         own = {
@@ -142,7 +142,7 @@ def _forest(results: Sequence[Result]) -> Any:
         return None
     regions = list(dict.fromkeys(r.group for r in rows))
     methods = _methods(rows)
-    figure, axes = _figure(6.4, 0.24 * len(regions) + 1.2)
+    figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
     for k, method in enumerate(methods):
         own = {r.group: r for r in rows if r.method == method}
         for i, region in enumerate(regions):
@@ -174,7 +174,7 @@ def _name_regions(axes: Any, regions: Sequence[str]) -> None:
 
 def _agreement(of: Evaluation) -> Any:
     """Bland-Altman of the age seen in a counterfactual and its target."""
-    figure, axes = _figure(6.4, 4.2)
+    figure, (axes,) = _figure(6.4, 4.2)
     some = False
     for k, (method, made) in enumerate(of.methods.items()):
         own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses["judge"]]
@@ -209,7 +209,7 @@ def _response(of: Evaluation) -> Any:
     if not rows:
         return None
     regions = list(dict.fromkeys(r.group for r in rows))
-    figure, axes = _figure(6.4, 0.24 * len(regions) + 1.2)
+    figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
     axes.plot(
         1000 * cohort_slopes(of.real, regions),
         range(len(regions)),
@@ -247,13 +247,13 @@ def _paths(of: Evaluation) -> Any:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, panels = _figure(3.4 * len(aged) + 0.6, 3.6, len(aged))
+    visits: dict[str, list[tuple[float, float]]] = {}
+    for r in of.real:
+        if "age" in r.row.values:
+            at = (float(r.row.values["age"]), _millilitres(r.seen))
+            visits.setdefault(r.row.subject, []).append(at)
     for k, (name, made) in enumerate(aged.items()):
-        axes = panels[k] if len(aged) > 1 else panels
-        visits: dict[str, list[tuple[float, float]]] = {}
-        for r in of.real:
-            if "age" in r.row.values:
-                at = (float(r.row.values["age"]), _millilitres(r.seen))
-                visits.setdefault(r.row.subject, []).append(at)
+        axes = panels[k]
         for own in visits.values():
             axes.plot(*zip(*sorted(own), strict=True), "o-", ms=3, lw=1, color="#888888", zorder=1)
         paths: dict[int, list[Made]] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
 from cfgen.errors import UsageError
 from cfgen.metrics import aud
 from cfgen.metrics import axioms as ax
 from cfgen.metrics import morphometry as morph
+from cfgen.metrics.image import ssim, ssim_structure
 from cfgen.sim import cohort
 from cfgen.sim.scm import do, graph
 
@@ -38,10 +39,36 @@ def test_adherence_of_a_predictor_that_draws_to_the_mean():
 def test_agreement():
     target = RNG.random(200) < 0.7
     score = np.clip(0.3 + 0.3 * target + 0.2 * RNG.normal(size=200), 0, 1).round(1)
-    found = ax.agreement(score, target)
+    both = np.stack([1 - score, score], 1)
+    found = ax.agreement(both, target.astype(int))
     assert found.auc == pytest.approx(roc_auc_score(target, score))
     assert found.accuracy == pytest.approx(((score > 0.5) == target).mean())
-    assert np.isnan(ax.agreement(score, np.ones(200, bool)).auc)
+    assert np.isnan(ax.agreement(both, np.ones(200, int)).auc)
+
+
+def test_agreement_of_three_levels():
+    level = RNG.choice(3, 300, p=[0.7, 0.2, 0.1])
+    guess = np.where(RNG.random(300) < 0.6, level, 0)
+    found = ax.agreement(np.eye(3)[guess], level)
+    assert found.accuracy == pytest.approx((guess == level).mean())
+    assert found.balanced == pytest.approx(balanced_accuracy_score(level, guess))
+    assert np.isnan(found.auc)
+
+
+def test_variance_met_is_r2():
+    target = RNG.normal(size=50)
+    guess = 0.8 * target + 0.1
+    assert ax.variance_met(guess - target, target) == pytest.approx(r2_score(target, guess))
+    assert np.isnan(ax.variance_met(guess - 1, np.ones(50)))
+
+
+def test_structure_is_what_brightness_and_contrast_leave():
+    image = RNG.random((24, 24, 24))
+    mask = np.ones(image.shape, bool)
+    assert ssim_structure(image, image, mask) == pytest.approx(1)
+    assert ssim_structure(0.9 * image + 0.1, image, mask) == pytest.approx(1, abs=2e-3)
+    assert ssim(0.9 * image + 0.1, image, mask) < 0.99
+    assert abs(ssim_structure(RNG.random(image.shape), image, mask)) < 0.05
 
 
 def test_divergence_is_lowest_for_a_small_step_into_the_target_group():

@@ -13,7 +13,7 @@ import torch
 
 from cfgen.bundle import Bundle, copy_bundle, write_part
 from cfgen.config import PREPROCESS
-from cfgen.data.conditions import parse_interventions
+from cfgen.data.conditions import Schema, Variable, parse_interventions, with_columns
 from cfgen.data.manifest import read_manifest, write_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
@@ -23,6 +23,7 @@ from cfgen.jobs import evaluate_sets as sets
 from cfgen.jobs.evaluate import Asked, check, replication
 from cfgen.jobs.evaluate_read import Instruments, Made, Real, Seen, copies, pair
 from cfgen.jobs.evaluate_tables import tables
+from cfgen.jobs.evaluate_targets import effectiveness
 from cfgen.jobs.evaluate_truth import read_truths
 from cfgen.jobs.judge import Judges, pack
 from cfgen.jobs.medicalnet import MedicalNet, dilated_resnet, normalised
@@ -40,6 +41,7 @@ RNG = np.random.default_rng(0)
 SHAPE = (20, 20, 20)
 GRID = Grid(SHAPE, np.diag([2.0, 2, 2, 1]))
 CPU = torch.device("cpu")
+MAKERS = ("GE", "Philips", "Siemens")
 
 
 def judge_config(shape: tuple[int, int, int]) -> JudgeConfig:
@@ -103,11 +105,11 @@ def value(results: list[Result], metric: str, group: str | None = None, method: 
 
 def test_the_oracle_arrives_and_the_copy_stays(tools, people):
     made = [oracle(r, years) for r in people for years in (10.0, 20.0)]
-    arrived = edits.effectiveness(tools, "oracle", made, people)
+    arrived = effectiveness(tools, "oracle", made, people)
     assert value(arrived, "age_mae", "all") == 0
     assert value(arrived, "age_slope") == pytest.approx(1)
     assert value(arrived, "sex_accuracy", "kept") == 1
-    stayed = edits.effectiveness(tools, "copy", copies(made), people)
+    stayed = effectiveness(tools, "copy", copies(made), people)
     assert value(stayed, "age_mae", "age+20") == pytest.approx(20)
     assert value(stayed, "age_mae", "all") == pytest.approx(15)
     assert value(stayed, "age_slope") == pytest.approx(0, abs=1e-9)
@@ -122,18 +124,66 @@ def test_targets_outside_the_training_range_are_left_out(tools, people):
     high = shipped_schema().variable("age").support[1]
     inside = sum(float(m.target["age"]) <= high for m in made)
     assert 0 < inside < len(made)
-    own = [r for r in edits.effectiveness(tools, "x", made, people) if r.group == "age+40"]
+    own = [r for r in effectiveness(tools, "x", made, people) if r.group == "age+40"]
     assert {r.n for r in own} == {inside}
     assert own[0].note.startswith(f"{len(made) - inside} targets outside 20")
 
 
 def test_the_judges_own_error_is_the_floor(tools, people):
     floor = next(
-        r
-        for r in edits.effectiveness(tools, "x", [oracle(people[0], 5.0)], people)
-        if r.method == "real"
+        r for r in effectiveness(tools, "x", [oracle(people[0], 5.0)], people) if r.method == "real"
     )
     assert (floor.metric, floor.value, floor.n) == ("age_mae", 0, 16)
+
+
+def rescanned(r: Real, maker: str, te_ms: float, seen_as: str, seen_ms: float) -> Made:
+    """The same brain on another scanner, and what the judge takes it for."""
+    target = {**r.row.values, "manufacturer": maker, "sequence": "SPGR", "te_ms": te_ms}
+    guess = {
+        "manufacturer": np.array([name == seen_as for name in MAKERS], float),
+        "sequence": np.float32(1.0),
+        "te_ms": seen_ms,
+    }
+    made = replace(r.seen, guesses={"judge": guess})
+    return Made(replace(r.row, values=target), r, "x", target, ("manufacturer", "te_ms"), made)
+
+
+def test_scanners_are_recognised(tools, people):
+    base = shipped_schema()
+    cells = [{"manufacturer": m, "sequence": s} for m in MAKERS for s in ("MPRAGE", "SPGR")]
+    echo = Variable("te_ms", "continuous", "ms")
+    added = with_columns(base, ["manufacturer", "sequence"], cells).variables[-2:]
+    judges = replace(tools.judges, targets=Schema((*base.variables, *added, echo)))
+    tools = replace(tools, judges=judges)
+    own = {"manufacturer": "GE", "sequence": "SPGR", "te_ms": 3.0}
+    guess = {"manufacturer": np.array([1.0, 0, 0]), "sequence": np.float32(1), "te_ms": 3.5}
+    scans = [
+        replace(
+            r,
+            row=replace(r.row, values={**r.row.values, **own}),
+            seen=replace(r.seen, guesses={"judge": guess}),
+        )
+        for r in people[:8]
+    ]
+    made = [
+        rescanned(r, "Siemens", 3.0 + k, "Siemens" if k < 6 else "GE", 3.0 + k + 0.5)
+        for k, r in enumerate(scans)
+    ]
+    found = effectiveness(tools, "x", made, scans)
+    assert value(found, "manufacturer_accuracy", "changed") == pytest.approx(6 / 8)
+    assert value(found, "manufacturer_accuracy", "", "real") == 1
+    assert value(found, "sequence_accuracy", "kept") == 1
+    assert value(found, "acquisition_accuracy") == pytest.approx(6 / 8)
+    assert value(found, "te_ms_mse", "all") == pytest.approx(0.25)
+    assert value(found, "te_ms_r2", "all") == pytest.approx(1 - 8 * 0.25 / 42)
+    assert value(found, "te_ms_mse", "", "real") == pytest.approx(0.25)
+    assert {r.unit for r in found if r.metric == "te_ms_mse"} == {"ms2"}
+    text = tables(found, ["x"])
+    assert "## As in cDDGM, tables 1 and 3" in text
+    assert "| method | manufacturer accuracy | sequence accuracy | te ms mse |" in text
+    copied = edits.acquisition_likeness("copy", copies(made), scans, 0)
+    assert value(copied, "ssim_structure_to_factual") == pytest.approx(1)
+    assert value(copied, "ssim_to_stranger") < 0.5
 
 
 def test_strangers_are_not_found_again(people):
@@ -175,6 +225,11 @@ def test_sets_that_are_the_same_have_no_distance(people):
     volumes = sets.volume_distances("same", own, own, ["lateral_ventricle", "cortex"], 0)
     assert value(volumes, "cohens_d", "cortex") == 0
     assert value(volumes, "regions_with_small_d") == 100
+    older = [seen(80.0, "F", who.image) for who in own]
+    apart = sets.volume_distances("old", own, older, ["lateral_ventricle", "cortex"], 0)
+    d, g = (value(apart, name, "cortex") for name in ("cohens_d", "hedges_g"))
+    assert g == pytest.approx(d * (1 - 3 / (4 * 30 - 1)))
+    assert "the largest" in next(r for r in apart if r.metric == "regions_with_large_d").note
     assert value(volumes, "volume_w2_exact") == 0
 
 

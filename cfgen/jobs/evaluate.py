@@ -29,6 +29,7 @@ from cfgen.jobs.evaluate_read import (
     read_made,
     read_real,
 )
+from cfgen.jobs.evaluate_targets import effectiveness
 from cfgen.jobs.evaluate_truth import COPY, read_truths, truth_results
 from cfgen.jobs.gate import Gate
 from cfgen.jobs.medicalnet import MedicalNet
@@ -115,6 +116,8 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
         with_copy[COPY] = copies(next(iter(methods.values())))
     for name, made in with_copy.items():
         results += _of_edits(tools, name, made, real)
+        if suite.papers:
+            results += edits.acquisition_likeness(name, made, real, asked.seed)
         log.info("%s: edits compared", name)
     if truths and methods:
         results += truth_results(tools, methods, truths, suite.labels)
@@ -164,7 +167,7 @@ def _of_edits(
 ) -> list[Result]:
     return [
         *edits.preservation(tools, name, made),
-        *edits.effectiveness(tools, name, made, real),
+        *effectiveness(tools, name, made, real),
         *edits.region_response(name, made, real, REGIONS),
         *edits.untouched_regions(name, made, REGIONS),
         *edits.minimality(tools, name, made, real),

@@ -1,4 +1,4 @@
-"""How counterfactuals meet what was asked and keep what was not, from paired images."""
+"""What counterfactuals keep of the person and what they change, from paired images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from cfgen.data.conditions import Value, Variable
+from cfgen.data.conditions import Value
 from cfgen.jobs.evaluate_read import Instruments, Made, Real, matrix
 from cfgen.metrics import axioms
-from cfgen.metrics.image import psnr, ssim
+from cfgen.metrics.image import psnr, ssim, ssim_map, ssim_structure
 from cfgen.metrics.morphometry import trajectory
 from cfgen.metrics.result import Better, Result
 from cfgen.metrics.statistics import Estimate, interval, resampled
@@ -45,7 +45,7 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
             own = replace(base, extractor=tools.name("judge"))
         where = "whole volume" if name.endswith("_whole") else "inside the brain"
         unit = "dB" if name.startswith("psnr") else ""
-        found = _over_people(np.array(values), made)
+        found = over_people(np.array(values), made)
         out.append(own.named(f"{name}_to_factual", found, better, unit, where))
     return out
 
@@ -56,9 +56,10 @@ def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
     after, before = m.seen.image.astype(np.float32), m.real.seen.image.astype(np.float32)
     mask = m.real.prepared.mask
     whole = np.ones_like(mask)
+    alike = ssim_map(after, before)
     return {
-        "ssim": ssim(after, before, mask),
-        "ssim_whole": ssim(after, before, whole),
+        "ssim": float(alike[mask].mean()),
+        "ssim_whole": float(alike.mean()),
         "psnr": psnr(after, before, mask),
         "psnr_whole": psnr(after, before, whole),
         "l1": float(np.abs(after - before)[mask].mean()),
@@ -66,93 +67,25 @@ def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
     }
 
 
-def effectiveness(
-    tools: Instruments, method: str, made: Sequence[Made], real: Sequence[Real]
+def acquisition_likeness(
+    method: str, made: Sequence[Made], real: Sequence[Real], seed: int
 ) -> list[Result]:
-    """Guesses of counterfactuals against their targets, variable by variable, by the judge and by
-    the ridge, which is a plain second opinion."""
-    out: list[Result] = []
-    for by, targets in tools.opinions.items():
-        for variable in targets.variables:
-            name = variable.name
-            known = [m for m in made if name in m.target and name in m.real.row.values]
-            if not known or name not in known[0].seen.guesses[by]:
-                continue
-            base = Result(method=method, extractor=tools.name(by), reference="CDM Tab. 1-2")
-            if variable.kind == "continuous":
-                out += _numeric(base, by, variable, known, real)
-            else:
-                out += _two_levels(base, by, name, variable.levels[1], known)
-    return out
-
-
-def _numeric(
-    base: Result, by: str, variable: Variable, made: Sequence[Made], real: Sequence[Real]
-) -> list[Result]:
-    """Targets outside the training range are left out: there the guess itself is a guess."""
-    name, unit = variable.name, variable.unit
-    low, high = variable.support or (-np.inf, np.inf)
-    inside = [m for m in made if low <= float(m.target[name]) <= high]
-    left_out = f"{len(made) - len(inside)} targets outside {low:g} to {high:g} {unit} left out"
-    note = left_out if len(inside) < len(made) else ""
-    made = inside
-    labelled = [r for r in real if name in r.row.values]
-    truth = np.array([float(r.row.values[name]) for r in labelled])
-    guess = np.array([r.seen.guesses[by][name] for r in labelled])
-    bias = axioms.bias_line(guess, truth) if np.ptp(truth) > 0 else (0.0, 1.0)
-    floor = replace(base, n=len(labelled), method="real")
-    said = f"the {by}'s own error on real scans: the floor"
-    out = [floor.named(f"{name}_mae", interval(np.abs(guess - truth)), "down", unit, said)]
-    edited = [m for m in made if name in m.changed]
-    groups: dict[str, list[Made]] = {"all": edited} if edited else {}
-    for m in edited:
-        if m.changed == (name,):
-            groups.setdefault(m.label, []).append(m)
-    kept = [m for m in made if name not in m.changed]
-    groups |= {"kept": kept} if kept else {}
-    for group, some in groups.items():
-        before = np.array([m.real.seen.guesses[by][name] for m in some])
-        after = np.array([m.seen.guesses[by][name] for m in some])
-        factual = np.array([float(m.real.row.values[name]) for m in some])
-        target = np.array([float(m.target[name]) for m in some])
-        found = axioms.adherence(before, after, factual, target, bias)
-        own = replace(base, n=len(people(some)), group=group, note=note)
-        mae = _over_people(np.abs(after - target), some)
-        out.append(own.named(f"{name}_mae", mae, "down", unit))
-        if np.isfinite(found.corrected_mae):
-            out.append(own.named(f"{name}_corrected_mae", found.corrected_mae, "down", unit))
-        out.append(own.named(f"{name}_signed_error", found.signed, "to 0", unit))
-        if group == "all":
-            out.append(own.named(f"{name}_slope", found.slope, "to 1"))
-            out.append(own.named(f"{name}_spearman", found.spearman, "to 1"))
-    return out
-
-
-def _two_levels(
-    base: Result, by: str, name: str, second: str, made: Sequence[Made]
-) -> list[Result]:
-    """Of real scans, and of counterfactuals that changed it and that kept it."""
-    factual = list({id(m.real): m for m in made}.values())
-    groups = (
-        ("", [(m, m.real.seen, m.real.row.values[name]) for m in factual]),
-        ("changed", [(m, m.seen, m.target[name]) for m in made if name in m.changed]),
-        ("kept", [(m, m.seen, m.target[name]) for m in made if name not in m.changed]),
-    )
-    out = []
-    for group, some in groups:
-        if not some:
-            continue
-        probability = np.array([seen.guesses[by][name] for _, seen, _ in some])
-        target = np.array([value == second for _, _, value in some])
-        found = axioms.agreement(probability, target)
-        right = ((probability > 0.5) == target).astype(float)
-        own = replace(base, n=len(people([m for m, _, _ in some])), group=group)
-        own = own if group else replace(own, method="real")
-        accuracy = _over_people(right, [m for m, _, _ in some])
-        out.append(own.named(f"{name}_accuracy", accuracy, "up"))
-        if np.isfinite(found.auc):
-            out.append(own.named(f"{name}_balanced_accuracy", found.balanced, "up"))
-            out.append(own.named(f"{name}_auc", found.auc, "up"))
+    """Structure alone against the factual scan, and SSIM against another person's, which a
+    counterfactual should not come near: cDDGM has the person whose acquisition was taken over."""
+    draw = np.random.default_rng(seed)
+    structure, strange = [], []
+    for m in made:
+        mask = m.real.prepared.mask
+        after = m.seen.image.astype(np.float32)
+        structure.append(ssim_structure(after, m.real.seen.image.astype(np.float32), mask))
+        others = [r for r in real if r.row.subject != m.row.subject]
+        if others:
+            other = others[int(draw.integers(len(others)))].seen.image.astype(np.float32)
+            strange.append(ssim(after, other, mask))
+    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", note="brain mask")
+    out = [base.named("ssim_structure_to_factual", over_people(np.array(structure), made), "up")]
+    if len(strange) == len(made):
+        out.append(base.named("ssim_to_stranger", over_people(np.array(strange), made), "down"))
     return out
 
 
@@ -203,7 +136,7 @@ def untouched_regions(method: str, made: Sequence[Made], regions: Sequence[str])
         matrix(side, regions)
         for side in ([m.real.seen.volumes for m in imaged], [m.seen.volumes for m in imaged])
     )
-    found = _over_people(np.nanmean(axioms.percent_change(before, after), 1), imaged)
+    found = over_people(np.nanmean(axioms.percent_change(before, after), 1), imaged)
     base = Result(n=len(people(imaged)), method=method, extractor="segmenter")
     return [base.named("untouched_region_change", found, "down", "%")]
 
@@ -244,7 +177,7 @@ def minimality(
                 extractor=tools.name("judge"),
                 reference="Melistas 2024",
             )
-            found = _over_people(np.array(values), some)
+            found = over_people(np.array(values), some)
             out.append(base.named("latent_divergence", found, "down"))
     return out
 
@@ -335,7 +268,7 @@ def people(made: Sequence[Made]) -> list[str]:
     return list(dict.fromkeys(m.row.subject for m in made))
 
 
-def _over_people(values: np.ndarray, made: Sequence[Made]) -> Estimate:
+def over_people(values: np.ndarray, made: Sequence[Made]) -> Estimate:
     """Mean over people, each the mean of its edits, with an interval over people."""
     own: dict[str, list[float]] = {}
     for m, value in zip(made, values, strict=True):

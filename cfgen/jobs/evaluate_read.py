@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,10 +59,14 @@ class Instruments:
 @dataclass(frozen=True)
 class Seen:
     """One image on the model grid, float16 (D, H, W): what judge and ridge guess of it, what the
-    judge sees, and the volumes (mm3 in the scanner's space) that the segmenter finds."""
+    judge sees, and the volumes (mm3 in the scanner's space) that the segmenter finds.
+
+    A guess is a number in raw units; of two levels the probability of the second, of more the
+    probabilities (levels,).
+    """
 
     image: np.ndarray
-    guesses: dict[str, dict[str, float]]
+    guesses: dict[str, dict[str, Any]]
     embedding: np.ndarray
     volumes: dict[str, float]
 
@@ -111,7 +116,7 @@ def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
     """Measure an image (D, H, W) on the model grid of a prepared scan."""
     batch = image[None].astype(np.float32)
     said = tools.judges.judge(batch)
-    guesses = {"judge": {name: float(x[0]) for name, x in said.items() if x.ndim == 1}}
+    guesses = {"judge": {name: x[0] for name, x in said.items()}}
     if tools.ridge is not None:
         guesses["ridge"] = score_conditions(
             tools.ridge, tools.bundle.schema, batch[0], tools.device

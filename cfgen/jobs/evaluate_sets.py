@@ -136,17 +136,19 @@ def volume_distances(
     base = Result(n=min(len(real), len(made)), method=method, extractor="segmenter")
     for kind in ("share of the head", "raw"):
         x, y = (_volumes(some, regions, kind) for some in (real, made))
-        d = morph.cohens_d(y, x)
+        d, g = morph.cohens_d(y, x), morph.hedges_g(y, x)
         low, high = morph.d_interval(y, x, seed, 1000)
         for k, region in enumerate(regions):
             own = replace(base, group=region, reference="PCGM Fig. 4", note=kind)
             found = Estimate(float(d[k]), float(low[k]), float(high[k]))
             out.append(own.named("cohens_d", found, "to 0"))
+            out.append(own.named("hedges_g", float(g[k]), "to 0"))
         size = np.abs(d[np.isfinite(d)])
         small, large = size < EFFECT_BINS[0], size > EFFECT_BINS[1]
         said = f"|d| below {EFFECT_BINS[0]}, {kind}"
         out.append(base.named("regions_with_small_d", 100 * float(small.mean()), "up", "%", said))
-        said = f"|d| above {EFFECT_BINS[1]}, {kind}"
+        worst = int(np.nanargmax(np.abs(d))) if len(size) else 0
+        said = f"|d| above {EFFECT_BINS[1]}, {kind}; the largest {d[worst]:.2f}, {regions[worst]}"
         out.append(base.named("regions_with_large_d", 100 * float(large.mean()), "down", "%", said))
     x, y = (_volumes(some, regions, "share of the head") * 1e3 for some in (real, made))
     of = replace(base, reference="WASABI", note="shares of the head in thousandths")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cfgen.metrics.aud import COMPARISONS
-from cfgen.metrics.result import Result
+from cfgen.metrics.result import CDDGM, Result
 
 
 class Column(NamedTuple):
@@ -49,6 +49,13 @@ PERSON = (
     Column("the same by ridge", "age_slope", "all", "ridge"),
     Column("latent divergence, age", "latent_divergence", "age"),
 )
+KEPT = (
+    Column("SSIM to factual", "ssim_to_factual"),
+    Column("structure", "ssim_structure_to_factual"),
+    Column("SSIM to a stranger", "ssim_to_stranger"),
+    Column("FID", "fid", "", "judge"),
+    Column("image MMD", "mmd_image_biased"),
+)
 AXIOMS = tuple(
     Column(f"{axiom}, {said}, m = {m}", f"{axiom}_{key}", f"m = {m}")
     for axiom in ("composition", "reversibility")
@@ -77,6 +84,7 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         "As in PCGM, figure 3": TRAJECTORY,
         "As in PCGM, table 3: regions right, of six": PCGM_3,
         "As in Latent Drifting, table 1": _transfer(results),
+        "As in cDDGM, tables 1 and 3": _acquisition(results),
         "The same person?": PERSON,
         "Edits of nothing, and there and back": AXIOMS,
     }
@@ -133,6 +141,18 @@ def _transfer(results: Sequence[Result]) -> tuple[Column, ...]:
     distances = (Column("FID", "fid", "", "judge"), Column("KID", "kid", "", "judge"))
     aucs = tuple(Column(m.replace("_", " ").replace("auc", "AUC"), m) for m in metrics)
     return (*distances, *aucs) if aucs else ()
+
+
+def _acquisition(results: Sequence[Result]) -> tuple[Column, ...]:
+    """Every condition but age and sex, by the judge; and what was kept."""
+    of = [r for r in results if r.reference == CDDGM and r.extractor.startswith("judge")]
+    metrics = dict.fromkeys(r.metric for r in of)
+    conditions = tuple(
+        Column(m.replace("_", " "), m, "changed" if m.endswith("_accuracy") else "all", "judge")
+        for m in metrics
+        if m.endswith(("_mse", "_r2", "_accuracy")) and not m.endswith("_balanced_accuracy")
+    )
+    return (*conditions, *KEPT) if conditions else ()
 
 
 def _cell(results: Sequence[Result], method: str, column: Column) -> str:

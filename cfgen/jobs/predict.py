@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -39,15 +41,17 @@ def predict_conditions(
 @torch.inference_mode()
 def score_conditions(
     net: torch.nn.Module, schema: Schema, image: np.ndarray, device: torch.device
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """As `predict_conditions`, uncut, as numbers: of two levels how much it looks like the second,
-    0 to 1 about."""
-    out = _outputs(net, image, device).tolist()
-    found, at = {}, 0
+    0 to 1 about, of more levels (levels,) how much it looks like each."""
+    out = _outputs(net, image, device).cpu().numpy()
+    found: dict[str, Any] = {}
+    at = 0
     for v in schema.variables:
-        if v.width == 1:
-            numeric = v.kind == "continuous"
-            found[v.name] = out[at] * v.scale + v.center if numeric else (out[at] + 1) / 2
+        if v.kind == "continuous":
+            found[v.name] = out[at] * v.scale + v.center
+        else:
+            found[v.name] = (out[at] + 1) / 2 if v.width == 1 else out[at : at + v.width]
         at += v.width
     return found
 

@@ -20,12 +20,15 @@ SAME = 1e-6
 class Adherence:
     """How far predicted values of counterfactuals meet their targets, in the target's unit.
 
-    `mae`; `corrected_mae` after the predictor's own bias on real scans is taken out; `signed`, the
-    mean error; `slope` and `spearman` of the predicted change on the asked change, 1 at best; NaN
-    where nothing was asked, or for `spearman` everybody the same.
+    `mae`; `mse`, in the square of the unit; `r2`, the share of the targets' variance that is met,
+    NaN where they are all the same; `corrected_mae` after the predictor's own bias on real scans is
+    taken out; `signed`, the mean error; `slope` and `spearman` of the predicted change on the asked
+    change, 1 at best; NaN where nothing was asked, or for `spearman` everybody the same.
     """
 
     mae: float
+    mse: float
+    r2: float
     corrected_mae: float
     signed: float
     slope: float
@@ -55,6 +58,8 @@ def adherence(
     corrected = (after - intercept) / gain - target if gain else np.full_like(error, np.nan)
     return Adherence(
         float(np.abs(error).mean()),
+        float(np.square(error).mean()),
+        variance_met(error, target),
         float(np.abs(corrected).mean()),
         float(error.mean()),
         slope,
@@ -62,24 +67,32 @@ def adherence(
     )
 
 
+def variance_met(error: np.ndarray, target: np.ndarray) -> float:
+    """R2 of guesses (n,) that are off by `error`; NaN where the targets are all the same."""
+    spread = np.square(target - target.mean()).sum()
+    return float(1 - np.square(error).sum() / spread) if np.ptp(target) > SAME else float("nan")
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """Of a yes-or-no condition: share right, mean of the two groups' shares, and area under the
-    ROC curve; NaN where only one group is there."""
+    """Of a condition with levels: share right, mean of each level's share, and of two levels the
+    area under the ROC curve; the last two NaN where only one level is asked for."""
 
     accuracy: float
     balanced: float
     auc: float
 
 
-def agreement(probability: np.ndarray, target: np.ndarray) -> Agreement:
-    """Predicted probabilities (n,) of what `target` (n,) bool asks for."""
-    target = target.astype(bool)
-    right = (probability > 0.5) == target
-    if target.all() or not target.any():
+def agreement(probability: np.ndarray, level: np.ndarray) -> Agreement:
+    """Predicted probabilities (n, levels) of what `level` (n,) int asks for."""
+    right = probability.argmax(1) == level
+    asked = np.unique(level)
+    if len(asked) < 2:
         return Agreement(float(right.mean()), float("nan"), float("nan"))
-    balanced = (right[target].mean() + right[~target].mean()) / 2
-    return Agreement(float(right.mean()), float(balanced), area_under_roc(probability, target))
+    balanced = float(np.mean([right[level == k].mean() for k in asked]))
+    two = probability.shape[1] == 2
+    auc = area_under_roc(probability[:, 1], level == 1) if two else float("nan")
+    return Agreement(float(right.mean()), balanced, auc)
 
 
 def area_under_roc(score: np.ndarray, target: np.ndarray) -> float:

@@ -9,6 +9,8 @@ from cfgen.metrics.statistics import Estimate
 
 Better = Literal["up", "down", "to 0", "to 1", ""]
 NAN = float("nan")
+# Where effectiveness on the acquisition is defined.
+CDDGM = "cDDGM Tab. 1, 3"
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,14 @@ def test_intervals_are_over_subjects():
     assert 2.7 < found.low < found.value < found.high < 3.3
     assert found.high - found.low == pytest.approx(2 * 1.96 / 200**0.5, rel=0.2)
     x = RNG.normal(size=200)
-    r = resampled(lambda a, b: float(np.corrcoef(a, b)[0, 1]), x, x + RNG.normal(size=200))
+    y = x + RNG.normal(size=200)
+
+    def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = (c - c.mean(-1, keepdims=True) for c in (a, b))
+        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+
+    r = resampled(correlation, x, y)
+    assert r.value == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert r.low < 0.5**0.5 < r.high
     assert np.isnan(interval(np.array([1.0, 2.0])).low)
     assert np.isnan(interval(np.array([2.0, 2.0, 2.0])).low)

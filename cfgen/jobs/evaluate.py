@@ -76,7 +76,7 @@ class Asked:
     force: bool = False
     # Also prepare scans again that are in the work folder.
     overwrite: bool = False
-    # Processes that prepare scans (`ahead`).
+    # Processes that prepare and measure scans (`ahead`).
     workers: int = 1
 
 
@@ -103,9 +103,7 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     truths = read_truths(asked.truths, "--truth") if asked.truths else {}
     gate = Gate(tools.bundle.card, asked.force)
     real = read_real(tools, asked.real, work / "real", gate, asked.overwrite, asked.workers)
-    methods = {
-        name: read_made(tools, name, rows, real) for name, rows in asked.counterfactuals.items()
-    }
+    methods = read_made(tools, asked.counterfactuals, real, asked.workers)
     generated = {
         name: read_real(tools, rows, work / name, gate, asked.overwrite, asked.workers)
         for name, rows in asked.generated.items()
@@ -120,8 +118,7 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
             results += edits.acquisition_likeness(name, made, real, asked.seed)
         log.info("%s: edits compared", name)
     if truths and methods:
-        results += truth_results(tools, methods, truths, suite.labels)
-        log.info("compared with the truth")
+        results += truth_results(tools, methods, truths, suite.labels, asked.workers)
     if suite.sets:
         own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
         chosen = {

@@ -28,6 +28,8 @@ COPIED = {
 }
 # Detail below this (SD of a Gaussian, mm) is the person's own.
 DETAIL_MM = 4.0
+# Images whose detail is in memory beside everybody's.
+AT_ONCE = 64
 
 
 def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[Result]:
@@ -99,8 +101,8 @@ def region_response(
         return []
     years = np.array([m.asked("age") for m in aged])
 
-    def slope(y: np.ndarray, change: np.ndarray) -> float:
-        return 1000 * float((y * change).sum() / (y**2).sum())
+    def slope(y: np.ndarray, change: np.ndarray) -> np.ndarray:
+        return np.asarray(1000 * (y * change).sum(-1) / (y**2).sum(-1))
 
     out = []
     for region, due in zip(regions, cohort_slopes(real, regions), strict=True):
@@ -195,15 +197,11 @@ def identity(method: str, made: Sequence[Made], real: Sequence[Real]) -> list[Re
     spacing = min(real[0].prepared.grid.spacing)
     people_ = np.stack([_detail(r.seen.image, brain, spacing) for r in real])
     own = np.array([next(k for k, r in enumerate(real) if r is m.real) for m in made])
-    ranks = np.concatenate(
-        [
-            axioms.retrieval_ranks(
-                people_, _detail(m.seen.image, brain, spacing)[None], own[k : k + 1]
-            )
-            for k, m in enumerate(made)
-        ]
-    )
-    found = axioms.retrieval(ranks)
+    ranks = []
+    for start in range(0, len(made), AT_ONCE):
+        some = [_detail(m.seen.image, brain, spacing) for m in made[start : start + AT_ONCE]]
+        ranks.append(axioms.retrieval_ranks(people_, np.stack(some), own[start : start + AT_ONCE]))
+    found = axioms.retrieval(np.concatenate(ranks))
     base = Result(
         n=len(people(made)),
         method=method,

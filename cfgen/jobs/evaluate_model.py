@@ -82,42 +82,43 @@ def _rounds(
     years = YEARS if float(own["age"]) < (low + high) / 2 else -YEARS
     other = {**own, "age": float(own["age"]) + years}
 
-    def edited(image: np.ndarray, source: Values, *targets: Values) -> list[dict[How, np.ndarray]]:
-        return _edited(tools, models, r, image, source, targets)
+    def edited(images: np.ndarray, source: Values, *targets: Values) -> list[np.ndarray]:
+        return _edited(tools, models, r, images, source, targets)
 
     # The first edits share their abduction.
-    null, there = edited(r.prepared.image, own, own, other)
-    for how in HOWS:
-        same, gone = null[how], there[how]
-        for cycle in range(1, max(cycles) + 1):
-            back = edited(gone, other, own)[0][how]
-            if cycle in cycles:
-                yield ("composition", how, cycle), same
-                yield ("reversibility", how, cycle), back
-            if cycle < max(cycles):
-                same, gone = edited(same, own, own)[0][how], edited(back, own, other)[0][how]
+    same, gone = edited(r.prepared.image[None], own, own, other)
+    for cycle in range(1, max(cycles) + 1):
+        (back,) = edited(gone, other, own)
+        if cycle in cycles:
+            for k, how in enumerate(HOWS):
+                yield ("composition", how, cycle), same[k]
+                yield ("reversibility", how, cycle), back[k]
+        if cycle < max(cycles):
+            (same,), (gone,) = edited(same, own, own), edited(back, own, other)
 
 
 def _edited(
     tools: Instruments,
     models: Models,
     r: Real,
-    image: np.ndarray,
+    images: np.ndarray,
     own: Values,
     targets: Sequence[Values],
-) -> list[dict[How, np.ndarray]]:
-    """The whole edit of an image (D, H, W), each target both ways."""
+) -> list[np.ndarray]:
+    """The whole edit of images (2, D, H, W), one for each of HOWS, or of one (1, D, H, W) for both:
+    (2, D, H, W) for each target."""
     schema, cap = tools.bundle.schema, tools.bundle.preprocess.intensity_cap
 
     def condition(values: Values) -> Tensor:
-        return torch.from_numpy(schema.encode(values))[None].to(models.device)
+        return torch.from_numpy(schema.encode(values)).repeat(len(images), 1).to(models.device)
 
     def inside(made: np.ndarray) -> np.ndarray:
         return np.where(r.prepared.mask, np.clip(made, 0, cap), 0).astype(np.float32)
 
-    z0 = models.encode(torch.from_numpy(image)[None, None])
+    z0 = models.encode(torch.from_numpy(images)[:, None])
     edit = edit_latent(models, z0, condition(own), [condition(t) for t in targets], EDIT)
     same, *made = (
-        models.decode(z)[0, 0].cpu().numpy() for z in (edit.reconstruction, *edit.counterfactuals)
+        models.decode(z)[:, 0].cpu().numpy() for z in (edit.reconstruction, *edit.counterfactuals)
     )
-    return [{"residual": inside(image + x - same), "latent": inside(x)} for x in made]
+    # First the change added to the image, then the decoded image itself.
+    return [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in made]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from cfgen.data.conditions import Schema, Value
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ImageError, ManifestError, UsageError
+from cfgen.jobs.ahead import ahead
 from cfgen.jobs.brain import brain_finder, grid_text
 from cfgen.jobs.gate import Gate
 from cfgen.jobs.judge import Judges, load_judge
 from cfgen.jobs.predict import load_predictor, score_conditions
 from cfgen.jobs.prepare import Prepared
 from cfgen.jobs.preprocess import load_prepared, preprocess
-from cfgen.jobs.segment import load_segmenter, segment, sums
+from cfgen.jobs.segment import load_segmenter, soft_volumes
 from cfgen.nets.segmenter import Segmenter
 
 log = logging.getLogger("cfgen")
@@ -132,11 +134,10 @@ def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
 def volumes_of(tools: Instruments, image: np.ndarray, prepared: Prepared) -> dict[str, float]:
     """Volumes (mm3 in the scanner's space) of every structure, both sides together, of an image
     (D, H, W) on the model grid of a prepared scan."""
-    found = segment(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
+    found = soft_volumes(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
     # The affine to the template changes every volume by the same factor.
     factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
-    both = sums(found.volumes)
-    return {name: v * factor for (name, side), v in both.items() if side == "both"}
+    return {name: v * factor for name, v in found.items()}
 
 
 def read_real(
@@ -144,7 +145,7 @@ def read_real(
 ) -> list[Real]:
     """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
 
-    Raises UsageError when nothing is left.
+    `workers` are processes (`ahead`). Raises UsageError when nothing is left.
     """
     finder = brain_finder(tools.bundle, "auto", tools.device)
     done = preprocess(
@@ -161,38 +162,50 @@ def read_real(
         raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
     own = {str(row.image.absolute()): row for row in rows}
     out = []
-    for number, row in enumerate(done, 1):
-        prepared = load_prepared(row.image)
-        original = own[row.extra["scan"]]
-        out.append(Real(original, prepared, see(tools, prepared.image, prepared)))
-        _say(number, len(done), "scans measured")
+    for number, (row, found) in enumerate(ahead(partial(_see_real, tools), done, workers), 1):
+        out.append(Real(own[row.extra["scan"]], *found()))
+        say(number, len(done), "scans measured")
     return out
 
 
-def read_made(tools: Instruments, name: str, rows: Sequence[Row], real: Sequence[Real]) -> list:
-    """Counterfactuals of the real scans, measured: a list of Made.
+def _see_real(tools: Instruments, done: Row) -> tuple[Prepared, Seen]:
+    prepared = load_prepared(done.image)
+    return prepared, see(tools, prepared.image, prepared)
+
+
+def read_made(
+    tools: Instruments,
+    methods: Mapping[str, Sequence[Row]],
+    real: Sequence[Real],
+    workers: int,
+) -> dict[str, list[Made]]:
+    """Counterfactuals of the real scans by method, measured.
 
     Raises ManifestError with all rows that have no factual scan among the real ones, ImageError
     when one is on another grid than its factual.
     """
-    pairs = pair(rows, real, name)
-    cap = tools.bundle.preprocess.intensity_cap
-    out = []
-    for number, (row, own) in enumerate(pairs, 1):
-        scan = read_volume(row.image)
-        check_grid(scan, own)
-        image = own.prepared.again(scan.data, cap)
-        out.append(make(tools, row, own, image))
-        _say(number, len(pairs), f"counterfactuals of {name} measured")
+    pairs = [(name, p) for name, rows in methods.items() for p in pair(rows, real, name)]
+    seen = ahead(partial(_see_made, tools), [p for _, p in pairs], workers)
+    out: dict[str, list[Made]] = {name: [] for name in methods}
+    for number, ((name, _), ((row, own), found)) in enumerate(zip(pairs, seen, strict=True), 1):
+        out[name].append(make(row, own, found()))
+        say(number, len(pairs), "counterfactuals measured")
     return out
 
 
-def make(tools: Instruments, row: Row, own: Real, image: np.ndarray) -> Made:
-    """A counterfactual whose image (D, H, W) is on the model grid."""
+def _see_made(tools: Instruments, of: tuple[Row, Real]) -> Seen:
+    row, own = of
+    scan = read_volume(row.image)
+    check_grid(scan, own)
+    image = own.prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
+    return see(tools, image, own.prepared)
+
+
+def make(row: Row, own: Real, found: Seen) -> Made:
     before = own.row.values
     changed = tuple(n for n, v in row.values.items() if n in before and before[n] != v)
     label = row.extra.get("intervention", row.session)
-    return Made(row, own, label, dict(row.values), changed, see(tools, image, own.prepared))
+    return Made(row, own, label, dict(row.values), changed, found)
 
 
 def copies(made: Sequence[Made]) -> list[Made]:
@@ -252,6 +265,7 @@ def matrix(of: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarra
     return np.array([[one[name] for name in names] for one in of], np.float64)
 
 
-def _say(number: int, total: int, what: str) -> None:
+def say(number: int, total: int, what: str) -> None:
+    """A line of progress, now and then."""
     if number % 10 == 0 or number == total:
         log.info("%d/%d %s", number, total, what)

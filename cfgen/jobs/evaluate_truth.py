@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from cfgen.data.regions import group_mask, recognise_table
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ManifestError
+from cfgen.jobs.ahead import ahead
 from cfgen.jobs.evaluate_edits import ACQUISITION
-from cfgen.jobs.evaluate_read import Instruments, Made, check_grid, volumes_of
+from cfgen.jobs.evaluate_read import Instruments, Made, check_grid, say, volumes_of
 from cfgen.jobs.segment import segment
 from cfgen.metrics.result import Better, Result
 from cfgen.metrics.statistics import interval
@@ -56,9 +58,10 @@ def truth_results(
     methods: Mapping[str, Sequence[Made]],
     truths: Mapping[tuple[str, str], Row],
     labels: bool,
+    workers: int,
 ) -> list[Result]:
     """G1 to G3 and G6, and with `labels` G4, for each intervention and method, on the scanner's
-    own grid. `copy` is the factual scan, `oracle` the truth itself.
+    own grid. `copy` is the factual scan, `oracle` the truth itself. `workers` are processes.
 
     Raises ManifestError when no counterfactual has a truth.
     """
@@ -74,19 +77,16 @@ def truth_results(
             "the interventions of 'cfgen simulate --truth'",
         )
     known = {COPY: asked, ORACLE: asked} | known
+    people: dict[str, list[_Edit]] = {}
+    for key in asked:
+        made = {method: of[key] for method, of in known.items() if key in of}
+        people.setdefault(key[0], []).append(_Edit(key[1], truths[key], made))
     found: dict[tuple[str, str], list[_Found]] = {}
-    # Person by person, since every method and intervention needs the same factual scan.
-    for subject in dict.fromkeys(subject for subject, _ in asked):
-        own = {label: m for (name, label), m in asked.items() if name == subject}
-        factual = _Scan.read(next(iter(own.values())).real.row)
-        copied = factual.segmented(tools) if labels and factual.labels else None
-        for label, m in own.items():
-            true = _Scan.read(truths[subject, label])
-            check_grid(true.volume, m.real)
-            for method, made in known.items():
-                if (subject, label) in made:
-                    one = _measured(tools, method, made[subject, label], factual, true, copied)
-                    found.setdefault((method, label), []).append(one)
+    done = ahead(partial(_person, tools, labels), list(people.values()), workers)
+    for number, (_, result) in enumerate(done, 1):
+        for key, one in result().items():
+            found.setdefault(key, []).append(one)
+        say(number, len(people), "people compared with the truth")
     return [
         result
         for method in known
@@ -94,6 +94,15 @@ def truth_results(
         if (method, label) in found
         for result in _results(method, label, found[method, label])
     ]
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What was made of one person by each method, and the row of the truth."""
+
+    label: str
+    truth: Row
+    made: dict[str, Made]
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,25 @@ class _Scan:
 class _Found:
     """Errors of one image; (factual, made, true) mm3 by region; overlaps by 'region measure'."""
 
-    made: Made
+    changed: tuple[str, ...]
     image: dict[str, float]
     volumes: dict[str, tuple[float, float, float]]
     overlaps: dict[str, float]
+
+
+def _person(
+    tools: Instruments, labels: bool, edits: Sequence[_Edit]
+) -> dict[tuple[str, str], _Found]:
+    """By method and label; every one of them needs the same factual scan."""
+    factual = _Scan.read(next(iter(edits[0].made.values())).real.row)
+    copied = factual.segmented(tools) if labels and factual.labels else None
+    out = {}
+    for edit in edits:
+        true = _Scan.read(edit.truth)
+        for method, made in edit.made.items():
+            check_grid(true.volume, made.real)
+            out[method, edit.label] = _measured(tools, method, made, factual, true, copied)
+    return out
 
 
 def _measured(
@@ -141,7 +165,7 @@ def _measured(
     if copied is not None:
         overlaps = _overlap(copied if method == COPY else scan.segmented(tools), true)
     return _Found(
-        made,
+        made.changed,
         _errors(factual, scan, true),
         _volumes(factual, true, before, volumes),
         overlaps,
@@ -170,7 +194,7 @@ def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:
     for name, better in BETTER.items():
         values = np.array([f.image[name] for f in found])
         out.append(base.named(f"truth_{name}", interval(values), better))
-    still = set(found[0].made.changed) <= ACQUISITION
+    still = set(found[0].changed) <= ACQUISITION
     for region in REGIONS:
         triples = [f.volumes[region] for f in found if region in f.volumes]
         if not triples:

@@ -81,7 +81,7 @@ def edit_latent(
     config: Edit,
     noise: Tensor | None = None,
 ) -> LatentEdit:
-    """Abduct r from z0 (1, C, d, h, w) under c (1, V), act and predict for each target (1, V).
+    """Abduct r from z0 (B, C, d, h, w) under c (B, V), act and predict for each target (B, V).
 
     Abduction is shared by all targets; the reconstruction takes the same way back under c, so that
     what the sampler itself loses cancels in the difference. `noise`, of the shape of z0, makes it
@@ -98,7 +98,14 @@ def edit_latent(
 
     reconstruction = predict(c, 1.0)
     error = (reconstruction - z0).norm() / z0.norm()
-    return LatentEdit(reconstruction, [predict(t, config.guidance) for t in targets], float(error))
+    made = [
+        # What is asked for is what is: without guidance that was computed already.
+        reconstruction
+        if config.guidance == 1 and torch.equal(target, c)
+        else predict(target, config.guidance)
+        for target in targets
+    ]
+    return LatentEdit(reconstruction, made, float(error))
 
 
 def abduct(
@@ -109,7 +116,7 @@ def abduct(
     fixed_point: int,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """The residual r (1, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
+    """The residual r (B, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
     5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
     if noise is not None:
         return ddim_step(models.schedule, r, noise, times[-1])

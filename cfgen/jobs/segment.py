@@ -54,6 +54,11 @@ class Posteriors:
     def brain(self) -> Tensor:
         return self.classes[BRAIN_FROM:].sum(0)
 
+    @property
+    def tissue(self) -> Tensor:
+        fluid = [n for n, s in enumerate(STRUCTURES) if s.name in FLUID]
+        return self.brain - self.classes[fluid].sum(0)
+
 
 @dataclass(frozen=True)
 class RegionVolume:
@@ -89,9 +94,34 @@ def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
 
 def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     """Raises ImageError when nothing in the scan looks like a brain."""
+    found = brain_posteriors(net, scan, device)
+    mask, labels = _on_scan(found, scan.grid)
+    piece = torch.from_numpy(largest_component(found.tissue.numpy() > 0.5))
+    chosen = found.classes[BRAIN_FROM:].amax(0)[piece]
+    volumes = _volumes(labels, scan.grid, found)
+    return Segmentation(mask, labels, volumes, float(chosen.mean()), found)
+
+
+def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> dict[str, float]:
+    """Summed probabilities (mm3) of every structure, both sides together, of all 'cortex', of the
+    'brain', which is the tissue, and of 'tiv', all inside the skull: as `segment` has them, without
+    a label map. Raises ImageError when nothing in the scan looks like a brain."""
+    found = brain_posteriors(net, scan, device)
+    sums_mm3 = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
+    out = {s.name: v for s, v in zip(STRUCTURES[BRAIN_FROM:], sums_mm3, strict=True)}
+    cortex = sum(v for name, v in out.items() if name.startswith("cortex_"))
+    brain = sum(v for name, v in out.items() if name not in FLUID)
+    return out | {"cortex": cortex, "brain": brain, "tiv": sum(sums_mm3)}
+
+
+@torch.inference_mode()
+def brain_posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
+    """`posteriors` with nothing of the brain away from the largest piece of its tissue.
+
+    Raises ImageError when nothing in the scan looks like a brain.
+    """
     found = posteriors(net, scan, device)
-    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
-    piece = largest_component((found.brain - fluid).numpy() > 0.5)
+    piece = largest_component(found.tissue.numpy() > 0.5)
     if not piece.any():
         raise ImageError(
             scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
@@ -99,14 +129,9 @@ def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     # Islands outside the brain, and what looks like its fluid in nose and neck, are none of it.
     reach = round(FLUID_REACH_MM / SPACING_MM)
     near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=reach)).float()
-    classes = found.classes.clone()
-    classes[0] += found.brain * (1 - near)
-    classes[BRAIN_FROM:] *= near
-    kept = Posteriors(classes, found.left, found.grid)
-    mask, labels = _on_scan(kept, scan.grid)
-    chosen = kept.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
-    volumes = _volumes(labels, scan.grid, kept)
-    return Segmentation(mask, labels, volumes, float(chosen.mean()), kept)
+    found.classes[0] += found.brain * (1 - near)
+    found.classes[BRAIN_FROM:] *= near
+    return found
 
 
 @torch.inference_mode()
@@ -115,15 +140,18 @@ def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors
     grid = upright_grid(scan.grid, SPACING_MM)
     data = torch.from_numpy(resample(scan.data, scan.grid, grid))
     image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
-    classes, left = torch.zeros(()), torch.zeros(())
-    # As it is and mirrored: the mean of the two is better than either.
-    for mirrored in (False, True):
+
+    def said(of: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(device):
-            scores, side = net(image.flip(2) if mirrored else image)
-        p, on_left = scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
-        classes = classes + (p.flip(1) if mirrored else p) / 2
-        left = left + ((1 - on_left).flip(0) if mirrored else on_left) / 2
-    return Posteriors(classes, left, grid)
+            scores, side = net(of)
+        return scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
+
+    # As it is and mirrored: the mean of the two is better than either.
+    classes, left = said(image)
+    mirrored, right = said(image.flip(2))
+    return Posteriors(
+        classes.add_(mirrored.flip(1)).div_(2), left.add_(1 - right.flip(0)).div_(2), grid
+    )
 
 
 def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:

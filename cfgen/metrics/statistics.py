@@ -29,16 +29,19 @@ def by_subject(values: np.ndarray, subjects: Sequence[str]) -> tuple[np.ndarray,
 
 def interval(values: np.ndarray, seed: int = 0) -> Estimate:
     """Mean of (n,) values and its BCa bootstrap interval, one value a subject; NaN are left out."""
-    return resampled(lambda x: float(np.mean(x)), values, seed=seed)
+    return resampled(lambda x: x.mean(-1), values, seed=seed)
 
 
 def resampled(
-    statistic: Callable[..., float], *columns: np.ndarray, seed: int = 0, samples: int = BOOTSTRAP
+    statistic: Callable[..., np.ndarray],
+    *columns: np.ndarray,
+    seed: int = 0,
+    samples: int = BOOTSTRAP,
 ) -> Estimate:
     """A statistic of paired columns (n,) and its BCa bootstrap interval over their rows.
 
-    Rows with a NaN are left out. The interval is NaN below three rows and where the statistic is
-    the same whatever is drawn.
+    `statistic` takes columns (..., n) to (...). Rows with a NaN are left out. The interval is NaN
+    below three rows and where the statistic is the same whatever is drawn.
     """
     kept = np.all([np.isfinite(c) for c in columns], axis=0)
     data = [np.asarray(c, np.float64)[kept] for c in columns]
@@ -52,9 +55,9 @@ def resampled(
         warnings.simplefilter("ignore")
         found = stats.bootstrap(
             data,
-            statistic,
+            lambda *x, axis: statistic(*(np.moveaxis(c, axis, -1) for c in x)),
             paired=len(data) > 1,
-            vectorized=False,
+            vectorized=True,
             n_resamples=samples,
             method="BCa",
             random_state=np.random.default_rng(seed),

@@ -66,8 +66,10 @@ def main() -> None:
         write_manifest(given.out / f"{name}.csv", made)
         asked += ["--counterfactuals", f"{name}={given.out / name}.csv"]
     truth = ["--truth", given.truth] if given.truth else []
+    # With --overwrite the scans would be prepared again, too.
+    (given.out / "evaluation" / "metrics.csv").unlink(missing_ok=True)
     cfgen("evaluate", "--real", given.manifest, *asked, *truth, "--bundle", given.bundle,
-          "--suite", given.suite, "--out", given.out / "evaluation", "--overwrite")  # fmt: skip
+          "--suite", given.suite, "--out", given.out / "evaluation")  # fmt: skip
     print((given.out / "evaluation" / "tables.md").read_text())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfgen.bundle import Bundle, copy_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
 from cfgen.config import PREPROCESS
 from cfgen.data.conditions import Schema, Variable, parse_interventions, with_columns
 from cfgen.data.manifest import read_manifest, write_manifest
@@ -21,7 +21,15 @@ from cfgen.errors import BundleError, ManifestError
 from cfgen.jobs import evaluate_edits as edits
 from cfgen.jobs import evaluate_sets as sets
 from cfgen.jobs.evaluate import Asked, check, replication
-from cfgen.jobs.evaluate_read import Instruments, Made, Real, Seen, copies, pair
+from cfgen.jobs.evaluate_read import (
+    Instruments,
+    Made,
+    Real,
+    Seen,
+    conditions_of,
+    copies,
+    pair,
+)
 from cfgen.jobs.evaluate_tables import tables
 from cfgen.jobs.evaluate_targets import effectiveness
 from cfgen.jobs.evaluate_truth import read_truths
@@ -44,8 +52,8 @@ CPU = torch.device("cpu")
 MAKERS = ("GE", "Philips", "Siemens")
 
 
-def judge_config(shape: tuple[int, int, int]) -> JudgeConfig:
-    return JudgeConfig(shape, 1, (2,), channels=(4, 4, 4, 8))
+def judge_config(shape: tuple[int, int, int], levels: tuple[int, ...] = (2,)) -> JudgeConfig:
+    return JudgeConfig(shape, 1, levels, channels=(4, 4, 4, 8))
 
 
 def seen(age: float, sex: str, image: np.ndarray) -> Seen:
@@ -221,6 +229,7 @@ def test_sets_that_are_the_same_have_no_distance(people):
     assert value(found, "fid") == pytest.approx(0, abs=1e-6)
     floors = sets.feature_floors({"e": features["e"][0]}, 0)
     assert value(floors, "fid_floor") > 0.1
+    assert sets.feature_floors({"e": features["e"][0][:3]}, 0) == []
     assert "mostly bias" in next(r for r in found if r.metric == "fid").note
     volumes = sets.volume_distances("same", own, own, ["lateral_ventricle", "cortex"], 0)
     assert value(volumes, "cohens_d", "cortex") == 0
@@ -393,14 +402,15 @@ def test_another_image_of_a_head_is_prepared_as_the_head_was(stripped_scan):
 
 @pytest.fixture(scope="module")
 def measured(segmenter_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with segmenter and judge of random weights."""
+    """A bundle with segmenter and judge of random weights; the judge guesses the maker, too."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("bundles") / "measured"
-    config = judge_config((80, 96, 88))
+    config = judge_config((80, 96, 88), (2, len(MAKERS)))
+    cells = [{"manufacturer": maker} for maker in MAKERS]
     nets = [Judge(config).eval() for _ in range(2)]
     settings = {
         "net": net_config(config),
-        "targets": shipped_schema().to_json(),
+        "targets": with_columns(shipped_schema(), ["manufacturer"], cells).to_json(),
         "seeds": 2,
         "val": {},
     }
@@ -412,9 +422,10 @@ def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
     """Truths as counterfactuals: the oracle of a simulated cohort, through the command."""
     known = cohort.schema(graph())
     (older,) = parse_interventions(known, ages=["50"])
-    plan = Plan(cohort.preset("lifespan"), 0, 3, (older,), 3)
+    (elsewhere,) = parse_interventions(known, sets=["manufacturer=GE"])
+    plan = Plan(cohort.preset("lifespan"), 0, 3, (older, elsewhere), 3)
     simulate(plan, tmp_path / "sim")
-    truths = read_manifest(tmp_path / "sim" / "truth.csv", shipped_schema())
+    truths = read_manifest(tmp_path / "sim" / "truth.csv", conditions_of(read_bundle(measured)))
     write_manifest(tmp_path / "cf.csv", truths)
     out = tmp_path / "out"
     options = [
@@ -429,31 +440,36 @@ def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
         "--force",
     ]
     given = ["--counterfactuals", f"ours={tmp_path / 'cf.csv'}"]
-    code, said, err = cfgen("evaluate", *options, *given, "--suite", "quick")
+    code, said, err = cfgen("evaluate", *options, *given)
     assert code == 0, err
     with (out / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     of = {(r["metric"], r["method"]): r for r in rows}
+    assert {"fid", "kid", "ms_ssim", "truth_dice", "composition_l1"} <= {r["metric"] for r in rows}
+    assert of["manufacturer_accuracy", "ours"]["n"] == "3"
+    assert float(of["untouched_region_change", "copy"]["value"]) == 0
     for method, skill in (("ours", 1), ("oracle", 1), ("copy", 0)):
         assert float(of["truth_skill", method]["value"]) == pytest.approx(skill)
     assert float(of["ssim_to_factual", "copy"]["value"]) == pytest.approx(1, abs=1e-6)
     assert float(of["ssim_to_factual", "ours"]["value"]) < 0.999
     assert float(of["age_mae", "copy"]["value"]) > 0
     record = json.loads((out / "metrics.json").read_text())
-    assert record["Scans"] == len(truths)
+    assert record["Scans"] == 3
     assert {"tables.md", "methods.md", "references.bib"} <= {p.name for p in out.iterdir()}
     assert str(out / "figures" / "age_asked_and_seen.svg") in said
     # Again, where results are already.
     code, _, err = cfgen("evaluate", *options, *given)
     assert code == 2
     assert "--overwrite" in err
-    # A counterfactual on another grid than its scan.
+    # A counterfactual on another grid than its scan; the scans are prepared already.
+    (out / "metrics.csv").unlink()
     scan = read_volume(truths[0].image)
     moved = scan.affine.copy()
     moved[0, 3] += 5
     write_new(Volume(scan.data, moved), truths[0].image, np.int16)
-    code, _, err = cfgen("evaluate", *options, *given, "--suite", "quick", "--overwrite")
+    code, _, err = cfgen("evaluate", *options, *given, "--suite", "quick")
     assert code == 3
+    assert "is there already" in err
     assert "is not the grid of its factual scan" in err
 
 

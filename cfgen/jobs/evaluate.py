@@ -192,12 +192,12 @@ def _of_sets(
             log.warning("%s: %d scans of a set; sets are compared from 3 on", names, n)
             continue
         own = _drawn(real, n, seed)
-        features = _features(own, network, tools)
+        features = _features(own, own, network, tools)
         out += sets.feature_floors(features, seed)
         chosen = {name: _drawn(seen, n, seed) for name, seen in some.items()}
         out += sets.variety(own, chosen, seed)
         for name, seen in chosen.items():
-            theirs = _features(seen, network, tools)
+            theirs = _features(seen, own, network, tools)
             both = {key: (x, theirs[key]) for key, x in features.items()}
             out += sets.feature_distances(name, both, seed, suite.papers)
             out += sets.image_distances(name, own, seen, suite.papers)
@@ -211,12 +211,15 @@ def _drawn(seen: Sequence[Seen], n: int, seed: int) -> list[Seen]:
 
 
 def _features(
-    seen: Sequence[Seen], network: MedicalNet | None, tools: Instruments
+    seen: Sequence[Seen], real: Sequence[Seen], network: MedicalNet | None, tools: Instruments
 ) -> dict[str, np.ndarray]:
-    """Features (n, K) of a set by every extractor."""
+    """Features (n, K) of a set by every extractor; volumes are shares of the head, in standard
+    deviations of the real set, so that every region counts."""
+    shares, usual = (sets.region_volumes(some, REGIONS, sets.SHARES) for some in (seen, real))
+    spread = usual.std(0)
     out = {
         tools.name("judge"): np.stack([s.embedding for s in seen]),
-        "region volumes": matrix([s.volumes for s in seen], REGIONS) / 1e3,
+        "region volumes": (shares - usual.mean(0)) / np.where(spread > 0, spread, 1.0),
     }
     if network is not None:
         out[network.name] = np.stack([network.embed(s.image) for s in seen])

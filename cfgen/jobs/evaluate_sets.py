@@ -29,12 +29,17 @@ PAIRS = 2016
 FOLDS = 5
 # PCGM Fig. 4: |d| below the first is good, above the second large.
 EFFECT_BINS = (0.2, 0.5)
+# How volumes are compared, and the other way is "raw".
+SHARES = "share of the head"
 
 
 def feature_floors(features: Mapping[str, np.ndarray], seed: int) -> list[Result]:
-    """FID of one half of the real set to the other, for every extractor."""
+    """FID of one half of the real set to the other, for every extractor; none where a half would
+    be a single scan."""
     out = []
     for extractor, real in features.items():
+        if len(real) < 4:
+            continue
         floor, half = dist.frechet_floor(real, seed)
         base = Result(n=half, method="real", extractor=extractor, note="halves of the real set")
         out.append(base.named("fid_floor", floor, "down"))
@@ -134,8 +139,8 @@ def volume_distances(
     """Cohen's d of every region, raw and as a share of the head, and transport distances."""
     out: list[Result] = []
     base = Result(n=min(len(real), len(made)), method=method, extractor="segmenter")
-    for kind in ("share of the head", "raw"):
-        x, y = (_volumes(some, regions, kind) for some in (real, made))
+    for kind in (SHARES, "raw"):
+        x, y = (region_volumes(some, regions, kind) for some in (real, made))
         d, g = morph.cohens_d(y, x), morph.hedges_g(y, x)
         low, high = morph.d_interval(y, x, seed, 1000)
         for k, region in enumerate(regions):
@@ -150,7 +155,7 @@ def volume_distances(
         worst = int(np.nanargmax(np.abs(d))) if len(size) else 0
         said = f"|d| above {EFFECT_BINS[1]}, {kind}; the largest {d[worst]:.2f}, {regions[worst]}"
         out.append(base.named("regions_with_large_d", 100 * float(large.mean()), "down", "%", said))
-    x, y = (_volumes(some, regions, "share of the head") * 1e3 for some in (real, made))
+    x, y = (region_volumes(some, regions, SHARES) * 1e3 for some in (real, made))
     of = replace(base, reference="WASABI", note="shares of the head in thousandths")
     out.append(of.named("volume_w2", morph.gaussian_w2(x, y), "down"))
     if len(x) == len(y):
@@ -158,7 +163,8 @@ def volume_distances(
     return out
 
 
-def _volumes(seen: Sequence[Seen], regions: Sequence[str], kind: str) -> np.ndarray:
+def region_volumes(seen: Sequence[Seen], regions: Sequence[str], kind: str) -> np.ndarray:
+    """(n, K) in mm3, or as shares of the head."""
     volumes = matrix([s.volumes for s in seen], regions)
     if kind == "raw":
         return volumes

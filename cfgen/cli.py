@@ -86,7 +86,7 @@ def _setup(threads: int, verbose: bool, quiet: bool) -> None:
     log.setLevel(level)
     log.propagate = False
     count = threads or len(os.sched_getaffinity(0))
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    for name in config.THREAD_VARIABLES:
         os.environ[name] = str(count)
     # Large pages halve the time that convolutions wait for fresh memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -12,6 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from cfgen.config import THREAD_VARIABLES
+
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 # What a worker was started for.
@@ -68,7 +70,7 @@ def _start(payload: bytes) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     torch.set_num_threads(1)
     _work.append(pickle.loads(payload))

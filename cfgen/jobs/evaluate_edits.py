@@ -30,6 +30,7 @@ COPIED = {
 DETAIL_MM = 4.0
 # Images whose detail is in memory beside everybody's.
 AT_ONCE = 64
+INSIDE = "inside the brain"
 
 
 def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[Result]:
@@ -45,7 +46,7 @@ def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[
         own = base
         if name == "perceptual":
             own = replace(base, extractor=tools.name("judge"))
-        where = "whole volume" if name.endswith("_whole") else "inside the brain"
+        where = "whole volume" if name.endswith("_whole") else INSIDE
         unit = "dB" if name.startswith("psnr") else ""
         found = over_people(np.array(values), made)
         out.append(own.named(f"{name}_to_factual", found, better, unit, where))
@@ -84,7 +85,7 @@ def acquisition_likeness(
         if others:
             other = others[int(draw.integers(len(others)))].seen.image.astype(np.float32)
             strange.append(ssim(after, other, mask))
-    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", note="brain mask")
+    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", note=INSIDE)
     out = [base.named("ssim_structure_to_factual", over_people(np.array(structure), made), "up")]
     if len(strange) == len(made):
         out.append(base.named("ssim_to_stranger", over_people(np.array(strange), made), "down"))

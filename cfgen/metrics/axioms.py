@@ -20,14 +20,13 @@ SAME = 1e-6
 class Adherence:
     """How far predicted values of counterfactuals meet their targets, in the target's unit.
 
-    `mae`; `mse`, in the square of the unit; `r2`, the share of the targets' variance that is met,
-    NaN where they are all the same; `corrected_mae` after the predictor's own bias on real scans is
-    taken out; `signed`, the mean error; `slope` and `spearman` of the predicted change on the asked
-    change, 1 at best; NaN where nothing was asked, or for `spearman` everybody the same.
+    `mae`; `r2`, the share of the targets' variance that is met, NaN where they are all the same;
+    `corrected_mae` after the predictor's own bias on real scans is taken out; `signed`, the mean
+    error; `slope` and `spearman` of the predicted change on the asked change, 1 at best; NaN where
+    nothing was asked, or for `spearman` everybody the same.
     """
 
     mae: float
-    mse: float
     r2: float
     corrected_mae: float
     signed: float
@@ -58,7 +57,6 @@ def adherence(
     corrected = (after - intercept) / gain - target if gain else np.full_like(error, np.nan)
     return Adherence(
         float(np.abs(error).mean()),
-        float(np.square(error).mean()),
         variance_met(error, target),
         float(np.abs(corrected).mean()),
         float(error.mean()),

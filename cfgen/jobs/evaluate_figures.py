@@ -100,7 +100,8 @@ def _bars(results: Sequence[Result]) -> Any:
     axes.set_xticks(range(len(groups)), [g.removeprefix("age") for g in groups])
     axes.set_xlabel("change of age that was asked for (years)")
     axes.set_ylabel("mean absolute error of age (years)")
-    axes.legend(frameon=False, fontsize=8)
+    # Above: the bars may reach anywhere.
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

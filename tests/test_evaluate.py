@@ -36,7 +36,7 @@ from cfgen.jobs.evaluate_truth import read_truths
 from cfgen.jobs.judge import Judges, pack
 from cfgen.jobs.medicalnet import MedicalNet, dilated_resnet, normalised
 from cfgen.jobs.models import net_config
-from cfgen.jobs.prepare import Prepared, prepare
+from cfgen.jobs.prepare import prepare
 from cfgen.jobs.simulate import Plan, simulate
 from cfgen.metrics import aud
 from cfgen.metrics.result import Result
@@ -71,11 +71,8 @@ def seen(age: float, sex: str, image: np.ndarray) -> Seen:
 def person(k: int) -> Real:
     age, sex = float(20 + 3 * k), "FM"[k % 2]
     image = RNG.random(SHAPE).astype(np.float32)
-    way = Prepared(
-        image, np.ones(SHAPE, bool), GRID, GRID, np.ones(SHAPE, bool), np.eye(4), 1.0, image, GRID
-    )
     row = Row(f"s{k}", Path(f"/s{k}.nii.gz"), values={"age": age, "sex": sex})
-    return Real(row, way, seen(age, sex, image))
+    return Real(row, row.image, np.ones(SHAPE, bool), GRID, GRID, seen(age, sex, image))
 
 
 def oracle(r: Real, years: float) -> Made:
@@ -284,7 +281,7 @@ def test_visits_follow_their_trajectory(people):
             m = oracle(r, years)
             made.append(m)
             row = replace(r.row, session=f"{years}", values=m.target)
-            later.append(Real(row, r.prepared, m.seen))
+            later.append(replace(r, row=row, seen=m.seen))
     found = edits.trajectories("oracle", made, [*later, *first], "lateral_ventricle")
     assert value(found, "trajectory_nmse") == 0
     assert value(found, "trajectory_pearson") == pytest.approx(1)

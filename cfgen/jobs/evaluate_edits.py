@@ -57,7 +57,7 @@ def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
     if m.seen is m.real.seen:
         return COPIED
     after, before = m.seen.image.astype(np.float32), m.real.seen.image.astype(np.float32)
-    mask = m.real.prepared.mask
+    mask = m.real.mask
     whole = np.ones_like(mask)
     alike = ssim_map(after, before)
     return {
@@ -78,7 +78,7 @@ def acquisition_likeness(
     draw = np.random.default_rng(seed)
     structure, strange = [], []
     for m in made:
-        mask = m.real.prepared.mask
+        mask = m.real.mask
         after = m.seen.image.astype(np.float32)
         structure.append(ssim_structure(after, m.real.seen.image.astype(np.float32), mask))
         others = [r for r in real if r.row.subject != m.row.subject]
@@ -194,8 +194,8 @@ def _alike(a: Value | None, b: Value) -> bool:
 
 def identity(method: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
     """Is the person found again among all, by the brain's own fine detail?"""
-    brain = np.mean([r.prepared.mask for r in real], axis=0) > 0.5
-    spacing = min(real[0].prepared.grid.spacing)
+    brain = np.mean([r.mask for r in real], axis=0) > 0.5
+    spacing = min(real[0].grid.spacing)
     people_ = np.stack([_detail(r.seen.image, brain, spacing) for r in real])
     own = np.array([next(k for k, r in enumerate(real) if r is m.real) for m in made])
     ranks = []

@@ -19,6 +19,7 @@ from cfgen.config import EDIT
 from cfgen.data.conditions import Values
 from cfgen.jobs.evaluate_read import Instruments, Real, volumes_of
 from cfgen.jobs.models import Models, edit_latent
+from cfgen.jobs.prepare import Prepared
 from cfgen.metrics.image import ssim
 from cfgen.metrics.result import Result
 from cfgen.metrics.statistics import interval
@@ -40,8 +41,9 @@ def axioms(
     chosen = chosen[:: max(1, len(chosen) // SUBJECTS)][:SUBJECTS]
     found: dict[tuple[str, How, int, str], list[float]] = {}
     for number, r in enumerate(chosen, 1):
-        for (axiom, how, cycle), image in _rounds(tools, models, r, cycles):
-            for key, value in distances(tools, r, image).items():
+        way = r.prepared()
+        for (axiom, how, cycle), image in _rounds(tools, models, r, way.image, cycles):
+            for key, value in distances(tools, r, way, image).items():
                 found.setdefault((axiom, how, cycle, key), []).append(value)
         log.info("%d/%d scans edited there and back", number, len(chosen))
     out = []
@@ -58,11 +60,11 @@ def axioms(
     return out
 
 
-def distances(tools: Instruments, r: Real, image: np.ndarray) -> dict[str, float]:
+def distances(tools: Instruments, r: Real, way: Prepared, image: np.ndarray) -> dict[str, float]:
     """Every distance of an image (D, H, W) from the prepared scan."""
-    start, mask = r.prepared.image, r.prepared.mask
+    start, mask = way.image, way.mask
     error = (image - start)[mask].astype(np.float64)
-    before, after = r.seen.volumes, volumes_of(tools, image, r.prepared)
+    before, after = r.seen.volumes, volumes_of(tools, image, way)
     changes = [abs(after[k] - v) / v for k, v in before.items() if v > 0]
     return {
         "l1": float(np.abs(error).mean()),
@@ -74,9 +76,10 @@ def distances(tools: Instruments, r: Real, image: np.ndarray) -> dict[str, float
 
 
 def _rounds(
-    tools: Instruments, models: Models, r: Real, cycles: Sequence[int]
+    tools: Instruments, models: Models, r: Real, start: np.ndarray, cycles: Sequence[int]
 ) -> Iterator[tuple[tuple[str, How, int], np.ndarray]]:
-    """(axiom, how, cycle) and the image after that many null edits, or edits there and back."""
+    """(axiom, how, cycle) and the image after that many null edits of `start` (D, H, W), or edits
+    there and back."""
     own: Values = r.row.values
     low, high = tools.bundle.schema.variable("age").support or (20.0, 80.0)
     years = YEARS if float(own["age"]) < (low + high) / 2 else -YEARS
@@ -86,7 +89,7 @@ def _rounds(
         return _edited(tools, models, r, images, source, targets)
 
     # The first edits share their abduction.
-    same, gone = edited(r.prepared.image[None], own, own, other)
+    same, gone = edited(start[None], own, own, other)
     for cycle in range(1, max(cycles) + 1):
         (back,) = edited(gone, other, own)
         if cycle in cycles:
@@ -113,7 +116,7 @@ def _edited(
         return torch.from_numpy(schema.encode(values)).repeat(len(images), 1).to(models.device)
 
     def inside(made: np.ndarray) -> np.ndarray:
-        return np.where(r.prepared.mask, np.clip(made, 0, cap), 0).astype(np.float32)
+        return np.where(r.mask, np.clip(made, 0, cap), 0).astype(np.float32)
 
     z0 = models.encode(torch.from_numpy(images)[:, None])
     edit = edit_latent(models, z0, condition(own), [condition(t) for t in targets], EDIT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from cfgen.bundle import Bundle
 from cfgen.data.conditions import Schema, Value
 from cfgen.data.table import Row
-from cfgen.data.volume import Volume, read_volume
+from cfgen.data.volume import Grid, Volume, read_volume
 from cfgen.errors import ImageError, ManifestError, UsageError
 from cfgen.jobs.ahead import ahead
 from cfgen.jobs.brain import brain_finder, grid_text
@@ -75,11 +75,21 @@ class Seen:
 
 @dataclass(frozen=True)
 class Real:
-    """A real scan: its row, the way to the model grid, and what was seen."""
+    """A real scan: its row, what was seen, and the brain's `mask` (D, H, W) on the model `grid`.
+
+    The way to the model grid stays on the disk (`prepared`): of hundreds of scans at 1 mm it would
+    fill the memory.
+    """
 
     row: Row
-    prepared: Prepared
+    image: Path
+    mask: np.ndarray
+    grid: Grid
+    native: Grid
     seen: Seen
+
+    def prepared(self) -> Prepared:
+        return load_prepared(self.image)
 
 
 @dataclass(frozen=True)
@@ -163,14 +173,15 @@ def read_real(
     own = {str(row.image.absolute()): row for row in rows}
     out = []
     for number, (row, found) in enumerate(ahead(partial(_see_real, tools), done, workers), 1):
-        out.append(Real(own[row.extra["scan"]], *found()))
+        out.append(replace(found(), row=own[row.extra["scan"]]))
         say(number, len(done), "scans measured")
     return out
 
 
-def _see_real(tools: Instruments, done: Row) -> tuple[Prepared, Seen]:
+def _see_real(tools: Instruments, done: Row) -> Real:
     prepared = load_prepared(done.image)
-    return prepared, see(tools, prepared.image, prepared)
+    found = see(tools, prepared.image, prepared)
+    return Real(done, done.image, prepared.mask, prepared.grid, prepared.native, found)
 
 
 def read_made(
@@ -197,8 +208,9 @@ def _see_made(tools: Instruments, of: tuple[Row, Real]) -> Seen:
     row, own = of
     scan = read_volume(row.image)
     check_grid(scan, own)
-    image = own.prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
-    return see(tools, image, own.prepared)
+    prepared = own.prepared()
+    image = prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
+    return see(tools, image, prepared)
 
 
 def make(row: Row, own: Real, found: Seen) -> Made:
@@ -214,11 +226,11 @@ def copies(made: Sequence[Made]) -> list[Made]:
 
 
 def check_grid(scan: Volume, own: Real) -> None:
-    if not scan.grid.matches(own.prepared.native):
+    if not scan.grid.matches(own.native):
         raise ImageError(
             scan.path,
             f"{grid_text(scan.grid)} is not the grid of its factual scan {own.row.image.name}",
-            grid_text(own.prepared.native),
+            grid_text(own.native),
             "compare images that were written on the scan's own grid",
         )
 

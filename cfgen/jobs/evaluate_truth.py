@@ -184,8 +184,9 @@ def _errors(factual: _Scan, made: _Scan, true: _Scan) -> dict[str, float]:
 
 
 def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
-    image = m.real.prepared.again(true.volume.data, tools.bundle.preprocess.intensity_cap)
-    return volumes_of(tools, image, m.real.prepared)
+    prepared = m.real.prepared()
+    image = prepared.again(true.volume.data, tools.bundle.preprocess.intensity_cap)
+    return volumes_of(tools, image, prepared)
 
 
 def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:

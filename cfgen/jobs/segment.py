@@ -54,11 +54,6 @@ class Posteriors:
     def brain(self) -> Tensor:
         return self.classes[BRAIN_FROM:].sum(0)
 
-    @property
-    def tissue(self) -> Tensor:
-        fluid = [n for n, s in enumerate(STRUCTURES) if s.name in FLUID]
-        return self.brain - self.classes[fluid].sum(0)
-
 
 @dataclass(frozen=True)
 class RegionVolume:
@@ -94,10 +89,9 @@ def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
 
 def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     """Raises ImageError when nothing in the scan looks like a brain."""
-    found = brain_posteriors(net, scan, device)
+    found, piece = brain_posteriors(net, scan, device)
     mask, labels = _on_scan(found, scan.grid)
-    piece = torch.from_numpy(largest_component(found.tissue.numpy() > 0.5))
-    chosen = found.classes[BRAIN_FROM:].amax(0)[piece]
+    chosen = found.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
     volumes = _volumes(labels, scan.grid, found)
     return Segmentation(mask, labels, volumes, float(chosen.mean()), found)
 
@@ -106,22 +100,27 @@ def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> dict[str
     """Summed probabilities (mm3) of every structure, both sides together, of all 'cortex', of the
     'brain', which is the tissue, and of 'tiv', all inside the skull: as `segment` has them, without
     a label map. Raises ImageError when nothing in the scan looks like a brain."""
-    found = brain_posteriors(net, scan, device)
-    sums_mm3 = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
-    out = {s.name: v for s, v in zip(STRUCTURES[BRAIN_FROM:], sums_mm3, strict=True)}
-    cortex = sum(v for name, v in out.items() if name.startswith("cortex_"))
-    brain = sum(v for name, v in out.items() if name not in FLUID)
-    return out | {"cortex": cortex, "brain": brain, "tiv": sum(sums_mm3)}
+    found, _ = brain_posteriors(net, scan, device)
+    soft = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
+    volumes = [
+        RegionVolume(s.name, "both", float("nan"), v)
+        for s, v in zip(STRUCTURES[BRAIN_FROM:], soft, strict=True)
+    ]
+    return {name: v for (name, _), v in sums(volumes + totals(volumes)).items()}
 
 
 @torch.inference_mode()
-def brain_posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
-    """`posteriors` with nothing of the brain away from the largest piece of its tissue.
+def brain_posteriors(
+    net: Segmenter, scan: Volume, device: torch.device
+) -> tuple[Posteriors, np.ndarray]:
+    """`posteriors` with nothing of the brain away from the largest piece of its tissue, and that
+    piece (D, H, W) bool.
 
     Raises ImageError when nothing in the scan looks like a brain.
     """
     found = posteriors(net, scan, device)
-    piece = largest_component(found.tissue.numpy() > 0.5)
+    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
+    piece = largest_component((found.brain - fluid).numpy() > 0.5)
     if not piece.any():
         raise ImageError(
             scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
@@ -131,7 +130,7 @@ def brain_posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Post
     near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=reach)).float()
     found.classes[0] += found.brain * (1 - near)
     found.classes[BRAIN_FROM:] *= near
-    return found
+    return found, piece
 
 
 @torch.inference_mode()

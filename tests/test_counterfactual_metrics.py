@@ -39,11 +39,10 @@ def test_adherence_of_a_predictor_that_draws_to_the_mean():
 def test_agreement():
     target = RNG.random(200) < 0.7
     score = np.clip(0.3 + 0.3 * target + 0.2 * RNG.normal(size=200), 0, 1).round(1)
-    both = np.stack([1 - score, score], 1)
-    found = ax.agreement(both, target.astype(int))
+    found = ax.agreement(score, target)
     assert found.auc == pytest.approx(roc_auc_score(target, score))
     assert found.accuracy == pytest.approx(((score > 0.5) == target).mean())
-    assert np.isnan(ax.agreement(both, np.ones(200, int)).auc)
+    assert np.isnan(ax.agreement(score, np.ones(200, bool)).auc)
 
 
 def test_agreement_of_three_levels():

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cfgen.data.conditions import Variable
+from cfgen.data.conditions import Value, Variable
 from cfgen.jobs.evaluate_edits import ACQUISITION, over_people, people
-from cfgen.jobs.evaluate_read import Instruments, Made, Real
+from cfgen.jobs.evaluate_read import Instruments, Made, Real, Seen
 from cfgen.metrics import axioms
 from cfgen.metrics.result import CDDGM, Result
 from cfgen.metrics.statistics import interval
@@ -103,10 +103,9 @@ def _levels(base: Result, by: str, variable: Variable, made: Sequence[Made]) -> 
     for group, some in groups:
         if not some:
             continue
-        probability = np.stack([_probabilities(seen.guesses[by][name]) for _, seen, _ in some])
-        level = np.array([variable.levels.index(str(value)) for _, _, value in some])
-        found = axioms.agreement(probability, level)
-        right = (probability.argmax(1) == level).astype(float)
+        guess, level = _guessed(variable, by, [(seen, value) for _, seen, value in some])
+        found = axioms.agreement(guess, level)
+        right = (axioms.called(guess) == level).astype(float)
         own = replace(base, n=len(people([m for m, _, _ in some])), group=group)
         own = own if group else replace(own, method="real")
         accuracy = over_people(right, [m for m, _, _ in some])
@@ -118,9 +117,12 @@ def _levels(base: Result, by: str, variable: Variable, made: Sequence[Made]) -> 
     return out
 
 
-def _probabilities(guess: float | np.ndarray) -> np.ndarray:
-    """(levels,) of a guess, which of two levels says the second's alone."""
-    return np.array([1 - guess, guess]) if np.ndim(guess) == 0 else np.asarray(guess)
+def _guessed(
+    variable: Variable, by: str, of: Sequence[tuple[Seen, Value]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is guessed of images, for `axioms.called`, and the levels (n,) that they should have."""
+    guess = np.array([seen.guesses[by][variable.name] for seen, _ in of])
+    return guess, np.array([variable.levels.index(str(value)) for _, value in of])
 
 
 def _whole_acquisition(
@@ -133,14 +135,10 @@ def _whole_acquisition(
     ]
     if len(names) < 2 or not some:
         return []
-    right = [
-        all(
-            _probabilities(m.seen.guesses[by][v.name]).argmax()
-            == v.levels.index(str(m.target[v.name]))
-            for v in names
-        )
-        for m in some
-    ]
+    right = np.ones(len(some), bool)
+    for v in names:
+        guess, level = _guessed(v, by, [(m.seen, m.target[v.name]) for m in some])
+        right &= axioms.called(guess) == level
     base = Result(
         n=len(people(some)),
         method=method,
@@ -149,4 +147,4 @@ def _whole_acquisition(
         reference=CDDGM,
         note=", ".join(v.name for v in names),
     )
-    return [base.named("acquisition_accuracy", over_people(np.array(right, float), some), "up")]
+    return [base.named("acquisition_accuracy", over_people(right, some), "up")]

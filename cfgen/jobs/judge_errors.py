@@ -9,7 +9,7 @@ import numpy as np
 
 from cfgen.data.conditions import Schema, Variable
 from cfgen.jobs.judge_data import VOLUME
-from cfgen.metrics.axioms import area_under_roc, bias_line
+from cfgen.metrics.axioms import agreement, bias_line, called, mean_recall, variance_met
 
 Errors = dict[str, dict[str, Any]]
 
@@ -43,7 +43,6 @@ def number_errors(guesses: np.ndarray, truth: np.ndarray, centre: float) -> dict
     the line through the others (None when they are too few, or the line is flat).
     """
     guess = guesses.mean(0)
-    spread = float(np.square(truth - truth.mean()).sum())
     slope, offset = _line(truth, guess)
     return {
         "mae": _mae(guess, truth),
@@ -51,7 +50,7 @@ def number_errors(guesses: np.ndarray, truth: np.ndarray, centre: float) -> dict
         "mae_of_the_mean": _mae(np.full_like(truth, centre), truth),
         "mae_corrected": _corrected(guess, truth),
         "bias": float((guess - truth).mean()),
-        "r2": 1 - float(np.square(guess - truth).sum()) / spread if spread else None,
+        "r2": _known(variance_met(guess - truth, truth)),
         "slope": slope,
         "offset": offset,
     }
@@ -81,21 +80,19 @@ def _corrected(guess: np.ndarray, truth: np.ndarray) -> float | None:
 def category_errors(guesses: np.ndarray, truth: np.ndarray, commonest: float) -> dict[str, Any]:
     """Of guesses (networks, N) or (networks, N, levels) against levels (N,); AUC for two levels."""
     mean = guesses.mean(0)
-    called = _levels(mean)
-    recalls = [float((called[truth == level] == level).mean()) for level in np.unique(truth)]
+    found = agreement(mean, truth)
     return {
-        "accuracy": float((called == truth).mean()),
-        "accuracy_seeds": [float((_levels(g) == truth).mean()) for g in guesses],
+        "accuracy": found.accuracy,
+        "accuracy_seeds": [float((called(g) == truth).mean()) for g in guesses],
         "accuracy_of_the_commonest": float((truth == commonest).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "auc": area_under_roc(mean, truth == 1)
-        if guesses.ndim == 2 and len(recalls) == 2
-        else None,
+        "balanced_accuracy": mean_recall(called(mean) == truth, truth),
+        "auc": _known(found.auc),
     }
 
 
-def _levels(guess: np.ndarray) -> np.ndarray:
-    return (guess > 0.5).astype(int) if guess.ndim == 1 else guess.argmax(-1)
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else value
 
 
 def error_lines(errors: Errors, targets: Schema) -> list[str]:

@@ -68,7 +68,7 @@ def adherence(
 def variance_met(error: np.ndarray, target: np.ndarray) -> float:
     """R2 of guesses (n,) that are off by `error`; NaN where the targets are all the same."""
     spread = np.square(target - target.mean()).sum()
-    return float(1 - np.square(error).sum() / spread) if np.ptp(target) > SAME else float("nan")
+    return float(1 - np.square(error).sum() / spread) if np.ptp(target) > 0 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,24 @@ class Agreement:
     auc: float
 
 
-def agreement(probability: np.ndarray, level: np.ndarray) -> Agreement:
-    """Predicted probabilities (n, levels) of what `level` (n,) int asks for."""
-    right = probability.argmax(1) == level
-    asked = np.unique(level)
-    if len(asked) < 2:
+def agreement(guess: np.ndarray, level: np.ndarray) -> Agreement:
+    """Guesses as `called` takes them, of what `level` (n,) asks for."""
+    right = called(guess) == level
+    if len(np.unique(level)) < 2:
         return Agreement(float(right.mean()), float("nan"), float("nan"))
-    balanced = float(np.mean([right[level == k].mean() for k in asked]))
-    two = probability.shape[1] == 2
-    auc = area_under_roc(probability[:, 1], level == 1) if two else float("nan")
-    return Agreement(float(right.mean()), balanced, auc)
+    auc = area_under_roc(guess, level == 1) if guess.ndim == 1 else float("nan")
+    return Agreement(float(right.mean()), mean_recall(right, level), auc)
+
+
+def called(guess: np.ndarray) -> np.ndarray:
+    """Levels (n,) int of guesses: of two levels the probability (n,) of the second, of more levels
+    (n, levels) the probability of each."""
+    return (guess > 0.5).astype(int) if guess.ndim == 1 else guess.argmax(-1)
+
+
+def mean_recall(right: np.ndarray, level: np.ndarray) -> float:
+    """Balanced accuracy: the share of `right` (n,) bool in each level that is there, averaged."""
+    return float(np.mean([right[level == k].mean() for k in np.unique(level)]))
 
 
 def area_under_roc(score: np.ndarray, target: np.ndarray) -> float:

@@ -23,8 +23,12 @@ ACQUISITION = frozenset(("manufacturer", "field_tesla", "sequence", *PARAMETERS)
 DIVERGENCE_WEIGHTS = (0.8, 0.2)
 # An image is this like itself.
 COPIED = {
-    **{"ssim": 1.0, "ssim_whole": 1.0, "psnr": np.inf, "psnr_whole": np.inf},
-    **{"l1": 0.0, "perceptual": 0.0},
+    "ssim": 1.0,
+    "ssim_whole": 1.0,
+    "psnr": np.inf,
+    "psnr_whole": np.inf,
+    "l1": 0.0,
+    "perceptual": 0.0,
 }
 # Detail below this (SD of a Gaussian, mm) is the person's own.
 DETAIL_MM = 4.0

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cfgen.bundle import read_bundle
 from cfgen.data.manifest import read_manifest, write_manifest
-from cfgen.jobs.evaluate_read import conditions_of
+from cfgen.evaluate.scans import conditions_of
 
 DEFAULT = Path(__file__).parents[1] / "cfgen" / "bundles" / "default"
 

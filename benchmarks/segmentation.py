@@ -20,12 +20,12 @@ from scipy import ndimage
 from cfgen.bundle import read_bundle
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, SETS, STRUCTURES
 from cfgen.data.regions import codes, group_mask
-from cfgen.data.space import resample
 from cfgen.data.volume import Grid, Volume, read_volume
-from cfgen.jobs.device import pick_device
-from cfgen.jobs.segment import load_segmenter, posteriors, segment
-from cfgen.jobs.segmenter_data import read_label_maps
-from cfgen.jobs.train_segmenter import SPACING_MM, LabelMap
+from cfgen.device import pick_device
+from cfgen.measure.segmenter import SPACING_MM, load_segmenter, posteriors, segment
+from cfgen.space.grids import resample
+from cfgen.train.segmenter import LabelMap
+from cfgen.train.segmenter_data import read_label_maps
 
 VENTRICLES = (
     "lateral_ventricle",

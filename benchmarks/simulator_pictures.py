@@ -14,9 +14,9 @@ import numpy as np
 from cfgen.data.conditions import parse_interventions
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Subject
+from cfgen.sim.graph import graph
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
-from cfgen.sim.scm import graph
 
 MODEL = graph()
 HEAD = reference("t1w-2mm")

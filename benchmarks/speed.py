@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cfgen.bundle import read_bundle
+from cfgen.bundle import read_bundle, tuples
 from cfgen.config import GRIDS
-from cfgen.jobs.models import tuples
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.unet import UNet, UNetConfig
 
@@ -64,7 +63,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     bundle = read_bundle(parser.parse_args().bundle)
     torch.manual_seed(0)
-    coder = Autoencoder(AutoencoderConfig(**tuples(bundle.part("autoencoder").config))).eval()
+    coder = Autoencoder(
+        AutoencoderConfig(**tuples(bundle.part("autoencoder").config["net"]))
+    ).eval()
     config = UNetConfig(**tuples(bundle.part("unet").config["net"]))
     unet, twin = UNet(config).eval(), monai_unet(config).eval()
     shape = GRIDS[bundle.preprocess.grid][0]

@@ -22,25 +22,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgen.config import PREPROCESS
+from cfgen.batch.preparation import prepare_scans
+from cfgen.config import AUTOENCODER_FIT, LATENT_DIFFUSION_FIT, PREPROCESS
 from cfgen.data.conditions import Intervention, Schema, parse_interventions
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import read_volume
-from cfgen.jobs.batch import plan, run
-from cfgen.jobs.brain import BrainFinder
 from cfgen.jobs.counterfactual import Engine, Options, load_engine
-from cfgen.jobs.gate import Gate
-from cfgen.jobs.preprocess import preprocess
+from cfgen.jobs.counterfactuals import plan, run
 from cfgen.jobs.simulate import Plan, simulate
-from cfgen.jobs.stages import train_autoencoder, train_latent_diffusion
-from cfgen.jobs.train_autoencoder import AUTOENCODER_FIT
-from cfgen.jobs.train_latent_diffusion import LATENT_DIFFUSION_FIT
+from cfgen.jobs.train_autoencoder import train_autoencoder
+from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
 from cfgen.metrics.morphometry import ventricle_count
 from cfgen.metrics.statistics import Estimate, interval
 from cfgen.metrics.truth import group_mean_shift, image_truth, volume_truth
+from cfgen.scan.brain import BrainFinder
+from cfgen.scan.gate import Gate
 from cfgen.sim import cohort
-from cfgen.sim.scm import graph
+from cfgen.sim.graph import graph
 
 QUERIES = ("age=+20", "sex=other", "ad=0.8", "aud=1", "field_tesla=1.5", "sequence=SPGR")
 # The brain stays as it is under these, and its brightness does not: no ventricles are counted.
@@ -77,7 +76,7 @@ def main() -> None:
         simulate(Plan(cohort.preset("mixed"), 0, n, truths, options.seed), out / "cohort")
     rows = read_manifest(out / "cohort" / "manifest.csv", known)
     learn = [r for r in rows if r.split != "test"]
-    preprocess(learn, out / "prepared", PREPROCESS, BrainFinder(), Gate(), keep_going=False)
+    prepare_scans(learn, out / "prepared", PREPROCESS, BrainFinder(), Gate(), keep_going=False)
     bundle = out / "bundle"
     if not (bundle / "unet.safetensors").exists():
         fit = replace(AUTOENCODER_FIT, steps=ae_steps)

@@ -21,14 +21,14 @@ import torch
 from cfgen.bundle import read_bundle
 from cfgen.config import EDIT
 from cfgen.data.volume import read_volume
-from cfgen.jobs.brain import brain_finder, find_brain
-from cfgen.jobs.device import autocast, pick_device
-from cfgen.jobs.models import Models, edit_latent, load_models
-from cfgen.jobs.predict import load_predictor
-from cfgen.jobs.prepare import Prepared, prepare
-from cfgen.jobs.render import render
+from cfgen.device import autocast, pick_device
+from cfgen.edit.latent import Models, edit_latent, load_models
+from cfgen.measure.predictor import load_predictor
 from cfgen.metrics.image import psnr, ssim
 from cfgen.metrics.morphometry import ventricle_count
+from cfgen.scan.brain import brain_finder, find_brain
+from cfgen.scan.prepare import Prepared, prepare
+from cfgen.scan.render import render
 
 DELTAS = (-30, -20, -10, 10, 20, 30)
 log = logging.getLogger("validate")

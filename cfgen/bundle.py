@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cfgen import __version__
 from cfgen.config import Preprocess
@@ -21,15 +23,21 @@ from cfgen.data.volume import write_atomically
 from cfgen.errors import BundleError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
-FORMAT = 1
+    Net = TypeVar("Net", bound=nn.Module)
+
+FORMAT = 2
 DEFAULT = Path(__file__).parent / "bundles" / "default"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network or table: its configuration, its file's SHA-256, and how it was made."""
+    """One network or table: its configuration, its file's SHA-256, and how it was made.
+
+    A network's own configuration is `config["net"]`; what else was fitted stands beside it.
+    """
 
     config: dict[str, Any]
     sha256: str
@@ -75,6 +83,40 @@ class Bundle:
             )
         return dict(load(payload))
 
+    def network(
+        self, part: str, kind: Callable[[Any], Net], config: type, device: torch.device
+    ) -> Net:
+        """The network of a part, `kind(config(...))`, on a device and in eval mode.
+
+        Raises BundleError when the part is missing, damaged or does not fit its configuration.
+        """
+        from cfgen.device import channels_last
+
+        own = self.part(part)
+        with self.fitting(part):
+            net = kind(config(**tuples(own.config["net"])))
+        self.fill(net, part)
+        return channels_last(net, device).eval()
+
+    def fill(self, net: nn.Module, part: str) -> None:
+        """Put the weights of a part into a network. Raises BundleError as `network` does."""
+        tensors = {k: v.float() for k, v in self.tensors(part).items()}
+        with self.fitting(part):
+            net.load_state_dict(tensors)
+
+    @contextmanager
+    def fitting(self, part: str) -> Iterator[None]:
+        """Says of weights and configurations that do not fit each other which part it is."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BundleError(
+                self.path / f"{part}.safetensors",
+                f"does not fit its configuration ({str(error).splitlines()[-1].strip()})",
+                "the weights that bundle.json describes",
+                "train the part again",
+            ) from error
+
     @property
     def identity(self) -> str:
         """A hash of everything in the bundle, for provenance."""
@@ -115,13 +157,10 @@ def read_bundle(path: Path) -> Bundle:
             f"use the cfgen that wrote it ({info.get('cfgen', 'unknown')}), or train it again",
         )
     try:
-        recipe: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in info["preprocess"].items()
-        }
         return Bundle(
             path=path,
             name=info["name"],
-            preprocess=Preprocess(**recipe),
+            preprocess=Preprocess(**tuples(info["preprocess"])),
             schema=Schema.from_json(info["schema"]),
             parts={name: Part(**part) for name, part in info["parts"].items()},
             data=info["data"],
@@ -190,3 +229,18 @@ def _write_info(bundle: Bundle) -> None:
     }
     text = json.dumps(info, indent=2) + "\n"
     write_atomically(bundle.path / "bundle.json", lambda temporary: temporary.write_text(text))
+
+
+def tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that configurations have."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+
+
+def half(net: nn.Module) -> dict[str, Tensor]:
+    """Weights as they are shipped: half precision, half the bytes."""
+    return {k: v.half() for k, v in net.state_dict().items()}
+
+
+def net_config(config: object) -> dict[str, Any]:
+    """A network's configuration for bundle.json."""
+    return {"net": asdict(config)}  # type: ignore[call-overload]

@@ -38,11 +38,11 @@ class Preprocess:
 
 PREPROCESS = Preprocess()
 
-# How an edit on the model grid reaches the scan (jobs/render.py).
+# How an edit on the model grid reaches the scan (scan/render.py).
 Render = Literal["residual", "warp", "latent"]
 RENDER: Render = "residual"
 
-# How a brain is found when no mask is given (jobs/brain.py).
+# How a brain is found when no mask is given (scan/brain.py).
 SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
 
@@ -60,3 +60,37 @@ class Edit:
 
 
 EDIT = Edit()
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast; `steps` is also the length of the cosine schedule."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int = 1
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    ema_decay: float = 0.995
+    checkpoint_every: int = 250
+    report_every: int = 500
+    seed: int = 0
+
+
+# Of each stage (train/).
+AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
+LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
+JUDGE_FIT = FitConfig(
+    steps=600,
+    learning_rate=2e-3,
+    batch_size=8,
+    weight_decay=1e-2,
+    warmup_steps=30,
+    ema_decay=0.98,
+    checkpoint_every=100,
+    report_every=200,
+)
+SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
+# Networks of the judge, which differ by seed.
+JUDGE_NETWORKS = 3

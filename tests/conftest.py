@@ -12,23 +12,22 @@ import pytest
 import torch
 
 from cfgen import cli
-from cfgen.bundle import Bundle, copy_bundle, new_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, half, net_config, new_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Preprocess
 from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
 from cfgen.jobs import counterfactual as counterfactual_job
-from cfgen.jobs import gate as gate_job
-from cfgen.jobs.brain import Brain
-from cfgen.jobs.gate import Gate
-from cfgen.jobs.models import half, net_config
-from cfgen.jobs.prepare import template_brain
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.scan import gate as gate_job
+from cfgen.scan.brain import Brain
+from cfgen.scan.gate import Gate
+from cfgen.scan.prepare import template_brain
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")
@@ -67,7 +66,7 @@ def make_bundle(path: Path) -> Bundle:
     net = UNet(unet)
     torch.nn.init.normal_(net.out[2].weight, std=0.02)
     schedule = {"kind": "cosine", "prediction": "v"}
-    description = {"net": net_config(unet), "schedule": schedule}
+    description = net_config(unet) | {"schedule": schedule}
     bundle = write_part(bundle, "unet", half(net), description, {})
     predictor = PredictorConfig(2, (80, 96, 88))
     return write_part(bundle, "predictor", half(Predictor(predictor)), net_config(predictor), {})

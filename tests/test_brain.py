@@ -9,7 +9,7 @@ import pytest
 
 from cfgen.data.volume import read_volume, write_new
 from cfgen.errors import ImageError, ToolError
-from cfgen.jobs.brain import BrainFinder, find_brain
+from cfgen.scan.brain import BrainFinder, find_brain
 
 
 def program(folder: Path, name: str, lines: str) -> None:

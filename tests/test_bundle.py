@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cfgen.bundle import copy_bundle, read_bundle, write_part
+from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError
-from cfgen.jobs.models import load_models
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,11 @@ def test_weights_of_another_network_are_refused(tiny_bundle, tmp_path):
     other = copy_bundle(tiny_bundle, tmp_path / "other")
     part = other.part("autoencoder")
     wrong = write_part(
-        other, "autoencoder", other.tensors("autoencoder"), part.config | {"channels": [8, 16]}, {}
+        other,
+        "autoencoder",
+        other.tensors("autoencoder"),
+        {"net": part.config["net"] | {"channels": [8, 16]}},
+        {},
     )
     with pytest.raises(BundleError, match="does not fit"):
         load_models(wrong, CPU)

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cfgen.jobs import batch
+from cfgen.jobs import counterfactuals as batch
 
 
 def test_help_does_not_load_the_heavy_libraries():

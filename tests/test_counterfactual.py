@@ -17,8 +17,8 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.errors import CfgenError, ImageError, UsageError
 from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
-from cfgen.jobs.predict import predict_conditions
-from cfgen.jobs.prepare import template_brain
+from cfgen.measure.predictor import predict_conditions
+from cfgen.scan.prepare import template_brain
 
 PLAIN = Options(picture=False)
 GIVEN = {"age": 50.0, "sex": "F"}

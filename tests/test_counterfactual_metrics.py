@@ -12,7 +12,7 @@ from cfgen.metrics import axioms as ax
 from cfgen.metrics import morphometry as morph
 from cfgen.metrics.image import ssim, ssim_structure
 from cfgen.sim import cohort
-from cfgen.sim.scm import do, graph
+from cfgen.sim.graph import do, graph
 
 RNG = np.random.default_rng(0)
 

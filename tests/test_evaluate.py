@@ -11,17 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, net_config, read_bundle, write_part
 from cfgen.config import PREPROCESS
 from cfgen.data.conditions import Schema, Variable, parse_interventions, with_columns
 from cfgen.data.manifest import read_manifest, write_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import BundleError, ManifestError
-from cfgen.jobs import evaluate_edits as edits
-from cfgen.jobs import evaluate_sets as sets
-from cfgen.jobs.evaluate import Asked, check, replication
-from cfgen.jobs.evaluate_read import (
+from cfgen.evaluate import edits, sets
+from cfgen.evaluate.scans import (
     Instruments,
     Made,
     Real,
@@ -30,19 +28,19 @@ from cfgen.jobs.evaluate_read import (
     copies,
     pair,
 )
-from cfgen.jobs.evaluate_tables import tables
-from cfgen.jobs.evaluate_targets import effectiveness
-from cfgen.jobs.evaluate_truth import read_truths
-from cfgen.jobs.judge import Judges, pack
-from cfgen.jobs.medicalnet import MedicalNet, dilated_resnet, normalised
-from cfgen.jobs.models import net_config
-from cfgen.jobs.prepare import prepare
+from cfgen.evaluate.suite import Asked, check, replication
+from cfgen.evaluate.tables import tables
+from cfgen.evaluate.targets import effectiveness
+from cfgen.evaluate.truth import read_truths
 from cfgen.jobs.simulate import Plan, simulate
+from cfgen.measure.judge import Judges, pack
+from cfgen.measure.medicalnet import MedicalNet, dilated_resnet, normalised
 from cfgen.metrics import aud
 from cfgen.metrics.result import Result
 from cfgen.nets.judge import Judge, JudgeConfig
+from cfgen.scan.prepare import prepare
 from cfgen.sim import cohort
-from cfgen.sim.scm import graph
+from cfgen.sim.graph import graph
 from tests.conftest import shipped_schema
 
 RNG = np.random.default_rng(0)

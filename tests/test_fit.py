@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from cfgen.config import FitConfig
 from cfgen.errors import EXIT_INTERRUPTED, Interrupted, UsageError
-from cfgen.jobs.fit import CHECKPOINT, FitConfig, fit, learning_rate
+from cfgen.train.fit import CHECKPOINT, fit, learning_rate
 
 CONFIG = FitConfig(steps=12, learning_rate=1e-2, checkpoint_every=4, report_every=6, warmup_steps=2)
 

@@ -9,11 +9,10 @@ import pytest
 from conftest import DATA, needs_data
 
 from cfgen.config import PREPROCESS
-from cfgen.data.space import model_grid
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.errors import ImageError
-from cfgen.jobs.brain import Brain
-from cfgen.jobs.gate import (
+from cfgen.scan.brain import Brain
+from cfgen.scan.gate import (
     CHECKS,
     Gate,
     card_of,
@@ -25,12 +24,13 @@ from cfgen.jobs.gate import (
     verdict,
     widened,
 )
-from cfgen.jobs.prepare import Prepared, template_brain
+from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.space.grids import model_grid
 
 
 def template_prepared(to_native=None) -> Prepared:
     """The template as if it were a prepared scan."""
-    from cfgen.data.space import resample
+    from cfgen.space.grids import resample
 
     data, grid = template_brain()
     target = model_grid("t1w-2mm")

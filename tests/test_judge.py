@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from cfgen.bundle import new_bundle, read_bundle, write_card
-from cfgen.config import Preprocess
+from cfgen.config import FitConfig, Preprocess
 from cfgen.data.conditions import Schema, Variable, default_schema
-from cfgen.data.space import model_grid
 from cfgen.data.volume import Volume, write_new
 from cfgen.errors import BundleError, Interrupted, ManifestError
-from cfgen.jobs.augmentation import Augmentation
-from cfgen.jobs.fit import FitConfig, fit
-from cfgen.jobs.judge import Judges, load_judge
-from cfgen.jobs.judge_data import JudgeData, encode, read_judge_data, usual
-from cfgen.jobs.judge_errors import category_errors, number_errors
-from cfgen.jobs.stages import train_judge
-from cfgen.jobs.train_judge import JudgeTask, target_errors, target_weights
+from cfgen.jobs.train_judge import train_judge
+from cfgen.measure.judge import Judges, load_judge
+from cfgen.measure.judge_errors import category_errors, number_errors
 from cfgen.nets.judge import Judge, JudgeConfig
+from cfgen.space.grids import model_grid
+from cfgen.train.augmentation import Augmentation
+from cfgen.train.fit import fit
+from cfgen.train.judge import JudgeTask, target_errors, target_weights
+from cfgen.train.judge_data import JudgeData, encode, read_judge_data, usual
 
 GRID = "t1w-2mm"
 CPU = torch.device("cpu")

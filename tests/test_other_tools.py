@@ -11,7 +11,7 @@ import pytest
 from cfgen.data.regions import SYNTHSEG_CHANNELS
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.errors import ImageError, ManifestError, UsageError
-from cfgen.jobs.other_tools import OtherTool, find_labels, read_segmentation
+from cfgen.measure.other_tools import OtherTool, find_labels, read_segmentation
 
 
 def boxes() -> np.ndarray:

@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_data
 
+from cfgen.batch.preparation import prepare_scans
 from cfgen.config import PREPROCESS
-from cfgen.data.space import model_grid, resample
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, UsageError
-from cfgen.jobs.brain import (
+from cfgen.jobs.undo import undo
+from cfgen.scan.brain import (
     BrainFinder,
     HeadTemplate,
     build_head_template,
     find_brain,
     stripped_mask,
 )
-from cfgen.jobs.gate import Gate
-from cfgen.jobs.pictures import counterfactual_picture, to_ras
-from cfgen.jobs.prepare import template_brain
-from cfgen.jobs.preprocess import Files, load_prepared, preprocess, undo
+from cfgen.scan.gate import Gate
+from cfgen.scan.pictures import counterfactual_picture, to_ras
+from cfgen.scan.prepare import template_brain
+from cfgen.scan.prepared import Files, load_prepared
+from cfgen.space.grids import model_grid, resample
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def tilted(tmp_path_factory):
 def prepared(tilted, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    result = preprocess([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
+    result = prepare_scans([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
     return out, result
 
 
@@ -135,7 +137,7 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     write_new(Volume(np.rint(brain * 1000), sheared), image, np.int16)
     write_new(Volume(left, sheared), labels, np.int16)
     row = Row(subject="1", image=image, labels=labels, mask=image)
-    (done,) = preprocess(
+    (done,) = prepare_scans(
         [row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=False
     ).done
     assert done.labels is not None
@@ -150,7 +152,7 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     other = tmp_path / "other.nii.gz"
     write_new(Volume(left, grid.affine), other, np.int16)
     with pytest.raises(ImageError, match="not on the scan's grid"):
-        preprocess(
+        prepare_scans(
             [replace(row, labels=other)],
             tmp_path / "b",
             PREPROCESS,
@@ -164,12 +166,12 @@ def test_finished_work_is_kept_and_other_work_is_not_replaced(prepared, tilted, 
     out, _result = prepared
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     row = Row(subject="007", image=tilted, values={"age": 40.0}, source="cohort.csv:2")
-    preprocess([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
+    prepare_scans([row], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
     after = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "manifest.csv"}
     assert before == after
     other = replace(row, image=stripped_scan)
     with pytest.raises(UsageError, match="another scan or recipe"):
-        preprocess([other], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
+        prepare_scans([other], out, PREPROCESS, BrainFinder(), Gate(), keep_going=False)
 
 
 def test_processes_prepare_what_one_does(prepared, tilted, tmp_path):
@@ -177,7 +179,7 @@ def test_processes_prepare_what_one_does(prepared, tilted, tmp_path):
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"text")
     rows = [Row("007", tilted, values={"age": 40.0}), Row("008", broken, source="cohort.csv:3")]
-    found = preprocess(
+    found = prepare_scans(
         rows, tmp_path / "p", PREPROCESS, BrainFinder(), Gate(), keep_going=True, workers=2
     )
     alone = read_volume(Files.named(out, "007").image)
@@ -199,7 +201,9 @@ def test_a_damaged_way_back_is_named(prepared, tmp_path):
 
 def test_bad_row_is_collected(tmp_path):
     row = Row(subject="x", image=tmp_path / "no.nii.gz", source="cohort.csv:2")
-    result = preprocess([row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=True)
+    result = prepare_scans(
+        [row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=True
+    )
     assert [r.subject for r in result.failed] == ["x"]
     assert "no such file" in (tmp_path / "out" / "failed.csv").read_text()
 

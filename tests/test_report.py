@@ -22,12 +22,14 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, ManifestError
 from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
-from cfgen.jobs.prepare import template_brain
-from cfgen.jobs.report import Regions, Ruler, Run, read_run, read_targets, show, write_page
 from cfgen.jobs.report_group import Line, write_index
-from cfgen.jobs.report_pictures import MOST_VOXELS, Layer, display, still, thumbnail
-from cfgen.jobs.report_text import Flag, flags
-from cfgen.jobs.segment import segment, sums
+from cfgen.measure.ruler import Regions, Ruler
+from cfgen.measure.segmenter import segment
+from cfgen.measure.volumes import sums
+from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
+from cfgen.report.page import Run, read_run, read_targets, show, write_page
+from cfgen.report.text import Flag, flags
+from cfgen.scan.prepare import template_brain
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
 CPU = torch.device("cpu")

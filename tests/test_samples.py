@@ -13,14 +13,15 @@ from scipy import stats
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import read_volume
 from cfgen.diffusion.schedule import time_grid
+from cfgen.edit.latent import abduct, edit_latent
+from cfgen.edit.samples import intervals, sample_noise, summarise
 from cfgen.errors import UsageError
-from cfgen.jobs.brain import find_brain
 from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
-from cfgen.jobs.gate import Gate, examine
-from cfgen.jobs.models import abduct, edit_latent
-from cfgen.jobs.render import render
-from cfgen.jobs.samples import intervals, sample_noise, summarise
-from cfgen.jobs.segment import RegionVolume, segment, sums
+from cfgen.measure.segmenter import segment
+from cfgen.measure.volumes import RegionVolume, sums
+from cfgen.scan.brain import find_brain
+from cfgen.scan.gate import Gate, examine
+from cfgen.scan.render import render
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
 CPU = torch.device("cpu")

@@ -21,20 +21,20 @@ from cfgen.data.parcellation import (
     read_as_sets,
 )
 from cfgen.data.regions import table
-from cfgen.data.tensors import sample
 from cfgen.data.volume import Grid, Volume
-from cfgen.jobs.segment import Posteriors, _on_scan, _volumes, posteriors
-from cfgen.jobs.synthesis import (
+from cfgen.measure.segmenter import Posteriors, _on_scan, _volumes, posteriors, scaled
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
+from cfgen.space.sampling import sample
+from cfgen.train.painting import (
     SYNTHESIS,
     acquire,
     nearest,
     paint,
     random_points,
-    scaled,
     strip,
     swap_sides,
 )
-from cfgen.jobs.train_segmenter import (
+from cfgen.train.segmenter import (
     LabelledScan,
     LabelMap,
     _cells,
@@ -42,7 +42,6 @@ from cfgen.jobs.train_segmenter import (
     random_example,
     set_loss,
 )
-from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 
 SMALL = SegmenterConfig(classes=5, channels=(8, 8, 8), norm_groups=4)
 

@@ -18,14 +18,14 @@ from cfgen.data.manifest import read_manifest
 from cfgen.data.regions import group_mask
 from cfgen.data.volume import read_volume
 from cfgen.errors import UsageError
-from cfgen.jobs.brain import stripped_mask
 from cfgen.metrics.image import ssim
+from cfgen.scan.brain import stripped_mask
 from cfgen.sim import cohort
 from cfgen.sim.anatomy import make_anatomy, no_shape, sample_shape, scale_to_rendered
+from cfgen.sim.graph import Volumes, graph
 from cfgen.sim.physics import Acquisition, acquire
 from cfgen.sim.reference import CORTEX, reference
 from cfgen.sim.render import CHANNELS, render
-from cfgen.sim.scm import Volumes, graph
 
 MODEL = graph()
 

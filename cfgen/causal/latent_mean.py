@@ -22,7 +22,7 @@ RIDGE = 0.1
 class LatentMean:
     """`knots` (variables, K), NaN where a variable is linear; `coefficients` (F, C, D, H, W);
     `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel; `gain`, (D, H, W)
-    or (1,), multiplies the shift between two conditions (jobs/calibrate.py)."""
+    or (1,), multiplies the shift between two conditions (causal/gain.py)."""
 
     knots: Tensor
     coefficients: Tensor

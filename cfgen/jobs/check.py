@@ -9,9 +9,9 @@ from cfgen.config import Preprocess
 from cfgen.data.table import Row
 from cfgen.data.volume import header_warnings, read_volume
 from cfgen.errors import CfgenError
-from cfgen.jobs.brain import BrainFinder, find_brain
-from cfgen.jobs.gate import Card, Finding, Verdict, before_fit, fit_measures, judge, verdict
-from cfgen.jobs.prepare import prepare
+from cfgen.scan.brain import BrainFinder, find_brain
+from cfgen.scan.gate import Card, Finding, Verdict, before_fit, fit_measures, judge, verdict
+from cfgen.scan.prepare import prepare
 
 
 @dataclass(frozen=True)

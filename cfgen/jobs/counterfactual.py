@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cfgen import __version__
+from cfgen.batch.resume import fingerprint
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStrip
 from cfgen.data.conditions import Intervention
@@ -30,10 +31,16 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
+from cfgen.device import pick_device
+from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, Models, edit_latent, load_models
+from cfgen.edit.samples import Measure, Sampled, sample_noise, summarise
+from cfgen.edit.samples import record as samples_record
 from cfgen.errors import UsageError
-from cfgen.jobs.brain import Brain, BrainFinder, brain_finder, find_brain, grid_text
-from cfgen.jobs.device import pick_device
-from cfgen.jobs.factual import (
+from cfgen.measure.ruler import Regions, Ruler
+from cfgen.measure.segmenter import segment
+from cfgen.report.page import Run, write_page
+from cfgen.scan.brain import Brain, BrainFinder, brain_finder, find_brain
+from cfgen.scan.factual import (
     Factual,
     Values,
     check_targets,
@@ -41,16 +48,11 @@ from cfgen.jobs.factual import (
     known_conditions,
     value_text,
 )
-from cfgen.jobs.gate import Finding, Gate, cautions, examine, record
-from cfgen.jobs.models import ROUND_TRIP_LIMIT, LatentEdit, Models, edit_latent, load_models
-from cfgen.jobs.pictures import counterfactual_picture
-from cfgen.jobs.prepare import Prepared
-from cfgen.jobs.render import render
-from cfgen.jobs.report import Regions, Ruler, Run, write_page
-from cfgen.jobs.resume import fingerprint
-from cfgen.jobs.samples import Measure, Sampled, sample_noise, summarise
-from cfgen.jobs.samples import record as samples_record
-from cfgen.jobs.segment import segment
+from cfgen.scan.gate import Finding, Gate, cautions, examine, record
+from cfgen.scan.pictures import counterfactual_picture
+from cfgen.scan.prepare import Prepared
+from cfgen.scan.render import render
+from cfgen.space.grids import grid_text
 
 log = logging.getLogger("cfgen")
 
@@ -65,9 +67,9 @@ class Options:
     seed: int = SEED
     # Go on with a scan that the gate refuses; the sidecar says so.
     force: bool = False
-    # The image is the mean of so many samples (jobs/samples.py).
+    # The image is the mean of so many samples (edit/samples.py).
     samples: int = 1
-    # Also what the model sees of the scan; also the page of jobs/report.py.
+    # Also what the model sees of the scan; also the page of report/page.py.
     reconstruction: bool = False
     report: bool = False
 

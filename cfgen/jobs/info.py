@@ -13,9 +13,9 @@ from cfgen import __version__
 from cfgen.bundle import read_bundle
 from cfgen.config import GRIDS
 from cfgen.data.conditions import Schema, number_text
-from cfgen.jobs.device import fast_bf16, pick_device
-from cfgen.jobs.gate import CHECKS
-from cfgen.jobs.judge_errors import error_lines
+from cfgen.device import fast_bf16, pick_device
+from cfgen.measure.judge_errors import error_lines
+from cfgen.scan.gate import CHECKS
 
 LIBRARIES = ("torch", "nibabel", "SimpleITK", "antspyx", "numpy", "scipy")
 

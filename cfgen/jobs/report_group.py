@@ -13,10 +13,11 @@ from cfgen.data.manifest import unique_key, write_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import refuse_existing, write_atomically
 from cfgen.errors import CfgenError
-from cfgen.jobs import report_text
-from cfgen.jobs.report import Ruler, Run, read_run, show, template, write_page
-from cfgen.jobs.report_pictures import thumbnail
-from cfgen.jobs.segment import sums
+from cfgen.measure.ruler import Ruler
+from cfgen.measure.volumes import sums
+from cfgen.report import text as report_text
+from cfgen.report.layers import thumbnail
+from cfgen.report.page import Run, read_run, show, template, write_page
 
 log = logging.getLogger("cfgen")
 # Whose change the list shows; a page has all regions.

@@ -1,266 +1,259 @@
-"""Brain mask, regions and their volumes of any head scan, by the bundle's segmenter.
-
-The network sees the scan upright at 2 mm. Its probabilities, not its labels, are brought to the
-scan's own grid, so that a fine scan gets smooth edges; labels and volumes are made from them there.
-"""
+"""Segment scans of a manifest: label maps, masks, posteriors, tables and pictures as files."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
-from torch import Tensor
 
+from cfgen import __version__
+from cfgen.batch.resume import fingerprint, finished, stop_signal
 from cfgen.bundle import Bundle
+from cfgen.data.manifest import unique_key
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
-from cfgen.data.space import crop_box, crop_grid, largest_component, resample, upright_grid
-from cfgen.data.tensors import sample
-from cfgen.data.volume import Grid, Volume
-from cfgen.errors import ImageError
-from cfgen.jobs.device import autocast, channels_last
-from cfgen.jobs.models import load_weights, tuples
-from cfgen.jobs.synthesis import scaled
-from cfgen.jobs.train_segmenter import SPACING_MM
-from cfgen.nets.segmenter import Segmenter, SegmenterConfig
-
-# Native voxels are labelled in slabs, so that memory stays small at 0.7 mm.
-SLAB_VOXELS = 400_000
-# Fluid further than this from the brain's tissue is not inside the skull.
-FLUID_REACH_MM = 12.0
-# What is inside the skull and no tissue.
-FLUID = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
+from cfgen.data.table import Row
+from cfgen.data.volume import (
+    Volume,
+    file_sha256,
+    header_warnings,
+    read_volume,
+    refuse_existing,
+    strip_suffix,
+    write_atomically,
+    write_new,
 )
+from cfgen.errors import CfgenError
+from cfgen.measure.other_tools import OtherTool, find_labels, read_segmentation
+from cfgen.measure.segmenter import (
+    Segmentation,
+    channel_names,
+    channels_on,
+    load_segmenter,
+    segment,
+)
+from cfgen.scan.gate import Gate, cautions, judge, refuse, scan_measures
+from cfgen.scan.gate import record as gate_record
+from cfgen.scan.pictures import segmentation_picture
+
+log = logging.getLogger("cfgen")
+FindRegions = Callable[[Volume, Row], Segmentation]
 
 
 @dataclass(frozen=True)
-class Posteriors:
-    """`classes` (C, D, H, W) float32, the probability of each of `parcellation.STRUCTURES`, and
-    `left` (D, H, W), that of the left side, on an upright `grid`."""
+class Outputs:
+    """The files of one scan; None where one is not wanted."""
 
-    classes: Tensor
-    left: Tensor
-    grid: Grid
+    labels: Path
+    mask: Path | None = None
+    posteriors: Path | None = None
+    picture: bool = True
 
     @property
-    def brain(self) -> Tensor:
-        return self.classes[BRAIN_FROM:].sum(0)
+    def sidecar(self) -> Path:
+        return self.labels.with_name(strip_suffix(self.labels) + ".json")
+
+    def paths(self) -> list[Path]:
+        found = [self.labels, self.sidecar]
+        found += [self.sidecar.with_suffix(".png")] if self.picture else []
+        return found + [p for p in (self.mask, self.posteriors) if p is not None]
 
 
 @dataclass(frozen=True)
-class RegionVolume:
-    """Volume of a structure by counting labels and by summing probabilities, where there are any;
-    `side` is left, right or both."""
+class Segmented:
+    """Rows with their label maps, rows that failed, and the lines of the two tables."""
 
-    structure: str
-    side: str
-    hard_mm3: float
-    soft_mm3: float | None
+    done: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+    volumes: list[dict[str, str]] = field(default_factory=list)
+    quality: list[dict[str, str]] = field(default_factory=list)
+    # Not reached before a signal.
+    left: list[Row] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Segmentation:
-    """On the scan's grid: `mask` (I, J, K) of the brain with its fluid, `labels` (I, J, K) int32 in
-    FreeSurfer's codes, 0 outside the mask. `confidence` is the mean probability of the chosen class
-    inside the brain. `source` says whose labels they are."""
-
-    mask: np.ndarray
-    labels: np.ndarray
-    volumes: list[RegionVolume]
-    confidence: float | None
-    posteriors: Posteriors | None = None
-    source: str = "cfgen"
-
-
-def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
-    """Raises BundleError when the bundle has no segmenter."""
-    net = Segmenter(SegmenterConfig(**tuples(bundle.part("segmenter").config)))
-    load_weights(net, bundle, "segmenter")
-    return channels_last(net, device).eval()
+    def add(self, row: Row, files: Outputs, record: Mapping[str, Any]) -> None:
+        """A row that was done, by the record of it."""
+        self.done.append(replace(row, labels=files.labels, mask=files.mask or row.mask))
+        who = {"subject": row.subject, "session": row.session}
+        score = record["Confidence"]
+        score = "" if score is None else f"{score:.4f}"
+        self.quality.append(who | {"verdict": record["Gate"]["Verdict"], "confidence": score})
+        for v in record["Volumes"]:
+            soft = "" if v["Soft_mm3"] is None else f"{v['Soft_mm3']:.1f}"
+            names = {"structure": v["Structure"], "side": v["Side"]}
+            values = {"volume_mm3": f"{v['Hard_mm3']:.1f}", "soft_volume_mm3": soft}
+            self.volumes.append(who | names | values)
 
 
-def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
-    """Raises ImageError when nothing in the scan looks like a brain."""
-    found, piece = brain_posteriors(net, scan, device)
-    mask, labels = _on_scan(found, scan.grid)
-    chosen = found.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
-    volumes = _volumes(labels, scan.grid, found)
-    return Segmentation(mask, labels, volumes, float(chosen.mean()), found)
+def name_outputs(
+    rows: Sequence[Row],
+    out: Path,
+    mask: Path | None,
+    posteriors: Path | None,
+    picture: bool,
+    single: bool,
+) -> list[Outputs]:
+    """A name for every file: as given for a `single` scan, else in folders, by subject."""
+    if single:
+        return [Outputs(out, mask, posteriors, picture)]
 
+    def inside(folder: Path | None, row: Row, ending: str) -> Path | None:
+        return None if folder is None else folder / f"{unique_key(row)}_{ending}.nii.gz"
 
-def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> dict[str, float]:
-    """Summed probabilities (mm3) of every structure, both sides together, of all 'cortex', of the
-    'brain', which is the tissue, and of 'tiv', all inside the skull: as `segment` has them, without
-    a label map. Raises ImageError when nothing in the scan looks like a brain."""
-    found, _ = brain_posteriors(net, scan, device)
-    soft = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
-    volumes = [
-        RegionVolume(s.name, "both", float("nan"), v)
-        for s, v in zip(STRUCTURES[BRAIN_FROM:], soft, strict=True)
-    ]
-    return {name: v for (name, _), v in sums(volumes + totals(volumes)).items()}
-
-
-@torch.inference_mode()
-def brain_posteriors(
-    net: Segmenter, scan: Volume, device: torch.device
-) -> tuple[Posteriors, np.ndarray]:
-    """`posteriors` with nothing of the brain away from the largest piece of its tissue, and that
-    piece (D, H, W) bool.
-
-    Raises ImageError when nothing in the scan looks like a brain.
-    """
-    found = posteriors(net, scan, device)
-    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
-    piece = largest_component((found.brain - fluid).numpy() > 0.5)
-    if not piece.any():
-        raise ImageError(
-            scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
+    return [
+        Outputs(
+            out / f"{unique_key(row)}_dseg.nii.gz",
+            inside(mask, row, "mask"),
+            inside(posteriors, row, "probseg"),
+            picture,
         )
-    # Islands outside the brain, and what looks like its fluid in nose and neck, are none of it.
-    reach = round(FLUID_REACH_MM / SPACING_MM)
-    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=reach)).float()
-    found.classes[0] += found.brain * (1 - near)
-    found.classes[BRAIN_FROM:] *= near
-    return found, piece
+        for row in rows
+    ]
 
 
-@torch.inference_mode()
-def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
-    """Class probabilities of a scan, upright at 2 mm."""
-    grid = upright_grid(scan.grid, SPACING_MM)
-    data = torch.from_numpy(resample(scan.data, scan.grid, grid))
-    image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
-
-    def said(of: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(device):
-            scores, side = net(of)
-        return scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
-
-    # As it is and mirrored: the mean of the two is better than either.
-    classes, left = said(image)
-    mirrored, right = said(image.flip(2))
-    return Posteriors(
-        classes.add_(mirrored.flip(1)).div_(2), left.add_(1 - right.flip(0)).div_(2), grid
-    )
+def by_segmenter(bundle: Bundle, device: torch.device) -> FindRegions:
+    """Regions by the bundle's own segmenter. Raises BundleError when it has none."""
+    net = load_segmenter(bundle, device)
+    said = f"bundle {bundle.name}, SHA-256 {bundle.identity}"
+    return lambda scan, row: replace(segment(net, scan, device), source=said)
 
 
-def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Brain mask and labels on the scan's grid."""
-    field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])
-    left = np.array([s.left for s in STRUCTURES[BRAIN_FROM:]], np.int32)
-    right = np.array([s.right for s in STRUCTURES[BRAIN_FROM:]], np.int32)
-    mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
-    box = _box_of_brain(found, native)
-    depth = max(1, SLAB_VOXELS // int(np.prod([b.stop - b.start for b in box[1:]])))
-    for start in range(box[0].start, box[0].stop, depth):
-        slab = (slice(start, min(start + depth, box[0].stop)), *box[1:])
-        values = _interpolate(field, found.grid, crop_grid(native, slab))
-        mask[slab] = (values[:-1].sum(0) > 0.5).numpy()
-        best = values[:-1].argmax(0).numpy()
-        labels[slab] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
-    mask = np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
-    return mask, np.where(mask, labels, 0)
+def by_other_tool(
+    labels: Path, posteriors: Path | None, volumes: Path | None, qc: Path | None
+) -> FindRegions:
+    """Regions from another tool's files: one scan's, or folders with those of all scans."""
+
+    def find(scan: Volume, row: Row) -> Segmentation:
+        own, soft = labels, posteriors
+        if labels.is_dir():
+            own = find_labels(labels, row.image, row.subject)
+        if posteriors is not None and posteriors.is_dir():
+            soft = posteriors / f"{strip_suffix(row.image)}_posteriors.nii.gz"
+        return read_segmentation(scan, OtherTool(own, soft, volumes, qc))
+
+    return find
 
 
-def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]:
-    """The box of the scan's voxels that holds the brain, with a margin of a segmenter's voxel."""
-    box = crop_box(found.brain.numpy() > 0.01, margin=1)
-    ends = np.array([[b.start, b.stop - 1] for b in box], float)
-    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
-    matrix = np.linalg.inv(native.affine) @ found.grid.affine
-    voxels = corners @ matrix[:3, :3].T + matrix[:3, 3]
-    low = np.clip(np.floor(voxels.min(0)), 0, np.array(native.shape) - 1).astype(int)
-    high = np.clip(np.ceil(voxels.max(0)) + 1, low + 1, native.shape).astype(int)
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return i, j, k
+def segment_scans(
+    find: FindRegions,
+    rows: Sequence[Row],
+    outputs: Sequence[Outputs],
+    gate: Gate,
+    *,
+    source: str = "",
+    keep_going: bool,
+    overwrite: bool,
+) -> Segmented:
+    """Find the regions of every row and write its files.
+
+    With `keep_going` a scan that fails is logged and collected, one whose files are there from the
+    same scan and `source` is kept, and SIGTERM or SIGINT stop between two scans; otherwise an error
+    is raised.
+    """
+    result = Segmented()
+    if not keep_going:
+        for row, files in zip(rows, outputs, strict=True):
+            result.add(row, files, _segment_one(find, row, files, gate, "", overwrite))
+        return result
+    with stop_signal() as stopped:
+        for number, (row, files) in enumerate(zip(rows, outputs, strict=True), 1):
+            if stopped():
+                result.left.extend(rows[number - 1 :])
+                break
+            try:
+                wanted = fingerprint((row.image,), source) if source else ""
+                record = {} if overwrite else finished(files.paths(), files.sidecar)
+                there = bool(wanted) and record.get("Fingerprint") == wanted
+                if not there:
+                    record = _segment_one(find, row, files, gate, wanted, overwrite)
+            except CfgenError as error:
+                log.error("%s: %s", row.source, error)
+                said = {"error": " ".join(str(error).split())}
+                result.failed.append(replace(row, extra=row.extra | said))
+                continue
+            result.add(row, files, record)
+            done = "is there already" if there else "segmented"
+            log.info("%d/%d %s %s", number, len(rows), row.subject, done)
+    return result
 
 
-def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
-    """`field` (C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
-    matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
-    axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    points = index @ matrix[:3, :3].T + matrix[:3, 3]
-    return sample(field, points)
+def _segment_one(
+    find: FindRegions, row: Row, files: Outputs, gate: Gate, wanted: str, overwrite: bool
+) -> dict[str, Any]:
+    """Write the files of one scan; the record of them. Raises CfgenError."""
+    for path in files.paths():
+        refuse_existing(path, overwrite)
+    scan = read_volume(row.image)
+    found = find(scan, row)
+    findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
+    refuse(scan, findings, gate)
+    warnings = [*header_warnings(row.image), *cautions(findings)]
+    for warning in warnings:
+        log.warning("%s: warning: %s", row.image.name, warning)
+    record = _record(scan, found) | {
+        "Gate": gate_record(findings),
+        "Warnings": warnings,
+        "Fingerprint": wanted,
+    }
+    _write(scan, found, files, record)
+    return record
 
 
-def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
-    """Posteriors on a scan's grid: (I, J, K, channels) uint8 in 255ths, a channel for every
-    structure and side in the order of `channel_names`."""
-    names = channel_names()
-    out = np.zeros((*native.shape, len(names)), np.uint8)
-    out[..., 0] = 255
-    field = torch.cat([found.classes, found.left[None]])
-    for start in range(0, native.shape[0], 4):
-        slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
-        whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))
-        values = _interpolate(field, found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
-        left, channel = values[-1], 0
-        for s, p in zip(STRUCTURES, values[:-1], strict=True):
-            parts = [p] if s.left == s.right else [p * left, p * (1 - left)]
-            for part in parts:
-                out[slab][..., channel] = (part * 255).round().byte().numpy()
-                channel += 1
-    return out
+def _write(scan: Volume, found: Segmentation, files: Outputs, record: dict[str, Any]) -> None:
+    """All files of a scan, the record last: without it nothing counts as done."""
+    said = f"cfgen {__version__} segment"
+    like = scan.path
+    labels = files.labels
+    write_new(scan.like(found.labels), labels, np.int16, description=said, geometry_of=like)
+    if files.mask is not None:
+        write_new(scan.like(found.mask), files.mask, np.uint8, description=said, geometry_of=like)
+    if files.posteriors is not None:
+        assert found.posteriors is not None
+        channels = Volume(channels_on(found.posteriors, scan.grid), scan.affine)
+        write_new(
+            channels,
+            files.posteriors,
+            np.uint8,
+            description=said,
+            slope=1 / 255,
+            geometry_of=like,
+        )
+    if files.picture:
+        numbers = np.zeros(int(found.labels.max()) + 1, np.int16)
+        for index, s in enumerate(STRUCTURES[BRAIN_FROM:], 1):
+            for code in (s.left, s.right):
+                if code < len(numbers):
+                    numbers[code] = index
+        name = scan.path.name if scan.path else "scan"
+        picture = files.sidecar.with_suffix(".png")
+        title = f"{name}: regions (cfgen)"
+        segmentation_picture(scan.data, numbers[found.labels], scan.grid, picture, title)
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
 
 
-def channel_names() -> list[str]:
-    """The channels of a posteriors file: 'third_ventricle', 'left hippocampus', ..."""
-    names = []
-    for s in STRUCTURES:
-        names += [s.name] if s.left == s.right else [f"left {s.name}", f"right {s.name}"]
-    return names
-
-
-def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
-    """Every structure by side, then the totals."""
-    counts = np.bincount(labels.ravel(), minlength=1)
-
-    def count(code: int) -> float:
-        return float(counts[code]) * grid.voxel_mm3 if code < len(counts) else 0.0
-
-    soft_voxel = found.grid.voxel_mm3
-    out = []
-    for number, structure in enumerate(STRUCTURES[BRAIN_FROM:], BRAIN_FROM):
-        p = found.classes[number]
-        if structure.left == structure.right:
-            hard, soft = count(structure.left), float(p.sum()) * soft_voxel
-            out.append(RegionVolume(structure.name, "both", hard, soft))
-            continue
-        on_left = float((p * found.left).sum()) * soft_voxel
-        on_right = float((p * (1 - found.left)).sum()) * soft_voxel
-        out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
-        out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
-    return out + totals(out)
-
-
-def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:
-    """'brain', the tissue, and 'tiv', all inside the skull."""
-    out = []
-    tissue = [v for v in volumes if v.structure not in FLUID]
-    for name, parts in (("brain", tissue), ("tiv", volumes)):
-        soft = [v.soft_mm3 for v in parts if v.soft_mm3 is not None]
-        hard = sum(v.hard_mm3 for v in parts)
-        out.append(RegionVolume(name, "both", hard, sum(soft) if soft else None))
-    return out
-
-
-def sums(volumes: Iterable[RegionVolume]) -> dict[tuple[str, str], float]:
-    """Summed probabilities in mm3 (counts where there are none) by structure and side; the sum of
-    two sides, and that of the lobes as 'cortex', under 'both'."""
-    out: dict[tuple[str, str], float] = {}
-    for v in volumes:
-        value = v.hard_mm3 if v.soft_mm3 is None else v.soft_mm3
-        names = {v.structure, "cortex" if v.structure.startswith("cortex_") else v.structure}
-        for key in itertools.product(names, {v.side, "both"}):
-            out[key] = out.get(key, 0.0) + value
-    return out
+def _record(scan: Volume, found: Segmentation) -> dict[str, Any]:
+    assert scan.path is not None
+    sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
+    digest = file_sha256(scan.path)
+    return {
+        "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
+        "Sources": [{"File": scan.path.name, "SHA256": digest}],
+        "Segmenter": found.source,
+        "Labels": {name: codes for name, codes in sides.items() if name not in ("head",)},
+        "PosteriorChannels": channel_names(),
+        "Confidence": found.confidence and round(found.confidence, 4),
+        "Volumes": [
+            {
+                "Structure": v.structure,
+                "Side": v.side,
+                "Hard_mm3": round(v.hard_mm3, 1),
+                "Soft_mm3": None if v.soft_mm3 is None else round(v.soft_mm3, 1),
+            }
+            for v in found.volumes
+        ],
+    }

@@ -16,6 +16,7 @@ import numpy as np
 
 from cfgen import __version__
 from cfgen.config import DEFAULT_GRID, SEED
+from cfgen.data.acquisition import PARAMETERS
 from cfgen.data.conditions import Intervention
 from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row, write_table
@@ -23,11 +24,10 @@ from cfgen.data.volume import Volume, refuse_existing, write_atomically, write_n
 from cfgen.errors import CfgenError
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Preset, Subject
+from cfgen.sim.graph import PLAIN, Stress, graph
 from cfgen.sim.physics import reported
-from cfgen.sim.protocols import PARAMETERS
 from cfgen.sim.reference import reference
 from cfgen.sim.render import CHANNELS, Rendered, render
-from cfgen.sim.scm import PLAIN, Stress, graph
 
 log = logging.getLogger("cfgen")
 

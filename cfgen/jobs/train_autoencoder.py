@@ -1,162 +1,79 @@
-"""Train the autoencoder: L1, gradients, KL and a patch adversary (CDM 4.1; Rombach 2022)."""
+"""Train the autoencoder of a new bundle."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from cfgen.jobs.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
-from cfgen.jobs.device import autocast, channels_last
-from cfgen.jobs.fit import FitConfig
-from cfgen.metrics.image import psnr
-from cfgen.nets.autoencoder import (
-    Autoencoder,
-    AutoencoderConfig,
-    kl_divergence,
-    start_from_cosines,
+from cfgen.bundle import (
+    Bundle,
+    half,
+    net_config,
+    new_bundle,
+    read_bundle,
+    write_card,
+    write_part,
 )
+from cfgen.config import FitConfig, Preprocess
+from cfgen.device import pick_device
+from cfgen.errors import UsageError
+from cfgen.train.autoencoder import AUTOENCODER, AutoencoderTask
+from cfgen.train.card import head_template, training_card
+from cfgen.train.cohort import read_splits, training_schema
+from cfgen.train.fit import fit
+from cfgen.train.record import runs_folder, trained_on
 
-# Four times the voxels a second of a plain stem, and three resolutions down to 20 x 24 x 22. The
-# channels are what the detail of a 2 mm cortex needs: of the 64 cosines of a latent voxel's block
-# the lowest 8 give 22.8 dB inside IXI brains, 16 give 26.0 and 24 give 28.1.
-AUTOENCODER = AutoencoderConfig(
-    channels=(48, 96),
-    res_blocks=(1, 2),
-    attention=(False, False),
-    latent_channels=24,
-    pack=2,
-    linear_path=True,
-)
+log = logging.getLogger("cfgen")
 
 
-@dataclass(frozen=True)
-class AutoencoderLoss:
-    """Weights of the loss terms; KL and adversarial weights are CDM's."""
+def train_autoencoder(
+    manifest: Path,
+    out: Path,
+    recipe: Preprocess,
+    config: FitConfig,
+    device: str,
+    data: dict[str, Any],
+    init: Path | None = None,
+    conditions: Sequence[str] = (),
+) -> Bundle:
+    """Train the autoencoder of a new bundle on the train split; the val split is for figures.
 
-    gradient: float = 0.5
-    # Voxels outside the brain count little: an edit never writes them.
-    background: float = 0.05
-    kl: float = 1e-7
-    adversarial: float = 0.005
-    # The adversary joins when the reconstruction is near its final quality.
-    adversarial_from: float = 0.9
-    critic_channels: int = 16
-
-
-AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
-CROP = (64, 80, 72)
-
-
-class AutoencoderTask:
-    """`images` (N, D, H, W) and `held_out` on the model grid; `masks` of the held-out brains."""
-
-    def __init__(
-        self,
-        images: Tensor,
-        weights: Tensor,
-        held_out: Tensor,
-        masks: Tensor,
-        device: torch.device,
-        fit: FitConfig,
-        net: AutoencoderConfig = AUTOENCODER,
-        loss: AutoencoderLoss = AutoencoderLoss(),
-        augmentation: Augmentation = AUGMENTATION,
-    ) -> None:
-        from monai.losses import PatchAdversarialLoss
-        from monai.networks.nets import PatchDiscriminator
-
-        torch.manual_seed(fit.seed)
-        self.images, self.weights, self.held_out, self.masks = images, weights, held_out, masks
-        self.device, self.weight, self.augmentation, self.fit = device, loss, augmentation, fit
-        autoencoder = Autoencoder(net)
-        if net.linear_path:
-            start_from_cosines(autoencoder)
-        self.net = channels_last(autoencoder, device)
-        self.crop = tuple(min(c, n) for c, n in zip(CROP, images.shape[1:], strict=True))
-        critic = PatchDiscriminator(
-            spatial_dims=3, channels=loss.critic_channels, in_channels=1, norm="INSTANCE"
-        )
-        self.critic: nn.Module | None = channels_last(critic, device)
-        self.adversarial = PatchAdversarialLoss(criterion="least_squares")
-
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.multinomial(
-            self.weights, self.fit.batch_size, replacement=True, generator=generator
-        )
-        views = [
-            random_acquisition(
-                random_view(self.images[i].float(), self.crop, generator, self.augmentation),  # type: ignore[arg-type]
-                generator,
-                self.augmentation,
-            )
-            for i in chosen
-        ]
-        x = torch.stack(views)[:, None].to(self.device, memory_format=torch.channels_last_3d)
-        mean, std = self.net.posterior(x)
-        rec = self.net.decode(mean + std * torch.randn_like(mean)).float()
-        weight = torch.where(x > 0, 1.0, self.weight.background)
-        l1 = (weight * (rec - x).abs()).mean()
-        gradient = _gradient_difference(rec, x, weight)
-        # Per voxel, like the other terms: Rombach's code sums all of them over the image. A KL sum
-        # beside a mean L1 would weigh 1e5 times as much and blur the latent by its own noise.
-        kl = kl_divergence(mean.float(), std.float()) / x[0].numel()
-        total = l1 + self.weight.gradient * gradient + self.weight.kl * kl
-        figures = {"l1": l1.item(), "gradient": gradient.item(), "kl": kl.item()}
-        self._pair: tuple[Tensor, Tensor] | None = None
-        if step >= self.weight.adversarial_from * self.fit.steps:
-            assert self.critic is not None
-            judged = self.critic(rec)[-1]
-            fooled = self.adversarial(judged, target_is_real=True, for_discriminator=False)
-            total = total + self.weight.adversarial * fooled
-            figures["adversarial"] = fooled.item()
-            self._pair = (x, rec.detach())
-        return total, figures
-
-    def critic_loss(self, step: int) -> Tensor | None:
-        if self._pair is None or self.critic is None:
-            return None
-        real, fake = (self.critic(v)[-1] for v in self._pair)
-        loss: Tensor = 0.5 * (
-            self.adversarial(real, target_is_real=True, for_discriminator=True)
-            + self.adversarial(fake, target_is_real=False, for_discriminator=True)
-        )
-        return loss
-
-    @torch.no_grad()
-    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        found = []
-        for image, mask in zip(self.held_out, self.masks, strict=True):
-            x = image.float()[None, None].to(self.device)
-            with autocast(self.device):
-                rec = net(x).float()
-            found.append(psnr(rec[0, 0].cpu().numpy(), image.float().numpy(), mask.numpy()))
-        _draw(picture, image.float(), rec[0, 0].cpu())
-        return {"psnr_db": sum(found) / len(found)}
+    `data` describes the training data: name, licence, attribution. `init` is a bundle whose
+    autoencoder the training starts from. `conditions` are columns of the manifest beside age and
+    sex that the bundle is to know.
+    """
+    where = pick_device(device)
+    schema = training_schema(manifest, conditions)
+    train, val = read_splits(manifest, schema, recipe.grid)
+    task = AutoencoderTask(
+        train.images, train.weights, val.images[::4], val.masks[::4], where, config
+    )
+    if init is not None:
+        read_bundle(init).fill(task.net, "autoencoder")
+    net = fit(task, config, runs_folder(out, "autoencoder"))
+    bundle = new_bundle(out, recipe, schema, data)
+    bundle = write_part(
+        bundle, "autoencoder", half(net), net_config(AUTOENCODER), trained_on(train.rows, config)
+    )
+    if not all("scan" in row.extra for row in train.rows):
+        log.warning("no head template, no training card: the manifest has no 'scan' column")
+        return bundle
+    template = head_template(train.rows)
+    bundle = write_part(bundle, "template", template.tensors(), {}, {})
+    return write_card(bundle, training_card(train.rows))
 
 
-def _gradient_difference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean absolute difference of the forward differences along each axis."""
-    error = a - b
-    parts = [
-        (weight.narrow(d, 1, weight.shape[d] - 1) * torch.diff(error, dim=d)).abs().mean()
-        for d in (-3, -2, -1)
-    ]
-    return torch.stack(parts).mean()
-
-
-def _draw(path: Path, image: Tensor, rec: Tensor) -> None:
-    """Middle slices of image, reconstruction and their difference (grey is zero)."""
-    from matplotlib.image import imsave
-
-    difference = (rec - image) * 2 + 0.5
-    rows = []
-    for axis in range(3):
-        middle = image.shape[axis] // 2
-        tiles = [t.select(axis, middle).T.flip(0).clamp(0, 1) for t in (image, rec, difference)]
-        rows.append(torch.cat(tiles, 1))
-    width = max(r.shape[1] for r in rows)
-    rows = [torch.nn.functional.pad(r, (0, width - r.shape[1])) for r in rows]
-    imsave(path, torch.cat(rows).numpy(), cmap="gray", vmin=0, vmax=1)
+def read_about(path: Path | None) -> dict[str, Any]:
+    """What the training data are: a JSON object with name, licence and attribution."""
+    if path is None:
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(path, f"cannot be read ({error})", "a JSON object") from error
+    if not isinstance(about, dict):
+        raise UsageError(path, "is no JSON object", '{"name": ..., "licence": ...}')
+    return about

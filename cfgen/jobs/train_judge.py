@@ -1,172 +1,74 @@
-"""Train the judge of counterfactuals: a few small CNNs that differ by seed, on real scans alone.
-
-The numbers are learned by squared error and the categories by cross-entropy, as in CDM section 4.3;
-a target that a scan lacks is left out of its loss.
-
-A hundred scans are few. In cross-validation within 120 scans of IXI (three of five folds, one
-network, 400 steps) the error of age was 8.3 years, 7.4 with the places of voxels as input, and 7.8
-of these without the volumes as targets; that of ridge on the same shrunk voxels was 8.4.
-"""
+"""Add the judge of counterfactuals to a bundle."""
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from cfgen.data.conditions import Schema
-from cfgen.jobs.augmentation import Augmentation, mirror, random_acquisition, random_view
-from cfgen.jobs.device import channels_last
-from cfgen.jobs.fit import FitConfig
-from cfgen.jobs.judge_data import VOLUME, JudgeData
-from cfgen.nets.judge import Judge, JudgeConfig
-
-SEEDS = 3
-JUDGE_FIT = FitConfig(
-    steps=600,
-    learning_rate=2e-3,
-    batch_size=8,
-    weight_decay=1e-2,
-    warmup_steps=30,
-    ema_decay=0.98,
-    checkpoint_every=100,
-    report_every=200,
+from cfgen.bundle import (
+    Bundle,
+    copy_bundle,
+    net_config,
+    read_bundle,
+    write_part,
 )
-# No warps: they blur, and networks that saw blurred brains alone were years off on sharp ones.
-JUDGE_AUGMENTATION = Augmentation(
-    warp_probability=0.0,
-    log_gamma=0.1,
-    log_brightness=0.05,
-    log_bias=0.0,
-    noise_probability=0.0,
-)
-# Shrunk images are shifted by up to so many whole voxels along each axis.
-SHIFT_VOXELS = 1
-# Scans that the batch norms see at a time when they settle.
-SETTLED = 16
-# All volumes together weigh as much as one target that was asked for by name.
-VOLUMES_WEIGHT = 1.0
+from cfgen.config import JUDGE_NETWORKS, FitConfig
+from cfgen.device import pick_device
+from cfgen.measure.judge import pack, unpack
+from cfgen.measure.judge_errors import error_lines, judge_errors
+from cfgen.nets.judge import Judge
+from cfgen.train.fit import fit
+from cfgen.train.judge import JudgeTask, judge_config, settle
+from cfgen.train.judge_data import raw, read_judge_data, usual
+from cfgen.train.record import runs_folder, trained_on
+
+log = logging.getLogger("cfgen")
 
 
-def judge_config(targets: Schema, shape: tuple[int, ...]) -> JudgeConfig:
-    """The network for these targets and images of `shape` (D, H, W)."""
-    d, h, w = shape
-    levels = tuple(len(v.levels) for v in targets.variables if v.kind == "categorical")
-    return JudgeConfig((d, h, w), len(targets.variables) - len(levels), levels)
+def train_judge(
+    manifest: Path,
+    names: Sequence[str],
+    source: Path,
+    out: Path,
+    config: FitConfig,
+    device: str,
+    networks: int = JUDGE_NETWORKS,
+) -> Bundle:
+    """Add the judge of counterfactuals to a bundle: `networks` CNNs, on real train scans alone.
 
-
-class JudgeTask:
-    """`train` and `val` as `read_judge_data` gives them; `val` is for the log alone."""
-
-    critic = None
-
-    def __init__(
-        self,
-        targets: Schema,
-        train: JudgeData,
-        val: JudgeData,
-        device: torch.device,
-        config: FitConfig,
-        augmentation: Augmentation = JUDGE_AUGMENTATION,
-    ) -> None:
-        torch.manual_seed(config.seed)
-        net = Judge(judge_config(targets, train.images.shape[1:]))
-        self.targets, self.train, self.val = targets, train, val
-        # Once, not at every step.
-        self.small, self.small_val = _shrunk(net, train.images), _shrunk(net, val.images)
-        net.centre.copy_(self.small.mean(0))
-        self.net = channels_last(net, device)
-        self.weight = target_weights(targets)
-        self.device, self.batch_size, self.augmentation = device, config.batch_size, augmentation
-
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        # Every scan alike: where the old are few, decades drawn equally often make all look older
-        # (in cross-validation by 3.4 years instead of 1.6).
-        picks = torch.randint(len(self.small), (self.batch_size,), generator=generator)
-        views = torch.stack([self._view(self.small[i], generator) for i in picks.tolist()])[:, None]
-        views = views.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        # In bf16 the kernels of a CPU give gradients of NaN on maps of two voxels' edge; on small
-        # maps they are no faster than those of float32.
-        with torch.autocast(self.device.type, enabled=False):
-            found = self.net.outputs(views)
-        truth = self.train.targets[picks].to(self.device)
-        errors = target_errors(found, truth, self.net.config)
-        total = (self.weight.to(self.device) * errors).sum()
-        named = [n for n, v in enumerate(self.targets.variables) if not v.name.startswith(VOLUME)]
-        return total, {self.targets.names[n]: errors[n].item() for n in named}
-
-    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        d, h, w = image.shape
-        view = random_view(image, (d, h, w), generator, self.augmentation)
-        shift = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, (3,), generator=generator)
-        # Brains end before the edge of the grid: nothing comes in on the other side.
-        view = view.roll(shift.tolist(), (0, 1, 2))
-        return random_acquisition(view, generator, self.augmentation)
-
-    def critic_loss(self, step: int) -> Tensor | None:
-        return None
-
-    @torch.no_grad()
-    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        """The errors on val, as in the loss; the mean of the volumes. Nothing is chosen by them."""
+    `names` are the targets (`judge_data.read_judge_data`). What the networks err by on the val
+    split is said and goes into the part; nothing is chosen by it.
+    """
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    targets, train, val = read_judge_data(manifest, names, bundle.preprocess.grid)
+    log.info("judge: %d scans to learn from, %d to be measured on", len(train.rows), len(val.rows))
+    # Other targets, or targets of other scans, are another run.
+    digest = hashlib.sha256(json.dumps(targets.to_json()).encode()).hexdigest()[:8]
+    nets = []
+    for n in range(networks):
+        own = replace(config, seed=config.seed + n)
+        log.info("judge: network %d of %d", n + 1, networks)
+        task = JudgeTask(targets, train, val, where, own)
+        net = fit(task, own, runs_folder(out, "judge") / f"{digest}-seed{own.seed}")
         assert isinstance(net, Judge)
-        net = copy.deepcopy(net)
-        settle(net, self.train.images, self.device)
-        small = self.small_val[:, None].to(self.device)
-        found = torch.cat([net.outputs(x).float().cpu() for x in small.split(self.batch_size)])
-        errors = target_errors(found, self.val.targets, net.config)
-        by_name = dict(zip(self.targets.names, errors.tolist(), strict=True))
-        volumes = [e for name, e in by_name.items() if name.startswith(VOLUME)]
-        named = {name: e for name, e in by_name.items() if not name.startswith(VOLUME)}
-        return named | ({"volumes": sum(volumes) / len(volumes)} if volumes else {})
-
-
-@torch.no_grad()
-def settle(net: Judge, images: Tensor, device: torch.device) -> None:
-    """Take the means and spreads of the batch norms from scans as they are, (N, D, H, W), and from
-    their mirror images.
-
-    In training they follow the last few batches of changed views, and the weights are averages:
-    without this step the error of age was 9.0 years where it is 8.3.
-    """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm3d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        # None is the mean of all batches; they must be of about one size.
-        norm.momentum = None
-    net.train()
-    for some in _shrunk(net, images).tensor_split(-(-len(images) // SETTLED)):
-        net.outputs(torch.cat([some, mirror(some)])[:, None].to(device))
-    net.eval()
-
-
-def _shrunk(net: Judge, images: Tensor) -> Tensor:
-    """(N, D, H, W) -> (N, *small) float32."""
-    return torch.cat([net.shrink(x[None, None].float()) for x in images])[:, 0]
-
-
-def target_weights(targets: Schema) -> Tensor:
-    """(T,): 1 for a target that was named, the volumes share `VOLUMES_WEIGHT`."""
-    volumes = sum(name.startswith(VOLUME) for name in targets.names)
-    return torch.tensor(
-        [VOLUMES_WEIGHT / volumes if n.startswith(VOLUME) else 1.0 for n in targets.names]
-    )
-
-
-def target_errors(found: Tensor, truth: Tensor, config: JudgeConfig) -> Tensor:
-    """(T,) mean squared error or cross-entropy of outputs (B, outputs) against targets (B, T).
-
-    NaN in `truth` is unknown; a target that no row of the batch has costs nothing.
-    """
-    known = truth.isfinite()
-    count = known.sum(0).clamp(min=1)
-    truth = truth.nan_to_num()
-    squares = (found[:, : config.numbers] - truth[:, : config.numbers]).square()
-    losses = [*squares.unbind(1)]
-    scores = found[:, config.numbers :].split(config.categories, 1) if config.categories else ()
-    for levels, true in zip(scores, truth[:, config.numbers :].unbind(1), strict=True):
-        losses.append(F.cross_entropy(levels, true.long(), reduction="none"))
-    return (torch.stack(losses, 1) * known).sum(0) / count
+        settle(net, train.images, where)
+        nets.append(net)
+    tensors, network = pack(nets), judge_config(targets, train.images.shape[1:])
+    # The weights are measured as they are shipped: rounded to half precision.
+    guesses = unpack(tensors, network, networks, targets, where).judge_each(val.images)
+    errors = judge_errors(guesses, raw(targets, val.targets), targets, usual(targets, train))
+    for line in error_lines(errors, targets):
+        log.info("judge on %d real scans of val: %s", len(val.rows), line)
+    description = {
+        **net_config(network),
+        "seeds": networks,
+        "targets": targets.to_json(),
+        "val": errors,
+    }
+    trained = trained_on(train.rows, config)
+    return write_part(copy_bundle(bundle, out), "judge", tensors, description, trained)

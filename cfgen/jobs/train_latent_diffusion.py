@@ -1,182 +1,120 @@
-"""Train latent diffusion: the conditional mean in closed form, then a UNet on the residual."""
+"""Add the latent mean and the diffusion model to a bundle."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cfgen.causal.latent_mean import LatentMean, fit_latent_mean
-from cfgen.diffusion.samplers import denoise_dpmpp_2m
-from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
-from cfgen.jobs.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
-from cfgen.jobs.device import autocast, channels_last
-from cfgen.jobs.fit import FitConfig
+from cfgen.bundle import (
+    Bundle,
+    copy_bundle,
+    half,
+    net_config,
+    read_bundle,
+    write_part,
+)
+from cfgen.causal.gain import fit_gain
+from cfgen.config import GRIDS, FitConfig
+from cfgen.data.volume import read_volume
+from cfgen.device import autocast, pick_device
+from cfgen.edit.latent import load_autoencoder
 from cfgen.nets.autoencoder import Autoencoder
-from cfgen.nets.tokens import condition_tokens, token_width
-from cfgen.nets.unet import UNet, UNetConfig
-
-SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
+from cfgen.train.cohort import Cohort, read_splits, splined
+from cfgen.train.fit import fit
+from cfgen.train.latent_diffusion import (
+    LATENT_DIFFUSION,
+    LatentDiffusionTask,
+    encode_views,
+    fit_mean,
+    unet_config,
+)
+from cfgen.train.record import runs_folder, trained_on
 
 log = logging.getLogger("cfgen")
 
 
-@dataclass(frozen=True)
-class LatentDiffusionConfig:
-    schedule: ScheduleConfig = SCHEDULE
-    # Conditions are withheld this often, for classifier-free guidance.
-    drop_conditions: float = 0.1
-    # Latents a subject: itself, its mirror image, and warped views.
-    views: int = 4
-    latent_mean: bool = True
+# Fewer subjects cannot tell how far the latent mean moves the ventricles.
+CALIBRATED_LEAST = 5
 
 
-LATENT_DIFFUSION = LatentDiffusionConfig()
-LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
+def train_latent_diffusion(
+    manifest: Path,
+    source: Path,
+    out: Path,
+    config: FitConfig,
+    device: str,
+    *,
+    latent_mean: bool = LATENT_DIFFUSION.latent_mean,
+) -> Bundle:
+    """Add the latent mean and the UNet to a bundle that has an autoencoder.
+
+    Without `latent_mean` it is the papers' plain diffusion.
+    """
+    diffusion = replace(LATENT_DIFFUSION, latent_mean=latent_mean)
+    where = pick_device(device)
+    bundle = read_bundle(source)
+    autoencoder = load_autoencoder(bundle, where)
+    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
+    latents = encode_views(autoencoder, train.images, diffusion.views, where, config.seed)
+    held_out = encode_views(autoencoder, val.images, 1, where, config.seed)[:, 0]
+    mean = fit_mean(
+        latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
+    )
+    if diffusion.latent_mean:
+        mean = replace(mean, gain=_gain(train, latents, autoencoder, where, bundle))
+    task = LatentDiffusionTask(
+        latents,
+        train.conditions,
+        train.weights,
+        (held_out, val.conditions),
+        mean,
+        where,
+        config,
+        diffusion,
+    )
+    net = fit(task, config, runs_folder(out, "unet"))
+    copied = copy_bundle(bundle, out)
+    copied = write_part(
+        copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
+    )
+    network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
+    description = network | {"schedule": asdict(diffusion.schedule)}
+    return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 
 
-def unet_config(variables: int, latent_channels: int) -> UNetConfig:
-    """The shipped network for a latent of 20 x 24 x 22."""
-    return UNetConfig(
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        channels=(64, 64, 96),
-        res_blocks=1,
-        attention=(False, True, True),
-        head_channels=32,
-        context_dim=token_width(variables),
-        norm_groups=16,
+def _gain(
+    train: Cohort, latents: Tensor, autoencoder: Autoencoder, device: torch.device, bundle: Bundle
+) -> Tensor:
+    """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
+    tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]
+    if len(tried) < CALIBRATED_LEAST:
+        log.warning(
+            "%d of the scans that would tell have label maps: the gain of the latent mean stays 1",
+            len(tried),
+        )
+        return torch.ones(1)
+    labels = np.stack([read_volume(train.rows[n].labels).data for n in tried])  # type: ignore[arg-type]
+    mean = fit_mean(
+        latents[::2], train.conditions[::2], train.weights[::2], splined(bundle.schema), True
     )
 
+    @torch.inference_mode()
+    def encode(x: Tensor) -> Tensor:
+        with autocast(device):
+            z0: Tensor = autoencoder.encode(x.to(device)).float().cpu()
+        return z0
 
-@torch.inference_mode()
-def encode_views(
-    autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
-) -> Tensor:
-    """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    bank = []
-    for number, image in enumerate(images.float()):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        seen = [image, mirror(image)]
-        for _ in range(views - 2):
-            view = random_view(image, shape, generator, AUGMENTATION)
-            seen.append(random_acquisition(view, generator, AUGMENTATION))
-        latents = []
-        for view in seen[:views]:
-            x = view[None, None].to(device, memory_format=torch.channels_last_3d)
-            with autocast(device):
-                latents.append(autoencoder.encode(x)[0].half().cpu())
-        bank.append(torch.stack(latents))
-        if number % 20 == 19:
-            log.info("encoded %d of %d subjects", number + 1, len(images))
-    return torch.stack(bank)
+    @torch.inference_mode()
+    def decode(z0: Tensor) -> Tensor:
+        with autocast(device):
+            image: Tensor = autoencoder.decode(z0.to(device)).float().cpu()
+        return image
 
-
-def fit_mean(
-    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
-) -> LatentMean:
-    """The latent mean over all views; without conditions it is the mean and scale alone."""
-    views = latents.shape[1]
-    z0 = latents.flatten(0, 1).float()
-    c = conditions.repeat_interleave(views, 0)
-    w = weights.repeat_interleave(views)
-    if use_conditions:
-        return fit_latent_mean(z0, c, w, continuous)
-    mean = z0.mean(0)
-    sigma = (z0 - mean).transpose(0, 1).flatten(1).std(1)[:, None, None, None]
-    features = 1 + conditions.shape[1]
-    coefficients = torch.zeros(features, *mean.shape)
-    coefficients[0] = mean
-    knots = torch.full((conditions.shape[1], 4), torch.nan)
-    return LatentMean(knots, coefficients, sigma, torch.ones(1))
-
-
-class LatentDiffusionTask:
-    """`latents` (N, views, C, d, h, w), `conditions` (N, V) and sampling `weights` (N,)."""
-
-    critic: nn.Module | None = None
-
-    def __init__(
-        self,
-        latents: Tensor,
-        conditions: Tensor,
-        weights: Tensor,
-        held_out: tuple[Tensor, Tensor],
-        latent_mean: LatentMean,
-        device: torch.device,
-        fit: FitConfig,
-        config: LatentDiffusionConfig = LATENT_DIFFUSION,
-    ) -> None:
-        torch.manual_seed(fit.seed)
-        self.latents, self.conditions, self.weights = latents, conditions, weights
-        self.mean, self.held_out, self.device = latent_mean, held_out, device
-        self.fit, self.config = fit, config
-        self.schedule = Schedule.make(config.schedule)
-        net = UNet(unet_config(conditions.shape[1], latents.shape[2]))
-        self.net = channels_last(net, device)
-
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        size = self.fit.batch_size
-        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        views = torch.randint(self.latents.shape[1], (size,), generator=generator)
-        c = self.conditions[chosen]
-        r = self.mean.residual(self.latents[chosen, views].float(), c)
-        # Stratified over the batch: the same mean loss with less noise (Kingma et al. 2021).
-        spread = (torch.rand(1, generator=generator) + torch.arange(size) / size) % 1
-        last = len(self.schedule.alpha_bar) - 1
-        t = 1 + (spread * last).long().clamp(max=last - 1)
-        eps = torch.randn(r.shape, generator=generator)
-        dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
-        return self._error(self.net, r, c, t, eps, dropped).mean(), {}
-
-    def _error(
-        self, net: nn.Module, r: Tensor, c: Tensor, t: Tensor, eps: Tensor, dropped: Tensor | None
-    ) -> Tensor:
-        """Squared error of the network's output, a value an element."""
-        r, t, eps = (v.to(self.device) for v in (r, t, eps))
-        zt = self.schedule.add_noise(r, t, eps).contiguous(memory_format=torch.channels_last_3d)
-        tokens = condition_tokens(c, dropped).to(self.device)
-        # The network counts noise levels from 0 (diffusion/guidance.py).
-        out: Tensor = net(zt, t - 1, tokens).float()
-        return (out - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
-
-    def critic_loss(self, step: int) -> Tensor | None:
-        return None
-
-    @torch.no_grad()
-    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        """Held-out error at fixed noise, at an early, middle and late level."""
-        latents, c = self.held_out
-        r = self.mean.residual(latents.float(), c)
-        generator = torch.Generator().manual_seed(0)
-        eps = torch.randn(r.shape, generator=generator)
-        figures = {}
-        for level in (100, 400, 700):
-            t = torch.full((len(r),), level)
-            with autocast(self.device):
-                figures[f"error_t{level}"] = float(self._error(net, r, c, t, eps, None).mean())
-        self._draw(net, picture, c[:4])
-        return figures
-
-    def _draw(self, net: nn.Module, picture: Path, c: Tensor) -> None:
-        """Middle slices of the first channel of new latents, sampled under held-out conditions."""
-        from matplotlib.image import imsave
-
-        shape = (len(c), *self.latents.shape[2:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.device)
-        tokens = condition_tokens(c).to(self.device)
-
-        def denoise(zt: Tensor, t: Tensor) -> Tensor:
-            with autocast(self.device):
-                out: Tensor = net(zt, t - 1, tokens).float()
-            return out
-
-        times = time_grid(10, len(self.schedule.alpha_bar) - 1)
-        r = denoise_dpmpp_2m(denoise, self.schedule, noise, times).cpu()
-        z0 = self.mean.latent(r, c)[:, 0]
-        middle = z0[..., z0.shape[-1] // 2]
-        imsave(picture, torch.cat(list(middle), 1).numpy(), cmap="gray")
+    spacing_mm = GRIDS[bundle.preprocess.grid][1]
+    images, conditions = train.images[tried], train.conditions[tried]
+    return fit_gain(mean, images, labels, conditions, spacing_mm, encode, decode)

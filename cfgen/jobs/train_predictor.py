@@ -1,57 +1,41 @@
-"""Fit the predictor of age and sex: ridge on blurred voxels, on real scans alone.
-
-A hundred scans are too few for a network: a small CNN that was trained for as long as the rest of
-the bundle did no better than the mean age, where ridge has half of its error.
-"""
+"""Add the predictor of conditions to a bundle."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from cfgen.jobs.augmentation import mirror
-from cfgen.nets.predictors import Predictor, PredictorConfig
+from cfgen.bundle import (
+    Bundle,
+    copy_bundle,
+    half,
+    net_config,
+    read_bundle,
+    write_part,
+)
+from cfgen.train.cohort import read_splits
+from cfgen.train.predictor import fit_predictor
 
 log = logging.getLogger("cfgen")
-FOLDS = 10
-PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
 
-@torch.inference_mode()
-def fit_predictor(images: Tensor, conditions: Tensor) -> tuple[Predictor, PredictorConfig]:
-    """Ridge of conditions (N, V) on images (N, D, H, W) and their mirror images.
-
-    The penalty is the one with the least squared error in ten-fold cross-validation by subject,
-    over all standardised outputs.
-    """
-    d, h, w = images.shape[1:]
-    config = PredictorConfig(conditions.shape[1], (d, h, w))
-    net = Predictor(config)
-    x = torch.cat([net.blurred(v[None, None].float()) for i in images for v in (i, mirror(i))])
-    y = conditions.repeat_interleave(2, 0)
-    centre, offset = x.mean(0), y.mean(0)
-    x = x - centre
-    gram = (x @ x.T).double()
-    fold = torch.arange(len(images)).repeat_interleave(2) % FOLDS
-    errors = {p: _held_out_error(gram, (y - offset).double(), fold, p) for p in PENALTIES}
-    best = min(errors, key=lambda p: errors[p])
-    log.info("predictor: penalty %g, squared error in cross-validation %.3f", best, errors[best])
-    dual = torch.linalg.solve(gram + best * torch.eye(len(gram)), (y - offset).double()).float()
-    weight = dual.T @ x
-    net.head.weight.copy_(weight)
-    net.head.bias.copy_(offset - weight @ centre)
-    return net.eval(), config
-
-
-def _held_out_error(gram: Tensor, y: Tensor, fold: Tensor, penalty: float) -> float:
-    total = 0.0
-    for k in range(FOLDS):
-        own, rest = fold == k, fold != k
-        if not own.any():
-            continue
-        inner = gram[rest][:, rest]
-        dual = torch.linalg.solve(inner + penalty * torch.eye(len(inner)), y[rest])
-        total += float((gram[own][:, rest] @ dual - y[own]).square().sum())
-    return total / len(y)
+def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
+    """Add the predictor of conditions to a bundle; it sees real scans alone."""
+    bundle = read_bundle(source)
+    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
+    net, config = fit_predictor(train.images, train.conditions)
+    with torch.inference_mode():
+        found = torch.cat([net(x[None, None].float()) for x in val.images])
+    guesses = [bundle.schema.decode(out.numpy()) for out in found]
+    for v in bundle.schema.variables:
+        if v.kind == "continuous":
+            pairs = zip(guesses, val.rows, strict=True)
+            errors = [abs(float(g[v.name]) - float(row.values[v.name])) for g, row in pairs]
+            log.info("predictor: %s MAE %.2f %s on val", v.name, np.mean(errors), v.unit)
+    copied = copy_bundle(bundle, out)
+    return write_part(
+        copied, "predictor", half(net), net_config(config), {"scans": len(train.rows)}
+    )

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfgen.data.tensors import gaussian_line
 from cfgen.errors import UsageError
+from cfgen.space.sampling import gaussian_line
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SIGMA = 1.5

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.data.tensors import gaussian_line
+from cfgen.space.sampling import gaussian_line
 
 RADIUS = 3
 

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfgen.data.tensors import sample, smoothed
 from cfgen.data.volume import Grid
 from cfgen.errors import UsageError
 from cfgen.sim import streams
+from cfgen.sim.graph import Exogenous as Noise
+from cfgen.sim.graph import Graph, Parents, Volumes, predict
 from cfgen.sim.reference import CORTEX, Reference
-from cfgen.sim.scm import Exogenous as Noise
-from cfgen.sim.scm import Graph, Parents, Volumes, predict
+from cfgen.space.sampling import sample, smoothed
+from cfgen.space.warp import exponential, voxels
 
 # The reference is a young adult's head (nilearn's template: 152 adults of 18 to 44 years).
 REFERENCE_AGE = 25.0
@@ -109,7 +110,7 @@ def sample_shape(head: Reference, seed: int, subject: int) -> Shape:
         torch.from_numpy(np.exp(logs - logs.mean()))
     )
     velocity = smooth_noise(draw, head.grid, SHAPE_EVERY_MM, SHAPE_MM)
-    own = _exponential(velocity, head.grid.spacing[0])
+    own = exponential(velocity, head.grid.spacing[0])
     own = own + smooth_noise(draw, head.grid, GYRI_EVERY_MM, GYRI_MM)
     return Shape(turn.float(), own)
 
@@ -138,21 +139,6 @@ def _cubic_weights(at: Tensor, knots: int) -> Tensor:
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6
     return torch.where(distance < 1, near, far)
-
-
-def _exponential(velocity: Tensor, spacing_mm: float, steps: int = 5) -> Tensor:
-    """The displacement (3, D, H, W) mm of a stationary velocity, by scaling and squaring."""
-    field = velocity / 2**steps
-    for _ in range(steps):
-        field = field + sample(
-            field, _points(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm
-        )
-    return field
-
-
-def _points(shape: torch.Size | tuple[int, ...]) -> Tensor:
-    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
 
 @dataclass(frozen=True)
@@ -187,7 +173,7 @@ def fields(head: Reference) -> Fields:
     end = [min(int(moved.any(dim=_others(a)).nonzero()[-1]) + 2, moved.shape[a]) for a in range(3)]
     box = tuple(slice(a, b) for a, b in zip(corner, end, strict=True))
     inside = direction[(slice(None), *box)]
-    outward = torch.stack([_exponential(inside * s, spacing) for s in VENTRICLE_STRENGTHS_MM])
+    outward = torch.stack([exponential(inside * s, spacing) for s in VENTRICLE_STRENGTHS_MM])
     # White matter: across its border to the cortex, away from the ventricles' field and from the
     # occipital lobe, whose cortex alcohol leaves alone.
     border = _gradient(smoothed(head.white, 2.0 / spacing))
@@ -260,7 +246,7 @@ def _own_points(head: Reference, shape: Shape, tiv_ml: float) -> Tensor:
     grid = head.grid
     spacing = grid.spacing[0]
     middle = torch.from_numpy(np.linalg.solve(grid.affine, [*MIDDLE_MM, 1.0])[:3]).float()
-    centred = _points(grid.shape) - middle
+    centred = voxels(grid.shape) - middle
     inverse = torch.linalg.inv(shape.turn)
     ml = grid.voxel_mm3 / 1000
     scale = (tiv_ml / head.volumes_ml()["tiv"]) ** (1 / 3)

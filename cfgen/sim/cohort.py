@@ -15,20 +15,11 @@ from importlib import resources
 import numpy as np
 from scipy.special import betaincinv
 
+from cfgen.data.acquisition import FIELDS_T, MAKERS, PARAMETERS, SEQUENCES
 from cfgen.data.conditions import Intervention, Schema, Value, Variable
 from cfgen.errors import UsageError
 from cfgen.sim import streams
-from cfgen.sim.physics import FIELDS_T, Acquisition
-from cfgen.sim.protocols import (
-    MAKERS,
-    PARAMETERS,
-    SEQUENCES,
-    Scanner,
-    acquisition,
-    draw_scanner,
-    one_scanner,
-)
-from cfgen.sim.scm import (
+from cfgen.sim.graph import (
     PLAIN,
     Exogenous,
     Graph,
@@ -39,6 +30,8 @@ from cfgen.sim.scm import (
     predict,
     sample_noise,
 )
+from cfgen.sim.physics import Acquisition
+from cfgen.sim.protocols import Scanner, acquisition, draw_scanner, one_scanner
 
 # Between visits: years, the spread of a person's own slope, and of a volume measured again.
 VISIT_YEARS = 1.5

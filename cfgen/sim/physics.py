@@ -15,20 +15,17 @@ contrast: S = PD sin(a) |Mc| exp(-TE / T2*). SPGR is the Ernst equation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfgen.data.tensors import gaussian_line
+from cfgen.data.acquisition import FIELDS_T, Manufacturer, Sequence
 from cfgen.errors import UsageError
+from cfgen.space.sampling import gaussian_line
 
-Sequence = Literal["MPRAGE", "SPGR"]
-Manufacturer = Literal["Siemens", "GE", "Philips"]
 TISSUES = ("white", "grey", "fluid")
-FIELDS_T = (1.5, 3.0, 7.0)
 INVERSION_EFFICIENCY = 0.96
 # T1 (ms) at 1.5, 3 and 7 T. 'apparent' is what MPRAGE of today's scanners looks like; Wright et al.
 # 2008 (MAGMA) measured 'wright2008'. Fluid is 4300 everywhere.

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import numpy as np
 
+from cfgen.data.acquisition import FIELDS_T, MAKERS, PARAMETERS, Manufacturer, Sequence
 from cfgen.errors import UsageError
-from cfgen.sim.physics import FIELDS_T, Acquisition, Manufacturer, Sequence
+from cfgen.sim.physics import Acquisition
 
-MAKERS: tuple[Manufacturer, ...] = get_args(Manufacturer)
-SEQUENCES: tuple[Sequence, ...] = get_args(Sequence)
 # MPRAGE: at 1.5, 3 and 7 T; then what Siemens, GE and Philips add.
 TI_MS, TI_MAKER = (1000.0, 900.0, 1050.0), (0.0, 0.0, -50.0)
 TR_MS = (2400.0, 2300.0, 2600.0)
@@ -26,7 +24,6 @@ ECHO_SPACING_MS = (7.1, 7.0, 6.9)
 SLICES = 176
 # Readouts of one shot reach this close to the inversion; more slices take several shots.
 TRAIN_PART = 0.95
-PARAMETERS = ("tr_ms", "te_ms", "ti_ms", "flip_degrees", "slice_mm")
 
 
 @dataclass(frozen=True)

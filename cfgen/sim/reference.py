@@ -18,8 +18,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from cfgen.data.space import model_grid, resample
 from cfgen.data.volume import Grid
+from cfgen.space.grids import model_grid, resample
 
 # Cortical regions, named as in graph.toml, and what has no noise of its own.
 CORTEX = ("frontal", "parietal", "temporal", "occipital", "insula", "cingulate", "hippocampus")

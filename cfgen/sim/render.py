@@ -16,9 +16,9 @@ from cfgen.data.parcellation import NAMES, STRUCTURES
 from cfgen.sim import streams
 from cfgen.sim.anatomy import Anatomy, make_anatomy, sample_shape, smooth_noise
 from cfgen.sim.cohort import Subject
+from cfgen.sim.graph import Graph
 from cfgen.sim.physics import acquire
 from cfgen.sim.reference import CORTEX, FIXED, Reference
-from cfgen.sim.scm import Graph
 
 # Of a tissue's brightness, over about this length (mm): white, grey, fluid.
 TEXTURE_EVERY_MM = 5.0

@@ -1,0 +1,113 @@
+"""The commands together, and what a command's end means to a script.
+
+Heavy libraries are imported inside the commands, so that `cfgen --help` answers at once. Results go
+to standard output, progress and warnings to standard error.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from cfgen import __version__
+from cfgen.cli.counterfactual import counterfactual
+from cfgen.cli.evaluate import evaluate
+from cfgen.cli.info import info
+from cfgen.cli.preprocess import preprocess
+from cfgen.cli.report import report
+from cfgen.cli.segment import segment
+from cfgen.cli.simulate import simulate
+from cfgen.cli.train_ae import train_ae
+from cfgen.cli.train_ldm import train_ldm
+from cfgen.cli.train_predictor import train_predictor
+from cfgen.cli.train_segmenter import train_segmenter
+from cfgen.cli.undo import undo
+from cfgen.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, CfgenError
+
+app = typer.Typer(
+    name="cfgen",
+    help="Counterfactual brain MRI: what would this brain look like at another age or sex?\n\n"
+    "Research use, not for diagnosis.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("counterfactual")(counterfactual)
+app.command("report")(report)
+app.command("info")(info)
+app.command("preprocess")(preprocess)
+app.command("segment")(segment)
+app.command("simulate")(simulate)
+app.command("evaluate")(evaluate)
+app.command("undo")(undo)
+app.command("train-ae")(train_ae)
+app.command("train-ldm")(train_ldm)
+app.command("train-predictor")(train_predictor)
+app.command("train-segmenter")(train_segmenter)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT outside a loop that asks for it; passes every `except Exception`."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line and an exit code, never a traceback."""
+    # A path may have letters that the terminal's encoding lacks; the work is done by then.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    before = {s: signal.signal(s, _stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        app()
+    except CfgenError as error:
+        _end(str(error), error.exit_code)
+    except Stopped as error:
+        said = f"stopped by {error}; nothing is left half written, the same command starts again"
+        _end(said, EXIT_INTERRUPTED)
+    except MemoryError:
+        _end("out of memory; close other programs or use fewer --threads", EXIT_OUT_OF_MEMORY)
+    except (RuntimeError, ImportError, OSError) as error:
+        # torch reports memory of either device as a RuntimeError, the loader as a library that
+        # cannot be mapped.
+        if not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        said = f"out of memory ({error}); use --device cpu or free memory"
+        _end(said, EXIT_OUT_OF_MEMORY)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+)
+
+
+def _end(said: str, code: int) -> None:
+    print(f"cfgen: {said}", file=sys.stderr)
+    sys.exit(code)

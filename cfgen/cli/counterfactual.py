@@ -1,0 +1,159 @@
+"""`cfgen counterfactual`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfgen import config as cfg
+from cfgen.cli.options import (
+    DEFAULT_BUNDLE,
+    AsJson,
+    Bundle,
+    Config,
+    Device,
+    DryRun,
+    Force,
+    In,
+    Manifest,
+    Mask,
+    Overwrite,
+    Quiet,
+    Seed,
+    Strip,
+    Threads,
+    Verbose,
+    one_source,
+)
+from cfgen.cli.options import skull_strip as skull_strip_of
+from cfgen.cli.show import print_paths, setup, stopped
+from cfgen.errors import EXIT_SOME_FAILED, UsageError
+
+log = logging.getLogger("cfgen")
+
+
+def counterfactual(
+    image: In = None,
+    manifest: Manifest = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output image, or a folder (needed for a manifest)."),
+    ] = None,
+    age: Annotated[
+        list[str] | None,
+        typer.Option("--age", help="+30, -10, 75 or a range -20:+40:10; repeatable."),
+    ] = None,
+    sex: Annotated[str | None, typer.Option("--sex", help="M or F.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of any condition; repeatable.")
+    ] = None,
+    factual: Annotated[
+        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
+    ] = "",
+    mask: Mask = None,
+    skull_strip: Strip = cfg.SKULL_STRIP,
+    bundle: Bundle = DEFAULT_BUNDLE,
+    render: Annotated[
+        cfg.Render, typer.Option("--render", help="How the edit reaches the scan; see README.")
+    ] = cfg.RENDER,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps of the sampler.")
+    ] = cfg.EDIT.steps,
+    depth: Annotated[
+        float,
+        typer.Option(
+            "--depth", min=0, max=1, help="Share of the noising an edit goes through; 0: none."
+        ),
+    ] = cfg.EDIT.depth,
+    guidance: Annotated[
+        float, typer.Option("--guidance", help="Classifier-free guidance weight.")
+    ] = cfg.EDIT.guidance,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", min=1, help="Mean, SD and intervals of so many samples."),
+    ] = 1,
+    diff: Annotated[bool, typer.Option("--diff", help="Also write the signed difference.")] = False,
+    reconstruction: Annotated[
+        bool, typer.Option("--reconstruction", help="Also write what the model sees of the scan.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write a page to look at it; see 'report'.")
+    ] = False,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = cfg.SEED,
+    overwrite: Overwrite = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    config: Config = None,
+) -> None:
+    """Write what a scan would look like at another age or sex, on its own grid.
+
+    Examples:
+
+      cfgen counterfactual --in sub01.nii.gz --age +30
+
+      cfgen counterfactual --in sub01.nii.gz --from age=62,sex=F --age -20:+20:10 --out edits/
+
+      cfgen counterfactual --in sub01.nii.gz --age +30 --samples 8 --report
+
+      cfgen counterfactual --manifest cohort.csv --sex F --out edits/
+    """
+    setup(threads, verbose, quiet)
+    from cfgen.bundle import read_bundle
+    from cfgen.data.conditions import parse_interventions, parse_values
+    from cfgen.data.manifest import read_manifest
+    from cfgen.jobs.counterfactuals import plan, single_row
+
+    schema = read_bundle(bundle).schema
+    interventions = parse_interventions(schema, age or [], sex, change or [])
+    values = parse_values(schema, factual, "--from") if factual else {}
+    one_source("counterfactual", image, manifest)
+    how, mask = skull_strip_of(skull_strip, mask)
+    if manifest is not None and (factual or mask):
+        raise UsageError("counterfactual", "--from or --mask beside --manifest", "columns in it")
+    if manifest is not None and out is None:
+        raise UsageError("--out", "missing", "a folder for the outputs of a manifest")
+    if image is not None:
+        rows = [replace(single_row(image, mask), values=values)]
+    else:
+        assert manifest is not None
+        rows = read_manifest(manifest, schema)
+    plans = plan(rows, interventions, out)
+    if dry_run:
+        print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
+        return
+
+    from cfgen.jobs.counterfactual import Options, load_engine
+    from cfgen.jobs.counterfactuals import run, write_outcome
+
+    options = Options(
+        render=render,
+        edit=replace(cfg.EDIT, steps=steps, depth=depth, guidance=guidance),
+        difference=diff,
+        picture=not no_picture,
+        overwrite=overwrite,
+        seed=seed,
+        force=force,
+        samples=samples,
+        reconstruction=reconstruction,
+        report=report,
+    )
+    engine = load_engine(bundle, device, how)
+    outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
+    if manifest is not None:
+        assert out is not None
+        for path in write_outcome(outcome, out):
+            log.info("wrote %s", path)
+    print_paths([str(row.image) for row in outcome.done], as_json)
+    stopped(len(outcome.left), manifest)
+    if outcome.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,0 +1,99 @@
+"""Options that several commands share, once; and what their combinations mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from cfgen import config
+from cfgen.cli.config_file import read_config
+from cfgen.errors import UsageError
+
+DEFAULT_BUNDLE = Path(__file__).parents[1] / "bundles" / "default"
+
+Bundle = Annotated[
+    Path, typer.Option("--bundle", help="Model bundle.", show_default="the shipped one")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=read_config,
+        is_eager=True,
+        help='TOML file of options: age = ["+30"]. Those on the command line win.',
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings.")]
+In = Annotated[Path | None, typer.Option("--in", "-i", help="One scan (.nii, .nii.gz, .mgz).")]
+Manifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", help="CSV or TSV with a row a scan, or BIDS participants.tsv."),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="Brain mask or label map on the scan's grid.")
+]
+Strip = Annotated[
+    str,
+    typer.Option(
+        "--skull-strip",
+        help=f"How the brain is found: {', '.join(get_args(config.SkullStrip))} or mask:FILE.",
+    ),
+]
+Grid = Annotated[str, typer.Option("--grid", help=" or ".join(config.GRIDS))]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on with scans that the gate refuses; recorded.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
+NoPicture = Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")]
+
+# Training.
+TrainManifest = Annotated[
+    Path,
+    typer.Option("--manifest", help="Prepared scans ('cfgen preprocess') with a split column."),
+]
+OutBundle = Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
+SourceBundle = Annotated[Path, typer.Option("--bundle", help="Bundle to which the part is added.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Training steps.")]
+Rate = Annotated[float, typer.Option("--learning-rate", min=0, help="Its highest value.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")]
+
+
+def fit_of(
+    usual: config.FitConfig,
+    seed: int,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+) -> config.FitConfig:
+    """A stage's settings with those that were given."""
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    known = {name: value for name, value in given.items() if value is not None}
+    return replace(usual, seed=seed, **known)  # type: ignore[arg-type]
+
+
+def skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path | None]:
+    """'mask:FILE' is the same as --mask FILE."""
+    if text.startswith("mask:"):
+        if mask is not None:
+            raise UsageError("--skull-strip", f"'{text}' and --mask {mask}", "one of them")
+        return config.SKULL_STRIP, Path(text.removeprefix("mask:"))
+    for how in get_args(config.SkullStrip):
+        if text == how:
+            return how, mask
+    expected = ", ".join(get_args(config.SkullStrip)) + " or mask:FILE"
+    raise UsageError("--skull-strip", f"'{text}'", expected)
+
+
+def one_source(command: str, image: Path | None, manifest: Path | None) -> None:
+    if (image is None) == (manifest is None):
+        found = "neither --in nor --manifest" if image is None else "both --in and --manifest"
+        raise UsageError(command, found, "one of them")

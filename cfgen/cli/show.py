@@ -1,0 +1,44 @@
+"""What a command says: logging, results, the end of a batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+
+from cfgen import config
+from cfgen.errors import Interrupted
+
+log = logging.getLogger("cfgen")
+
+
+def setup(threads: int, verbose: bool, quiet: bool) -> None:
+    """Logging to standard error and the number of threads of every library."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(level)
+    log.propagate = False
+    count = threads or cpu_count()
+    for name in config.THREAD_VARIABLES:
+        os.environ[name] = str(count)
+    # Large pages halve the time that convolutions wait for fresh memory.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def cpu_count() -> int:
+    """The cores that this process may use; where the system cannot say it, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def print_paths(paths: list[str], as_json: bool) -> None:
+    print(json.dumps({"outputs": paths}, indent=2) if as_json else "\n".join(paths))
+
+
+def stopped(left: int, manifest: object) -> None:
+    """Ends a batch that a signal stopped with the exit code that says so."""
+    if left:
+        said = f"stopped with {left} scan{'s' if left > 1 else ''} left"
+        raise Interrupted(manifest, said, fix="the same command goes on from there")

@@ -1,0 +1,55 @@
+"""`cfgen train-ldm`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cfgen import config as cfg
+from cfgen.cli.options import (
+    Batch,
+    Config,
+    Device,
+    OutBundle,
+    Quiet,
+    Rate,
+    Seed,
+    SourceBundle,
+    Steps,
+    Threads,
+    TrainManifest,
+    Verbose,
+    fit_of,
+)
+from cfgen.cli.show import setup
+from cfgen.errors import UsageError
+
+
+def train_ldm(
+    manifest: TrainManifest,
+    bundle: SourceBundle,
+    out: OutBundle,
+    latent_mean: Annotated[
+        str,
+        typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
+    ] = "ridge",
+    steps: Steps = cfg.LATENT_DIFFUSION_FIT.steps,
+    learning_rate: Rate = cfg.LATENT_DIFFUSION_FIT.learning_rate,
+    batch_size: Batch = cfg.LATENT_DIFFUSION_FIT.batch_size,
+    device: Device = "auto",
+    threads: Threads = 0,
+    seed: Seed = cfg.SEED,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    config: Config = None,
+) -> None:
+    """Add the latent mean and the diffusion model to a bundle that has an autoencoder."""
+    setup(threads, verbose, quiet)
+    if latent_mean not in ("ridge", "none"):
+        raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
+    from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
+
+    fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
+    ridge = latent_mean == "ridge"
+    print(train_latent_diffusion(manifest, bundle, out, fit, device, latent_mean=ridge).path)

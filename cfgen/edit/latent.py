@@ -1,0 +1,136 @@
+"""The networks of a bundle, loaded and ready: image <-> latent, and one edit in latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfgen.bundle import Bundle
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import Edit
+from cfgen.device import autocast
+from cfgen.diffusion.guidance import guided
+from cfgen.diffusion.inversion import invert_ddim
+from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
+from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
+from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.tokens import condition_tokens
+from cfgen.nets.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class Models:
+    """`latent_mean` is always there: the papers' plain form is a mean without conditions."""
+
+    autoencoder: Autoencoder
+    latent_mean: LatentMean
+    unet: UNet
+    schedule: Schedule
+    device: torch.device
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor) -> Tensor:
+        """The latent mean (B, C, d, h, w) float32 of images (B, 1, D, H, W)."""
+        with autocast(self.device):
+            z0: Tensor = self.autoencoder.encode(image.to(self.device)).float()
+        return z0
+
+    @torch.inference_mode()
+    def decode(self, z0: Tensor) -> Tensor:
+        with autocast(self.device):
+            image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
+        return image
+
+    def denoiser(self, c: Tensor, guidance: float) -> Denoiser:
+        """The UNet under conditions c (B, V)."""
+        nothing = condition_tokens(c, torch.ones(len(c), dtype=torch.bool))
+        step = guided(self.unet, condition_tokens(c), nothing, guidance)
+
+        def denoise(zt: Tensor, t: Tensor) -> Tensor:
+            with autocast(self.device):
+                return step(zt, t).float()
+
+        return denoise
+
+
+# Above this the inversion lost more of the subject than an edit should rest on.
+ROUND_TRIP_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class LatentEdit:
+    """The reconstruction under the factual conditions and a latent for each target."""
+
+    reconstruction: Tensor
+    counterfactuals: list[Tensor]
+    # |reconstruction - z0| / |z0|
+    round_trip: float
+
+
+@torch.inference_mode()
+def edit_latent(
+    models: Models,
+    z0: Tensor,
+    c: Tensor,
+    targets: Sequence[Tensor],
+    config: Edit,
+    noise: Tensor | None = None,
+) -> LatentEdit:
+    """Abduct r from z0 (B, C, d, h, w) under c (B, V), act and predict for each target (B, V).
+
+    Abduction is shared by all targets; the reconstruction takes the same way back under c, so that
+    what the sampler itself loses cancels in the difference. `noise`, of the shape of z0, makes it
+    one sample of the abduction.
+    """
+    last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
+    # At depth 0 nothing is diffused: the edit is the latent mean's alone.
+    times = time_grid(config.steps, last) if last else [0]
+    rt = abduct(models, models.latent_mean.residual(z0, c), c, times, config.fixed_point, noise)
+
+    def predict(conditions: Tensor, guidance: float) -> Tensor:
+        edited = denoise_ddim(models.denoiser(conditions, guidance), models.schedule, rt, times)
+        return models.latent_mean.latent(edited, conditions, c)
+
+    reconstruction = predict(c, 1.0)
+    error = (reconstruction - z0).norm() / z0.norm()
+    made = [
+        # What is asked for is what is: without guidance that was computed already.
+        reconstruction
+        if config.guidance == 1 and torch.equal(target, c)
+        else predict(target, config.guidance)
+        for target in targets
+    ]
+    return LatentEdit(reconstruction, made, float(error))
+
+
+def abduct(
+    models: Models,
+    r: Tensor,
+    c: Tensor,
+    times: Sequence[int],
+    fixed_point: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The residual r (B, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
+    5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
+    if noise is not None:
+        return ddim_step(models.schedule, r, noise, times[-1])
+    return invert_ddim(models.denoiser(c, 1.0), models.schedule, r, times, fixed_point)
+
+
+def load_models(bundle: Bundle, device: torch.device) -> Models:
+    """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
+    autoencoder = load_autoencoder(bundle, device)
+    net = bundle.network("unet", UNet, UNetConfig, device)
+    mean = LatentMean.from_tensors(bundle.tensors("latent_mean"))
+    mean = LatentMean(*(v.to(device) for v in vars(mean).values()))
+    with bundle.fitting("unet"):
+        schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
+    return Models(autoencoder, mean, net, schedule, device)
+
+
+def load_autoencoder(bundle: Bundle, device: torch.device) -> Autoencoder:
+    return bundle.network("autoencoder", Autoencoder, AutoencoderConfig, device)

@@ -1,0 +1,127 @@
+"""Composition and reversibility: what edits that ask for nothing, or for there and back, leave.
+
+The whole edit runs on the model grid, again and again on its own output. With `residual` a change
+is added to the image, as `counterfactual` does by default, with `latent` the decoded image takes
+its place: then the autoencoder's losses pile up, which a null edit by default does not even see.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfgen.config import EDIT
+from cfgen.data.conditions import Values
+from cfgen.edit.latent import Models, edit_latent
+from cfgen.evaluate.scans import Instruments, Real, volumes_of
+from cfgen.metrics.image import ssim
+from cfgen.metrics.result import Result
+from cfgen.metrics.statistics import interval
+from cfgen.scan.prepare import Prepared
+
+log = logging.getLogger("cfgen")
+How = Literal["residual", "latent"]
+HOWS: tuple[How, ...] = ("residual", "latent")
+# Subjects, spread over the cohort, that go round.
+SUBJECTS = 8
+# There and back by this many years, towards the middle of the training range.
+YEARS = 20.0
+
+
+def axioms(
+    tools: Instruments, models: Models, real: Sequence[Real], cycles: Sequence[int]
+) -> list[Result]:
+    """Distances after each number of `cycles` of a null edit, and of an edit of age and back."""
+    chosen = [r for r in real if not tools.bundle.schema.missing(r.row.values)]
+    chosen = chosen[:: max(1, len(chosen) // SUBJECTS)][:SUBJECTS]
+    found: dict[tuple[str, How, int, str], list[float]] = {}
+    for number, r in enumerate(chosen, 1):
+        way = r.prepared()
+        for (axiom, how, cycle), image in _rounds(tools, models, r, way.image, cycles):
+            for key, value in distances(tools, r, way, image).items():
+                found.setdefault((axiom, how, cycle, key), []).append(value)
+        log.info("%d/%d scans edited there and back", number, len(chosen))
+    out = []
+    for (axiom, how, cycle, key), values in sorted(found.items()):
+        base = Result(
+            n=len(chosen),
+            method=f"bundle, {how}",
+            group=f"m = {cycle}",
+            extractor=tools.name("judge") if key == "perceptual" else "",
+            reference="Monteiro 2023",
+        )
+        unit = "%" if key == "volumes" else ""
+        out.append(base.named(f"{axiom}_{key}", interval(np.array(values)), "down", unit))
+    return out
+
+
+def distances(tools: Instruments, r: Real, way: Prepared, image: np.ndarray) -> dict[str, float]:
+    """Every distance of an image (D, H, W) from the prepared scan."""
+    start, mask = way.image, way.mask
+    error = (image - start)[mask].astype(np.float64)
+    before, after = r.seen.volumes, volumes_of(tools, image, way)
+    changes = [abs(after[k] - v) / v for k, v in before.items() if v > 0]
+    return {
+        "l1": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "ssim_loss": 1 - ssim(image, start, mask),
+        "perceptual": float(tools.judges.perceptual_distance(image[None], start[None])[0]),
+        "volumes": 100 * float(np.mean(changes)),
+    }
+
+
+def _rounds(
+    tools: Instruments, models: Models, r: Real, start: np.ndarray, cycles: Sequence[int]
+) -> Iterator[tuple[tuple[str, How, int], np.ndarray]]:
+    """(axiom, how, cycle) and the image after that many null edits of `start` (D, H, W), or edits
+    there and back."""
+    own: Values = r.row.values
+    low, high = tools.bundle.schema.variable("age").support or (20.0, 80.0)
+    years = YEARS if float(own["age"]) < (low + high) / 2 else -YEARS
+    other = {**own, "age": float(own["age"]) + years}
+
+    def edited(images: np.ndarray, source: Values, *targets: Values) -> list[np.ndarray]:
+        return _edited(tools, models, r, images, source, targets)
+
+    # The first edits share their abduction.
+    same, gone = edited(start[None], own, own, other)
+    for cycle in range(1, max(cycles) + 1):
+        (back,) = edited(gone, other, own)
+        if cycle in cycles:
+            for k, how in enumerate(HOWS):
+                yield ("composition", how, cycle), same[k]
+                yield ("reversibility", how, cycle), back[k]
+        if cycle < max(cycles):
+            (same,), (gone,) = edited(same, own, own), edited(back, own, other)
+
+
+def _edited(
+    tools: Instruments,
+    models: Models,
+    r: Real,
+    images: np.ndarray,
+    own: Values,
+    targets: Sequence[Values],
+) -> list[np.ndarray]:
+    """The whole edit of images (2, D, H, W), one for each of HOWS, or of one (1, D, H, W) for both:
+    (2, D, H, W) for each target."""
+    schema, cap = tools.bundle.schema, tools.bundle.preprocess.intensity_cap
+
+    def condition(values: Values) -> Tensor:
+        return torch.from_numpy(schema.encode(values)).repeat(len(images), 1).to(models.device)
+
+    def inside(made: np.ndarray) -> np.ndarray:
+        return np.where(r.mask, np.clip(made, 0, cap), 0).astype(np.float32)
+
+    z0 = models.encode(torch.from_numpy(images)[:, None])
+    edit = edit_latent(models, z0, condition(own), [condition(t) for t in targets], EDIT)
+    same, *made = (
+        models.decode(z)[:, 0].cpu().numpy() for z in (edit.reconstruction, *edit.counterfactuals)
+    )
+    # First the change added to the image, then the decoded image itself.
+    return [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in made]

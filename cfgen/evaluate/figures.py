@@ -1,0 +1,281 @@
+"""Figures of an evaluation, as SVG and PNG; safe for colour-blind readers (Okabe and Ito)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfgen.data.volume import write_atomically
+from cfgen.evaluate.edits import cohort_slopes
+from cfgen.evaluate.scans import Made, Seen
+from cfgen.evaluate.suite import TRAJECTORY, Evaluation
+from cfgen.evaluate.truth import COPY
+from cfgen.metrics.result import Result
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+
+def draw(of: Evaluation, folder: Path) -> list[Path]:
+    """All figures that the results suffice for; the paths."""
+    made = {
+        "age_by_change": _bars(of.results),
+        "effectiveness_and_identity": _pareto(of.results),
+        "effect_sizes": _forest(of.results),
+        "age_asked_and_seen": _agreement(of),
+        "volume_change_by_age": _response(of),
+        "trajectories": _paths(of),
+    }
+    out = []
+    for name, figure in made.items():
+        if figure is None:
+            continue
+        for kind in ("svg", "png"):
+            path = folder / f"{name}.{kind}"
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+
+            def save(
+                to: Path, figure: Any = figure, kind: str = kind, said: Any = metadata
+            ) -> None:
+                figure.savefig(to, format=kind, metadata=said, dpi=150)
+
+            write_atomically(path, save)
+            out.append(path)
+    return out
+
+
+def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[Any, Any]:
+    """A figure and the axes of its `panels`, side by side."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # The same picture has the same bytes.
+    mpl.rcParams["svg.hashsalt"] = "cfgen"
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _methods(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(r.method for r in results if r.method != "real"))
+
+
+def _bars(results: Sequence[Result]) -> Any:
+    """Age error by the change that was asked for (CDM Tab. 2), over the judge's own error."""
+    judged = [r for r in results if r.metric == "age_mae" and r.extractor.startswith("judge")]
+    rows = [r for r in judged if r.group.startswith(("age+", "age-"))]
+    if not rows:
+        return None
+    groups = sorted({r.group for r in rows}, key=lambda g: float(g.removeprefix("age")))
+    methods = _methods(rows)
+    figure, (axes,) = _figure()
+    width = 0.8 / len(methods)
+    for k, method in enumerate(methods):
+        own = {r.group: r for r in rows if r.method == method}
+        at = [i for i, g in enumerate(groups) if g in own]
+        some = [own[groups[i]] for i in at]
+        values = np.array([r.value for r in some])
+        reach = np.abs(np.array([[r.low, r.high] for r in some]).T - values)
+        place = np.array(at) + (k - (len(methods) - 1) / 2) * width
+        colour = COLOURS[k % len(COLOURS)]
+        axes.bar(
+            place,
+            values,
+            width,
+            color=colour,
+            label=method,
+            yerr=np.nan_to_num(reach),
+            error_kw={"lw": 0.8},
+        )
+    floor = next((r for r in judged if r.method == "real"), None)
+    if floor is not None:
+        axes.axhline(floor.value, color="#555555", ls="--", lw=1, label="judge on real scans")
+    axes.set_xticks(range(len(groups)), [g.removeprefix("age") for g in groups])
+    axes.set_xlabel("change of age that was asked for (years)")
+    axes.set_ylabel("mean absolute error of age (years)")
+    # Above: the bars may reach anywhere.
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def _pareto(results: Sequence[Result]) -> Any:
+    """How far the target was reached against how much was changed."""
+    figure, (axes,) = _figure(5.4, 4.2)
+    some = False
+    for k, method in enumerate(_methods(results)):
+        own = {
+            (r.metric, r.group): r
+            for r in results
+            if r.method == method and r.extractor.startswith("judge")
+        }
+        slope, kept = own.get(("age_slope", "all")), own.get(("perceptual_to_factual", ""))
+        if slope is None or kept is None:
+            continue
+        some = True
+        axes.plot(
+            kept.value,
+            slope.value,
+            MARKERS[k % len(MARKERS)],
+            ms=9,
+            color=COLOURS[k % len(COLOURS)],
+            label=method,
+        )
+    if not some:
+        return None
+    axes.axhline(1, color="#555555", ls="--", lw=1)
+    axes.set_xlabel("perceptual distance to the factual scan (less is closer)")
+    axes.set_ylabel("years seen for a year asked")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _forest(results: Sequence[Result]) -> Any:
+    """Cohen's d of every region, made against real (PCGM Fig. 4)."""
+    rows = [r for r in results if r.metric == "cohens_d" and r.note != "raw" and r.method != COPY]
+    if not rows:
+        return None
+    regions = list(dict.fromkeys(r.group for r in rows))
+    methods = _methods(rows)
+    figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
+    for k, method in enumerate(methods):
+        own = {r.group: r for r in rows if r.method == method}
+        for i, region in enumerate(regions):
+            r = own[region]
+            y = i + 0.5 * (k - (len(methods) - 1) / 2) / len(methods)
+            axes.plot([r.low, r.high], [y, y], color=COLOURS[k % len(COLOURS)], lw=1)
+            axes.plot(
+                r.value,
+                y,
+                MARKERS[k % len(MARKERS)],
+                ms=4,
+                color=COLOURS[k % len(COLOURS)],
+                label=method if i == 0 else None,
+            )
+    for edge in (-0.2, 0.2):
+        axes.axvline(edge, color="#999999", ls=":", lw=1)
+    _name_regions(axes, regions)
+    axes.set_xlabel("Cohen's d, counterfactual against real (shares of the head)")
+    return figure
+
+
+def _name_regions(axes: Any, regions: Sequence[str]) -> None:
+    """A line a region from the top down, zero marked, and the methods' legend."""
+    axes.axvline(0, color="#555555", lw=1)
+    axes.set_yticks(range(len(regions)), [r.replace("_", " ") for r in regions], fontsize=7)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _agreement(of: Evaluation) -> Any:
+    """Bland-Altman of the age seen in a counterfactual and its target."""
+    figure, (axes,) = _figure(6.4, 4.2)
+    some = False
+    for k, (method, made) in enumerate(of.methods.items()):
+        own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses["judge"]]
+        if not own:
+            continue
+        some = True
+        seen = np.array([m.seen.guesses["judge"]["age"] for m in own])
+        target = np.array([float(m.target["age"]) for m in own])
+        error = seen - target
+        colour = COLOURS[k % len(COLOURS)]
+        axes.plot(
+            (seen + target) / 2,
+            error,
+            MARKERS[k % len(MARKERS)],
+            ms=3,
+            alpha=0.5,
+            color=colour,
+            label=f"{method}: {error.mean():+.1f} ± {1.96 * error.std():.1f}",
+        )
+        axes.axhline(error.mean(), color=colour, lw=1)
+    if not some:
+        return None
+    axes.set_xlabel("mean of age seen and target (years)")
+    axes.set_ylabel("age seen - target (years)")
+    axes.legend(frameon=False, fontsize=8, title="mean ± 1.96 SD", title_fontsize=8)
+    return figure
+
+
+def _response(of: Evaluation) -> Any:
+    """Change of region volumes a decade, beside what real people differ by."""
+    rows = [r for r in of.results if r.metric == "change_per_decade"]
+    if not rows:
+        return None
+    regions = list(dict.fromkeys(r.group for r in rows))
+    figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
+    axes.plot(
+        1000 * cohort_slopes(of.real, regions),
+        range(len(regions)),
+        "|",
+        ms=10,
+        color="#000000",
+        label="real people of different age",
+    )
+    for k, method in enumerate(_methods(rows)):
+        own = {r.group: r.value for r in rows if r.method == method}
+        axes.plot(
+            [own[g] for g in regions],
+            range(len(regions)),
+            MARKERS[k % len(MARKERS)],
+            ms=4,
+            color=COLOURS[k % len(COLOURS)],
+            label=method,
+        )
+    _name_regions(axes, regions)
+    axes.set_xlabel("change of volume a decade (%)")
+    return figure
+
+
+def _paths(of: Evaluation) -> Any:
+    """From each person's scan to the counterfactuals of other ages, over the real people; visits of
+    one person are joined (PCGM Fig. 3)."""
+    aged = {
+        name: [m for m in made if m.changed == ("age",)]
+        for name, made in of.methods.items()
+        if name != COPY
+    }
+    aged = {name: made for name, made in aged.items() if made}
+    if not aged:
+        return None
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, panels = _figure(3.4 * len(aged) + 0.6, 3.6, len(aged))
+    visits: dict[str, list[tuple[float, float]]] = {}
+    for r in of.real:
+        if "age" in r.row.values:
+            at = (float(r.row.values["age"]), _millilitres(r.seen))
+            visits.setdefault(r.row.subject, []).append(at)
+    for k, (name, made) in enumerate(aged.items()):
+        axes = panels[k]
+        for own in visits.values():
+            axes.plot(*zip(*sorted(own), strict=True), "o-", ms=3, lw=1, color="#888888", zorder=1)
+        paths: dict[int, list[Made]] = {}
+        for m in made:
+            paths.setdefault(id(m.real), []).append(m)
+        for some in paths.values():
+            start = (float(some[0].real.row.values["age"]), _millilitres(some[0].real.seen))
+            points = sorted(
+                [start, *((float(m.target["age"]), _millilitres(m.seen)) for m in some)]
+            )
+            axes.plot(*zip(*points, strict=True), "-", lw=0.8, color=COLOURS[k % len(COLOURS)])
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("age (years)")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        if k == 0:
+            axes.set_ylabel(f"{TRAJECTORY.replace('_', ' ')} (mL)")
+    return figure
+
+
+def _millilitres(seen: Seen) -> float:
+    return seen.volumes[TRAJECTORY] / 1e3

@@ -1,0 +1,277 @@
+"""Everything that the field reports of counterfactuals, of a set of scans: one list of results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cfgen.bundle import read_bundle
+from cfgen.config import SEED
+from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.table import Row
+from cfgen.device import pick_device
+from cfgen.edit.latent import load_models
+from cfgen.errors import ManifestError
+from cfgen.evaluate import edits, sets
+from cfgen.evaluate.axioms import axioms
+from cfgen.evaluate.scans import (
+    Instruments,
+    Made,
+    Real,
+    Seen,
+    copies,
+    load_instruments,
+    matrix,
+    read_made,
+    read_real,
+)
+from cfgen.evaluate.targets import effectiveness
+from cfgen.evaluate.truth import COPY, read_truths, truth_results
+from cfgen.measure.medicalnet import MedicalNet
+from cfgen.metrics import aud
+from cfgen.metrics.result import Result
+from cfgen.scan.gate import Gate
+
+log = logging.getLogger("cfgen")
+# Structures whose volumes are compared: all of the brain's and its fluid's.
+REGIONS = tuple(s.name for s in STRUCTURES[BRAIN_FROM:])
+TRAJECTORY = "lateral_ventricle"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured. `cycles` are those of composition and reversibility."""
+
+    sets: bool = False
+    labels: bool = False
+    cycles: tuple[int, ...] = ()
+    papers: bool = False
+
+
+SUITES = {
+    "quick": Suite(),
+    "standard": Suite(sets=True, labels=True, cycles=(1,)),
+    "full": Suite(sets=True, labels=True, cycles=(1, 10)),
+    "paper": Suite(sets=True, labels=True, cycles=(1, 10), papers=True),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows of the real scans, of counterfactuals and generated scans by method, and of truths."""
+
+    real: Sequence[Row]
+    counterfactuals: Mapping[str, Sequence[Row]]
+    generated: Mapping[str, Sequence[Row]]
+    truths: Sequence[Row]
+    bundle: Path
+    suite: str = "standard"
+    medicalnet: Path | None = None
+    seed: int = SEED
+    force: bool = False
+    # Also prepare scans again that are in the work folder.
+    overwrite: bool = False
+    # Processes that prepare and measure scans (`ahead`).
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All results, and what was measured, for the figures."""
+
+    results: list[Result]
+    real: list[Real]
+    methods: dict[str, list[Made]]
+    tools: Instruments
+    left_out: list[str] = field(default_factory=list)
+
+
+def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
+    """Measure what was asked for; prepared scans are kept in `work`.
+
+    Raises CfgenError before anything is computed where the manifests do not fit.
+    """
+    suite = SUITES[asked.suite]
+    check(asked)
+    tools = load_instruments(read_bundle(asked.bundle), pick_device(device))
+    network = MedicalNet.load(asked.medicalnet, tools.device) if asked.medicalnet else None
+    truths = read_truths(asked.truths, "--truth") if asked.truths else {}
+    gate = Gate(tools.bundle.card, asked.force)
+    real = read_real(tools, asked.real, work / "real", gate, asked.overwrite, asked.workers)
+    methods = read_made(tools, asked.counterfactuals, real, asked.workers)
+    generated = {
+        name: read_real(tools, rows, work / name, gate, asked.overwrite, asked.workers)
+        for name, rows in asked.generated.items()
+    }
+    results: list[Result] = []
+    with_copy = dict(methods)
+    if methods:
+        with_copy[COPY] = copies(next(iter(methods.values())))
+    for name, made in with_copy.items():
+        results += _of_edits(tools, name, made, real)
+        if suite.papers:
+            results += edits.acquisition_likeness(name, made, real, asked.seed)
+        log.info("%s: edits compared", name)
+    if truths and methods:
+        results += truth_results(tools, methods, truths, suite.labels, asked.workers)
+    if suite.sets:
+        own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
+        chosen = {
+            name: [m.seen for m in sets.one_each(made, asked.seed)]
+            for name, made in with_copy.items()
+        } | {name: [r.seen for r in some] for name, some in generated.items()}
+        results += _of_sets(own, chosen, network, tools, suite, asked.seed)
+        for name, made in with_copy.items():
+            results += _transfer(tools, name, real, made)
+    if suite.cycles:
+        results += axioms(tools, load_models(tools.bundle, tools.device), real, suite.cycles)
+    for name, made in methods.items():
+        results += replication(name, made, real)
+    used = {str(r.row.image) for r in real}
+    left_out = [str(row.image) for row in asked.real if str(row.image) not in used]
+    return Evaluation(_once(results), real, with_copy, tools, left_out)
+
+
+def check(asked: Asked) -> None:
+    """Raises ManifestError where a manifest lacks what is needed."""
+    if not (asked.counterfactuals or asked.generated):
+        raise ManifestError(
+            "evaluate", "nothing to compare with the real scans", "--counterfactuals or --generated"
+        )
+    if not any("age" in row.values or "sex" in row.values for row in asked.real):
+        raise ManifestError(
+            "--real",
+            "no row has a condition",
+            "a column age or sex, from which the counterfactuals depart",
+        )
+    for name, rows in asked.counterfactuals.items():
+        bare = [row.source for row in rows if not row.values]
+        if bare:
+            raise ManifestError(
+                name,
+                f"no target value in {', '.join(bare[:5])}",
+                "the manifest.csv that 'cfgen counterfactual' wrote",
+            )
+
+
+def _of_edits(
+    tools: Instruments, name: str, made: Sequence[Made], real: Sequence[Real]
+) -> list[Result]:
+    return [
+        *edits.preservation(tools, name, made),
+        *effectiveness(tools, name, made, real),
+        *edits.region_response(name, made, real, REGIONS),
+        *edits.untouched_regions(name, made, REGIONS),
+        *edits.minimality(tools, name, made, real),
+        *edits.identity(name, made, real),
+        *edits.trajectories(name, made, real, TRAJECTORY),
+    ]
+
+
+def _of_sets(
+    real: Sequence[Seen],
+    made: Mapping[str, Sequence[Seen]],
+    network: MedicalNet | None,
+    tools: Instruments,
+    suite: Suite,
+    seed: int,
+) -> list[Result]:
+    """The sets of all methods against the real one, brought to one size: distances depend on it."""
+    out: list[Result] = []
+    by_size: dict[int, dict[str, Sequence[Seen]]] = {}
+    for name, seen in made.items():
+        by_size.setdefault(min(len(real), len(seen)), {})[name] = seen
+    for n, some in by_size.items():
+        if n < 3:
+            names = ", ".join(some)
+            log.warning("%s: %d scans of a set; sets are compared from 3 on", names, n)
+            continue
+        own = _drawn(real, n, seed)
+        features = _features(own, own, network, tools)
+        out += sets.feature_floors(features, seed)
+        chosen = {name: _drawn(seen, n, seed) for name, seen in some.items()}
+        out += sets.variety(own, chosen, seed)
+        for name, seen in chosen.items():
+            theirs = _features(seen, own, network, tools)
+            both = {key: (x, theirs[key]) for key, x in features.items()}
+            out += sets.feature_distances(name, both, seed, suite.papers)
+            out += sets.image_distances(name, own, seen, suite.papers)
+            out += sets.volume_distances(name, own, seen, REGIONS, seed)
+            log.info("%s: sets of %d compared", name, n)
+    return out
+
+
+def _drawn(seen: Sequence[Seen], n: int, seed: int) -> list[Seen]:
+    return [seen[i] for i in sorted(np.random.default_rng(seed).permutation(len(seen))[:n])]
+
+
+def _features(
+    seen: Sequence[Seen], real: Sequence[Seen], network: MedicalNet | None, tools: Instruments
+) -> dict[str, np.ndarray]:
+    """Features (n, K) of a set by every extractor; volumes are shares of the head, in standard
+    deviations of the real set, so that every region counts."""
+    shares, usual = (sets.region_volumes(some, REGIONS, sets.SHARES) for some in (seen, real))
+    spread = usual.std(0)
+    out = {
+        tools.name("judge"): np.stack([s.embedding for s in seen]),
+        "region volumes": (shares - usual.mean(0)) / np.where(spread > 0, spread, 1.0),
+    }
+    if network is not None:
+        out[network.name] = np.stack([network.embed(s.image) for s in seen])
+    return out
+
+
+def _transfer(
+    tools: Instruments, name: str, real: Sequence[Real], made: Sequence[Made]
+) -> list[Result]:
+    out: list[Result] = []
+    for variable in tools.judges.targets.variables:
+        if variable.kind == "continuous" or len(variable.levels) != 2:
+            continue
+        key, second = variable.name, variable.levels[1]
+        people = [(r.row.subject, r.row.values[key], r.seen) for r in real if key in r.row.values]
+        flipped = [(m.row.subject, m.target[key], m.seen) for m in made if key in m.changed]
+        if min(len(people), len(flipped)) >= 2 * sets.FOLDS:
+            out += sets.transfer(tools, name, people, flipped, key, second)
+    return out
+
+
+def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
+    """PCGM's task 3, where scans with and without AUD have a counterfactual in the other group."""
+    swapped = {id(m.real): m for m in made if m.changed == ("aud",)}
+    scans = [r for r in real if id(r) in swapped]
+    sick = np.array([float(r.row.values["aud"]) > 0 for r in scans], bool)
+    if min(sick.sum(), (~sick).sum()) < 3:
+        return []
+    names = [f"cortex_{region}" for region in aud.REGIONS]
+    covariates = [
+        [float(r.row.values.get("age", 0.0)), float(r.row.values.get("sex") == "M")] for r in scans
+    ]
+    cohort = aud.Cohort(
+        [r.row.subject for r in scans],
+        sick,
+        np.array([r.seen.volumes["tiv"] for r in scans]),
+        matrix([r.seen.volumes for r in scans], names),
+        matrix([swapped[id(r)].seen.volumes for r in scans], names),
+        np.array(covariates),
+    )
+    found = aud.replicate(cohort)
+    base = Result(n=len(scans), method=name, extractor="segmenter", reference="PCGM Tab. 3")
+    out = [
+        replace(base, group=key).named("aud_correct", k, "up", "of 6")
+        for key, k in aud.correct(found).items()
+    ]
+    for f in found:
+        said = f"Welch p {f.p:.4f}, paired p {f.paired_p:.4f}, equivalence p {f.equivalence_p:.4f}"
+        own = replace(base, group=f"{f.comparison}: {f.region}", note=said)
+        out.append(own.named("aud_d", f.d))
+    return out
+
+
+def _once(results: Sequence[Result]) -> list[Result]:
+    """Floors of the real scans come with every method: each is kept once."""
+    return list(dict.fromkeys(results))

@@ -1,0 +1,230 @@
+"""Brain mask, regions and their volumes of any head scan, by the bundle's segmenter.
+
+The network sees the scan upright at 2 mm. Its probabilities, not its labels, are brought to the
+scan's own grid, so that a fine scan gets smooth edges; labels and volumes are made from them there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from cfgen.bundle import Bundle
+from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.volume import Grid, Volume
+from cfgen.device import autocast
+from cfgen.errors import ImageError
+from cfgen.measure.volumes import FLUID, RegionVolume, sums, totals
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
+from cfgen.space.grids import crop_box, crop_grid, largest_component, resample, upright_grid
+from cfgen.space.sampling import sample
+
+# What the network sees the scan at.
+SPACING_MM = 2.0
+# Native voxels are labelled in slabs, so that memory stays small at 0.7 mm.
+SLAB_VOXELS = 400_000
+# Fluid further than this from the brain's tissue is not inside the skull.
+FLUID_REACH_MM = 12.0
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """`classes` (C, D, H, W) float32, the probability of each of `parcellation.STRUCTURES`, and
+    `left` (D, H, W), that of the left side, on an upright `grid`."""
+
+    classes: Tensor
+    left: Tensor
+    grid: Grid
+
+    @property
+    def brain(self) -> Tensor:
+        return self.classes[BRAIN_FROM:].sum(0)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """On the scan's grid: `mask` (I, J, K) of the brain with its fluid, `labels` (I, J, K) int32 in
+    FreeSurfer's codes, 0 outside the mask. `confidence` is the mean probability of the chosen class
+    inside the brain. `source` says whose labels they are."""
+
+    mask: np.ndarray
+    labels: np.ndarray
+    volumes: list[RegionVolume]
+    confidence: float | None
+    posteriors: Posteriors | None = None
+    source: str = "cfgen"
+
+
+def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
+    """Raises BundleError when the bundle has no segmenter."""
+    return bundle.network("segmenter", Segmenter, SegmenterConfig, device)
+
+
+def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
+    """Raises ImageError when nothing in the scan looks like a brain."""
+    found, piece = brain_posteriors(net, scan, device)
+    mask, labels = _on_scan(found, scan.grid)
+    chosen = found.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
+    volumes = _volumes(labels, scan.grid, found)
+    return Segmentation(mask, labels, volumes, float(chosen.mean()), found)
+
+
+def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> dict[str, float]:
+    """Summed probabilities (mm3) of every structure, both sides together, of all 'cortex', of the
+    'brain', which is the tissue, and of 'tiv', all inside the skull: as `segment` has them, without
+    a label map. Raises ImageError when nothing in the scan looks like a brain."""
+    found, _ = brain_posteriors(net, scan, device)
+    soft = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
+    volumes = [
+        RegionVolume(s.name, "both", float("nan"), v)
+        for s, v in zip(STRUCTURES[BRAIN_FROM:], soft, strict=True)
+    ]
+    return {name: v for (name, _), v in sums(volumes + totals(volumes)).items()}
+
+
+@torch.inference_mode()
+def brain_posteriors(
+    net: Segmenter, scan: Volume, device: torch.device
+) -> tuple[Posteriors, np.ndarray]:
+    """`posteriors` with nothing of the brain away from the largest piece of its tissue, and that
+    piece (D, H, W) bool.
+
+    Raises ImageError when nothing in the scan looks like a brain.
+    """
+    found = posteriors(net, scan, device)
+    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
+    piece = largest_component((found.brain - fluid).numpy() > 0.5)
+    if not piece.any():
+        raise ImageError(
+            scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
+        )
+    # Islands outside the brain, and what looks like its fluid in nose and neck, are none of it.
+    reach = round(FLUID_REACH_MM / SPACING_MM)
+    near = torch.from_numpy(ndimage.binary_dilation(piece, iterations=reach)).float()
+    found.classes[0] += found.brain * (1 - near)
+    found.classes[BRAIN_FROM:] *= near
+    return found, piece
+
+
+def scaled(image: Tensor) -> Tensor:
+    """The 1st percentile at 0 and the 99.5th at 1, cut there; what the segmenter sees.
+
+    Of every seventh voxel: percentiles of all of them would cost more than the network.
+    """
+    some = image.flatten()[::7]
+    low, high = torch.quantile(some, torch.tensor([0.01, 0.995])).tolist()
+    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1)
+
+
+@torch.inference_mode()
+def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
+    """Class probabilities of a scan, upright at 2 mm."""
+    grid = upright_grid(scan.grid, SPACING_MM)
+    data = torch.from_numpy(resample(scan.data, scan.grid, grid))
+    image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
+
+    def said(of: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(device):
+            scores, side = net(of)
+        return scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
+
+    # As it is and mirrored: the mean of the two is better than either.
+    classes, left = said(image)
+    mirrored, right = said(image.flip(2))
+    return Posteriors(
+        classes.add_(mirrored.flip(1)).div_(2), left.add_(1 - right.flip(0)).div_(2), grid
+    )
+
+
+def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask and labels on the scan's grid."""
+    field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])
+    left = np.array([s.left for s in STRUCTURES[BRAIN_FROM:]], np.int32)
+    right = np.array([s.right for s in STRUCTURES[BRAIN_FROM:]], np.int32)
+    mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
+    box = _box_of_brain(found, native)
+    depth = max(1, SLAB_VOXELS // int(np.prod([b.stop - b.start for b in box[1:]])))
+    for start in range(box[0].start, box[0].stop, depth):
+        slab = (slice(start, min(start + depth, box[0].stop)), *box[1:])
+        values = _interpolate(field, found.grid, crop_grid(native, slab))
+        mask[slab] = (values[:-1].sum(0) > 0.5).numpy()
+        best = values[:-1].argmax(0).numpy()
+        labels[slab] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
+    mask = np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
+    return mask, np.where(mask, labels, 0)
+
+
+def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]:
+    """The box of the scan's voxels that holds the brain, with a margin of a segmenter's voxel."""
+    box = crop_box(found.brain.numpy() > 0.01, margin=1)
+    ends = np.array([[b.start, b.stop - 1] for b in box], float)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+    matrix = np.linalg.inv(native.affine) @ found.grid.affine
+    voxels = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    low = np.clip(np.floor(voxels.min(0)), 0, np.array(native.shape) - 1).astype(int)
+    high = np.clip(np.ceil(voxels.max(0)) + 1, low + 1, native.shape).astype(int)
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
+
+
+def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
+    """`field` (C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
+    matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
+    axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    points = index @ matrix[:3, :3].T + matrix[:3, 3]
+    return sample(field, points)
+
+
+def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
+    """Posteriors on a scan's grid: (I, J, K, channels) uint8 in 255ths, a channel for every
+    structure and side in the order of `channel_names`."""
+    names = channel_names()
+    out = np.zeros((*native.shape, len(names)), np.uint8)
+    out[..., 0] = 255
+    field = torch.cat([found.classes, found.left[None]])
+    for start in range(0, native.shape[0], 4):
+        slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
+        whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))
+        values = _interpolate(field, found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
+        left, channel = values[-1], 0
+        for s, p in zip(STRUCTURES, values[:-1], strict=True):
+            parts = [p] if s.left == s.right else [p * left, p * (1 - left)]
+            for part in parts:
+                out[slab][..., channel] = (part * 255).round().byte().numpy()
+                channel += 1
+    return out
+
+
+def channel_names() -> list[str]:
+    """The channels of a posteriors file: 'third_ventricle', 'left hippocampus', ..."""
+    names = []
+    for s in STRUCTURES:
+        names += [s.name] if s.left == s.right else [f"left {s.name}", f"right {s.name}"]
+    return names
+
+
+def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
+    """Every structure by side, then the totals."""
+    counts = np.bincount(labels.ravel(), minlength=1)
+
+    def count(code: int) -> float:
+        return float(counts[code]) * grid.voxel_mm3 if code < len(counts) else 0.0
+
+    soft_voxel = found.grid.voxel_mm3
+    out = []
+    for number, structure in enumerate(STRUCTURES[BRAIN_FROM:], BRAIN_FROM):
+        p = found.classes[number]
+        if structure.left == structure.right:
+            hard, soft = count(structure.left), float(p.sum()) * soft_voxel
+            out.append(RegionVolume(structure.name, "both", hard, soft))
+            continue
+        on_left = float((p * found.left).sum()) * soft_voxel
+        on_right = float((p * (1 - found.left)).sum()) * soft_voxel
+        out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
+        out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
+    return out + totals(out)

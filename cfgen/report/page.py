@@ -1,0 +1,294 @@
+"""The page of one counterfactual: one HTML file that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from cfgen import __version__
+from cfgen.data.table import read_table
+from cfgen.data.volume import (
+    Volume,
+    file_sha256,
+    read_volume,
+    refuse_existing,
+    strip_suffix,
+    write_atomically,
+)
+from cfgen.errors import ImageError, ManifestError, UsageError
+from cfgen.measure.ruler import Regions, Ruler
+from cfgen.measure.volumes import RegionVolume, sums
+from cfgen.report import text as report_text
+from cfgen.report.layers import STOPS, Display, display, planes
+from cfgen.space.grids import largest_component
+
+
+@dataclass(frozen=True)
+class Run:
+    """A counterfactual as it was written, with what is shown beside it, all on the scan's grid."""
+
+    factual: Volume
+    edited: Volume
+    sidecar: dict[str, Any]
+    before: Regions
+    after: Regions
+    reconstruction: Volume | None = None
+    sd: Volume | None = None
+    # Volumes that the edit should have reached, where they are known.
+    targets: report_text.Volumes = field(default_factory=dict)
+
+
+def report_one(
+    edited: Path,
+    factual: Path | None,
+    out: Path,
+    ruler: Ruler,
+    targets: report_text.Volumes,
+    overwrite: bool = False,
+) -> Path:
+    """Write the page of a counterfactual that lies on disk. Raises CfgenError."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError("--out", f"'{out}' is no page", "a file named *.html")
+    refuse_existing(out, overwrite)
+    write_page(replace(read_run(edited, factual, ruler), targets=targets), out)
+    return out
+
+
+def read_run(
+    edited_path: Path, factual_path: Path | None, ruler: Ruler, last: Run | None = None
+) -> Run:
+    """A counterfactual from its files: the image, its sidecar, the scan that it was made of (given,
+    or beside it), and reconstruction and SD where the sidecar names them. The regions of that scan
+    are those of the `last` run if it was made of the same one.
+
+    Raises ImageError when one is missing or is not the file that the sidecar tells of.
+    """
+    edited = read_volume(edited_path)
+    sidecar = read_sidecar(edited_path)
+    source = sidecar["Sources"][0]
+    found = factual_path or edited_path.parent / Path(str(source["File"])).name
+    if not found.is_file():
+        raise ImageError(
+            found, "no such file", f"the scan that {edited_path.name} was made of", "give --factual"
+        )
+    digest = file_sha256(found)
+    if digest != source["SHA256"]:
+        raise ImageError(
+            found,
+            f"is not the scan that {edited_path.name} was made of: SHA-256 {digest[:12]}",
+            f"{str(source['SHA256'])[:12]} ({source['File']})",
+            "give that file with --factual",
+        )
+    factual = read_volume(found)
+
+    def beside(name: object) -> Volume | None:
+        if not name:
+            return None
+        path = edited_path.parent / Path(str(name)).name
+        if not path.is_file():
+            return None
+        volume = read_volume(path, blank=True)
+        _same_grid(volume, factual)
+        return volume
+
+    _same_grid(edited, factual)
+    known = last if last and last.sidecar["Sources"][0]["SHA256"] == digest else None
+    return Run(
+        factual,
+        edited,
+        sidecar,
+        known.before if known else ruler.measure(factual),
+        ruler.measure(edited),
+        beside(sidecar.get("Reconstruction")),
+        beside(sidecar.get("Samples", {}).get("StandardDeviation")),
+    )
+
+
+def read_sidecar(edited: Path) -> dict[str, Any]:
+    """The JSON that `counterfactual` wrote beside an image.
+
+    Raises ImageError when it is not there or says something else.
+    """
+    path = edited.with_name(strip_suffix(edited) + ".json")
+    expected = "the sidecar that 'cfgen counterfactual' writes beside its image"
+    if not path.exists():
+        raise ImageError(path, "no such file", expected, f"keep it beside {edited.name}")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        source = said["Sources"][0]
+        missing = [name for name in _NEEDED if name not in said]
+        missing += [name for name in ("File", "SHA256") if name not in source]
+        if missing:
+            raise ImageError(path, f"does not say {', '.join(missing)}", expected)
+        # What can be told once can be told on the page.
+        report_text.flags(said)
+        report_text.methods(said, "")
+        report_text.provenance(said, ())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ImageError(path, f"cannot be read ({error!r})", expected) from error
+    return dict(said)
+
+
+_NEEDED = (
+    *("GeneratedBy", "Bundle", "Intervention", "Factual", "Target", "RoundTripError", "Render"),
+    *("Sampler", "SkullStripping", "Preprocessing"),
+)
+
+
+def _same_grid(volume: Volume, scan: Volume) -> None:
+    if not volume.grid.matches(scan.grid):
+        name = scan.path.name if scan.path else "the scan"
+        raise ImageError(volume.path, f"is not on the grid of {name}", "the files of one run")
+
+
+def read_targets(path: Path) -> report_text.Volumes:
+    """Volumes of one scan from a table as `segment --volumes` writes it.
+
+    Raises ManifestError when it has other columns, other numbers or more than one scan.
+    """
+    table = read_table(path)
+    needed = ("structure", "side", "volume_mm3")
+    absent = [name for name in needed if table.column(name) is None]
+    if absent:
+        raise ManifestError(
+            path, f"no column {', '.join(absent)}", "a table of 'cfgen segment --volumes'"
+        )
+    scans = {(table.cell(c, "subject"), table.cell(c, "session")) for _, c in table.lines}
+    if len(scans) > 1:
+        raise ManifestError(path, f"volumes of {len(scans)} scans", "those of one")
+    volumes = []
+    for line, cells in table.lines:
+        hard, soft = (table.cell(cells, name) for name in ("volume_mm3", "soft_volume_mm3"))
+        try:
+            values = float(hard), float(soft) if soft else None
+        except ValueError as error:
+            raise ManifestError(f"{path}:{line}", str(error), "volumes in mm3") from error
+        side = table.cell(cells, "side") or "both"
+        volumes.append(RegionVolume(table.cell(cells, "structure"), side, *values))
+    return sums(volumes)
+
+
+def show(run: Run) -> Display:
+    """The layers of a run's pictures."""
+    volumes = {"factual": run.factual.data, "counterfactual": run.edited.data}
+    if run.reconstruction is not None:
+        volumes["reconstruction"] = run.reconstruction.data
+    if run.sd is not None:
+        volumes["sd"] = run.sd.data
+    return display(volumes, run.factual.grid, _brain(run))
+
+
+def _brain(run: Run) -> np.ndarray:
+    """Where the brain is, nearly: the box of the pictures and their window need no more."""
+    if run.before.mask is not None and run.before.mask.any():
+        return run.before.mask
+    data = run.factual.data
+    return largest_component(data > 0.1 * float(np.percentile(data, 99)))
+
+
+def write_page(run: Run, path: Path, shown: Display | None = None, index: str = "") -> None:
+    """Write the page of a run; `index` is the address of the list that it belongs to, if any."""
+    text = template("single.html").render(_page(run, shown or show(run)), index=index)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _page(run: Run, shown: Display) -> dict[str, Any]:
+    """What the template is filled with."""
+    said = run.sidecar
+    edited = run.edited.path.name if run.edited.path else "counterfactual"
+    groups = report_text.region_groups(
+        run.before.volumes,
+        run.after.volumes,
+        run.targets,
+        said.get("Samples", {}).get("Regions", []),
+    )
+    digest = file_sha256(run.edited.path) if run.edited.path else ""
+    files = [("counterfactual", f"{edited}, SHA-256 {digest}")]
+    return {
+        "version": __version__,
+        "statement": report_text.STATEMENT,
+        "scan": said["Sources"][0]["File"],
+        "label": said["Intervention"],
+        "edited": edited,
+        "conditions": report_text.conditions(said),
+        "flags": report_text.flags(said),
+        "layers": shown.layers,
+        "planes": planes(shown),
+        "note": shown.note,
+        "no_reconstruction": run.reconstruction is None,
+        "groups": groups,
+        "has_targets": any(line.target is not None for _, lines in groups for line in lines),
+        "has_samples": any(line.interval for _, lines in groups for line in lines),
+        "samples": said.get("Samples"),
+        "missing": run.before.missing or run.after.missing,
+        "measured_by": run.before.by,
+        "measures": said.get("Gate", {}).get("Measures", {}),
+        "provenance": report_text.provenance(said, files),
+        "methods": report_text.methods(said, run.before.by),
+        "stops": STOPS,
+        "data": _data(shown),
+    }
+
+
+def _data(shown: Display) -> dict[str, Any]:
+    """What the page's script needs to know of the layers."""
+    return {
+        "shape": shown.shape,
+        "start": shown.start,
+        "affine": shown.affine.round(5).tolist(),
+        "stops": STOPS,
+        "layers": [
+            {
+                "name": layer.name,
+                "title": layer.title,
+                "kind": layer.kind,
+                "low": layer.low,
+                "high": layer.high,
+                "shown": layer.shown,
+            }
+            for layer in shown.layers
+        ],
+    }
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Everything is escaped: names of subjects and files are anyone's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cfgen.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"mm3": mm3, "percent": percent, "number": number}
+    return environment
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of `templates/`."""
+    return _environment().get_template(name)
+
+
+def mm3(value: float) -> str:
+    """'12 345': a thin space between thousands."""
+    return f"{value:,.0f}".replace(",", "\u2009")
+
+
+def percent(value: float | None) -> str:
+    """'+4.2', with a real minus sign; a dash where there is none."""
+    if value is None:
+        return "\u2013"
+    # Adding 0 takes the sign off -0.
+    near = round(value, 1) + 0.0
+    return f"{near:+.1f}".replace("-", "\u2212") if near else "0.0"
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\u2212")

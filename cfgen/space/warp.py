@@ -1,0 +1,24 @@
+"""Displacements: fields (3, D, H, W) in mm that say where tissue is read from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfgen.space.sampling import sample
+
+
+def exponential(velocity: Tensor, spacing_mm: float, steps: int = 5) -> Tensor:
+    """The displacement (3, D, H, W) mm of a stationary velocity, by scaling and squaring."""
+    field = velocity / 2**steps
+    for _ in range(steps):
+        field = field + sample(
+            field, voxels(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm
+        )
+    return field
+
+
+def voxels(shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Voxel coordinates (*shape, 3) of a grid."""
+    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

@@ -1,0 +1,241 @@
+"""One training loop for every stage: seeded by (seed, step), resumable to the bit.
+
+A task says what a loss is; the loop does the rest: bf16 autocast, clipping, learning rate, moving
+average of the weights, CSV log, pictures, checkpoints, and a clean stop on SIGTERM or SIGINT. The
+randomness of a step depends on the seed and the step alone, so that a run which was interrupted
+ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cfgen.batch.resume import stop_signal
+from cfgen.config import FitConfig
+from cfgen.data.volume import write_atomically
+from cfgen.device import autocast
+from cfgen.errors import Interrupted, UsageError
+
+log = logging.getLogger("cfgen")
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Task(Protocol):
+    """What is trained. `net` is kept and averaged; `critic` (optional) is its adversary."""
+
+    @property
+    def net(self) -> nn.Module: ...
+
+    @property
+    def critic(self) -> nn.Module | None: ...
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step and figures for the log."""
+
+    def critic_loss(self, step: int) -> Tensor | None:
+        """The adversary's loss on the same batch; None while it rests."""
+
+    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
+        """Figures on held-out data with the averaged weights; may draw `picture`."""
+
+
+def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
+    """Train `task.net` and return its moving average, in eval mode.
+
+    Goes on from `folder/checkpoint.safetensors` when it is there. Raises Interrupted (exit code 75)
+    after a checkpoint when the process is told to stop, and UsageError when the folder holds a run
+    of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(task.net.parameters()).device
+    average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    optimizers = {"net": _adamw(task.net, config)}
+    if task.critic is not None:
+        optimizers["critic"] = _adamw(task.critic, config)
+    nets = {"net": task.net, "average": average, "critic": task.critic}
+    state = _State({k: v for k, v in nets.items() if v is not None}, optimizers, config, folder)
+    step = state.load()
+    journal = _Journal(folder / "log.csv", step)
+    started, first = time.monotonic(), step
+    with stop_signal() as stopped:
+        while step < config.steps:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            # Losses may draw from the global generator (dropout, noise_like).
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            task.net.train()
+            with autocast(device):
+                loss, figures = task.loss(step, generator)
+            figures["loss"] = loss.item()
+            if not math.isfinite(figures["loss"]):
+                raise UsageError(
+                    folder,
+                    f"the loss became {figures['loss']} at step {step}",
+                    fix="lower --learning-rate and run again in a new folder",
+                )
+            _step(task.net, optimizers["net"], loss, step, config)
+            average.update_parameters(task.net)
+            if task.critic is not None:
+                with autocast(device):
+                    critic_loss = task.critic_loss(step)
+                if critic_loss is not None:
+                    figures["critic"] = critic_loss.item()
+                    _step(task.critic, optimizers["critic"], critic_loss, step, config)
+            step += 1
+            journal.add(step, figures)
+            if step % config.report_every == 0 or step == config.steps:
+                picture = folder / f"step-{step:06d}.png"
+                held_out = task.report(average.module.eval(), picture)
+                pace = (time.monotonic() - started) / (step - first)
+                journal.report(step, held_out)
+                text = "  ".join(f"{k} {v:.4g}" for k, v in held_out.items())
+                left = pace * (config.steps - step) / 60
+                log.info(
+                    "step %d/%d  %s  %.2f s/step, %.0f min left",
+                    step,
+                    config.steps,
+                    text,
+                    pace,
+                    left,
+                )
+            if step % config.checkpoint_every == 0 or step == config.steps or stopped():
+                state.save(step)
+                journal.flush()
+            if stopped() and step < config.steps:
+                raise Interrupted(
+                    folder,
+                    f"stopped after step {step} of {config.steps}",
+                    fix="the same command goes on from there",
+                )
+    return average.module.eval()
+
+
+def _adamw(net: nn.Module, config: FitConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def learning_rate(step: int, config: FitConfig) -> float:
+    """Linear warm-up, then a half cosine down to zero at `config.steps`."""
+    warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, config: FitConfig
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
+    optimizer.step()
+
+
+class _State:
+    """Weights, averages and optimizer moments as one safetensors file."""
+
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.AdamW],
+        config: FitConfig,
+        folder: Path,
+    ) -> None:
+        self.nets, self.optimizers = nets, optimizers
+        self.path = folder / CHECKPOINT
+        self.config = json.dumps(asdict(config), sort_keys=True)
+
+    def save(self, step: int) -> None:
+        tensors = {
+            f"{n}/{k}": v for n, net in self.nets.items() for k, v in net.state_dict().items()
+        }
+        for name, optimizer in self.optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"adam.{name}/{index}/{k}": v for k, v in moments.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in sorted(tensors.items())}
+        # One entry: safetensors writes several in an order that changes from run to run.
+        meta = {"run": json.dumps({"step": step, "config": self.config})}
+        write_atomically(self.path, lambda p: save_file(tensors, p, metadata=meta))
+
+    def load(self) -> int:
+        """Restore everything; the step to go on with (0 for a new run)."""
+        if not self.path.exists():
+            return 0
+        with safe_open(self.path, "pt") as file:
+            run = json.loads(file.metadata()["run"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        if run["config"] != self.config:
+            raise UsageError(
+                self.path,
+                f"belongs to a run with other settings ({run['config']})",
+                self.config,
+                "use another --out, or the settings of that run",
+            )
+        for name, net in self.nets.items():
+            net.load_state_dict(_under(tensors, f"{name}/"))
+        for name, optimizer in self.optimizers.items():
+            moments: dict[int, dict[str, Tensor]] = {}
+            parameters = optimizer.param_groups[0]["params"]
+            for key, value in _under(tensors, f"adam.{name}/").items():
+                index, _, field = key.partition("/")
+                if value.dim():
+                    # The fused step goes through memory: moments lie there as their weights do.
+                    value = torch.empty_like(parameters[int(index)]).copy_(value)
+                moments.setdefault(int(index), {})[field] = value
+            whole = optimizer.state_dict()
+            optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
+        return int(run["step"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+class _Journal:
+    """log.csv, a row a step, and report.csv; rows past the last checkpoint are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.reports = path.with_name("report.csv")
+        self.rows = _rows_until(path, step)
+        self.report_rows = _rows_until(self.reports, step)
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self.rows.append({"step": str(step)} | {k: f"{v:.6g}" for k, v in figures.items()})
+
+    def report(self, step: int, figures: dict[str, float]) -> None:
+        self.report_rows.append({"step": str(step)} | {k: f"{v:.6g}" for k, v in figures.items()})
+        self.flush()
+
+    def flush(self) -> None:
+        for path, rows in ((self.path, self.rows), (self.reports, self.report_rows)):
+            columns = list(dict.fromkeys(k for row in rows for k in row))
+            write_atomically(path, lambda p, r=rows, c=columns: _write_rows(p, r, c))  # type: ignore[misc]
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]], columns: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]

@@ -8,6 +8,7 @@ bytes as it was stays beside the image, so that it can be written back.
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,7 +101,12 @@ def open_header(stream: BinaryIO, path: Path) -> StoredImage:
     Raises ImageError, which names the field that cannot be used.
     """
     try:
-        return _open_mgh(stream, path) if is_mgh(path) else _open_nifti(stream, path)
+        # Numbers beyond all bounds are told by their fields, and what nibabel says by our warnings.
+        with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            stored = _open_mgh(stream, path) if is_mgh(path) else _open_nifti(stream, path)
+        stored.warnings.extend(str(one.message) for one in said)
+        return stored
     except READ_FAULTS as error:
         raise ImageError(
             path,
@@ -133,7 +139,7 @@ def _open_mgh(stream: BinaryIO, path: Path) -> StoredImage:
     _check_axes(affine, path, "delta, Mdc and Pxyz_c")
     edge = _longest_edge(affine, image.shape[:3])
     if not EDGE_RANGE_MM[0] <= edge <= EDGE_RANGE_MM[1]:
-        raise _impossible_size(path, edge, "header field delta says mm")
+        raise _impossible_size(path, affine, image.shape, "header field delta is in mm")
     return StoredImage(image, affine)
 
 
@@ -143,9 +149,20 @@ def _open_nifti(stream: BinaryIO, path: Path) -> StoredImage:
     own = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
     _check_fields(own, path)
     stream.seek(0)
-    header = kind.header_class.from_fileobj(stream, check=False)
+    try:
+        header = kind.header_class.from_fileobj(stream, check=False)
+    except READ_FAULTS as error:
+        raise ImageError(
+            path,
+            f"header extensions cannot be read ({error})",
+            "what vox_offset and the size of each extension say",
+            "copy or export the file again",
+        ) from error
     header.check_fix(logger=_QUIET)
-    image = kind(kind.ImageArrayProxy(stream, header.copy(), mmap=False), None, header)
+    proxy = kind.ImageArrayProxy(stream, header.copy(), mmap=False)
+    # nibabel sets it anew when it writes; until then it would complain of an odd one.
+    header.set_data_offset(0)
+    image = kind(proxy, None, header)
     stored = _nifti_affine(own, header, path)
     units_per_mm, said = _units(own, stored, image.shape[:3], path)
     affine = stored.copy()
@@ -304,16 +321,19 @@ def _units(
             f"xyzt_units says {name}, and so does the size of {edge:.4g}; "
             f"read as {edge / units_per_mm:.4g} mm"
         ]
-    raise _impossible_size(path, edge, f"header field xyzt_units says {name}")
+    raise _impossible_size(path, affine, shape, f"header field xyzt_units says {name}")
 
 
-def _impossible_size(path: Path, edge: float, said: str) -> ImageError:
+def _impossible_size(
+    path: Path, affine: np.ndarray, shape: tuple[int, ...], said: str
+) -> ImageError:
     low, high = EDGE_RANGE_MM
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return ImageError(
         path,
-        f"{said}, and the volume's longest edge is {edge:.4g}",
-        f"{low:g} to {high:g} mm",
-        "set the units of the header to those of its affine (metre 1, micron 3), or export again",
+        f"{said}, and the volume is {_times(shape)} voxels of {_times(spacing)}",
+        f"a longest edge of {low:g} to {high:g} mm",
+        "set xyzt_units to the unit of the affine (1 metre, 3 micron), or export the scan again",
     )
 
 
@@ -356,4 +376,4 @@ def _axes(affine: np.ndarray) -> str:
 
 
 def _times(numbers: Any) -> str:
-    return "x".join(f"{n:.4g}" for n in numbers)
+    return "x".join(f"{n:.6g}" for n in numbers)

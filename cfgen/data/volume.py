@@ -193,6 +193,7 @@ def _one_frame(data: np.ndarray, path: Path) -> np.ndarray:
     return data
 
 
+@np.errstate(all="ignore")
 def write_like(source: Volume, data: np.ndarray, path: Path, *, description: str = "") -> None:
     """Write `data` on the file that `source` was read from: same header, type, scale and codes.
 
@@ -216,6 +217,7 @@ def write_like(source: Volume, data: np.ndarray, path: Path, *, description: str
     _write(stored, raw.reshape(kept.shape), path, (slope, inter), description)
 
 
+@np.errstate(all="ignore")
 def write_new(
     volume: Volume,
     path: Path,

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -85,7 +85,8 @@ def is_mgh(path: Path) -> bool:
 def absent(path: Path, error: OSError | None = None) -> ImageError:
     """The error of a file that cannot be opened: it tells a link without its content from a file
     that never was."""
-    target = os.readlink(path) if path.is_symlink() else ""
+    # Where the last link of a chain points to; names that no system call takes are no links.
+    target = os.path.realpath(path) if os.path.islink(path) else ""
     if "annex/objects/" in target.replace("\\", "/"):
         return ImageError(path, "a git-annex link: the image is not here", "", _annex_get(path))
     if target:
@@ -114,23 +115,27 @@ def image_stream(path: Path) -> Iterator[BinaryIO]:
             return
         with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
             stream = cast(BinaryIO, unpacked)
+            if not is_mgh(path):
+                yield stream
+                return
             # An MGH header goes on behind the data: the file is unpacked once, not twice.
-            yield io.BytesIO(read_all(stream, path)) if is_mgh(path) else stream
+            whole = io.BytesIO()
+            read_to_end(stream, path, whole.write)
+            whole.seek(0)
+            yield whole
 
 
-def read_all(stream: BinaryIO, path: Path) -> bytes:
-    """All bytes to the end, where gzip's checksum is compared. Raises ImageError."""
-    try:
-        return stream.read()
-    except READ_FAULTS as error:
-        raise damaged(path, error) from error
-
-
-def check_to_end(stream: BinaryIO, path: Path) -> None:
+def read_to_end(
+    stream: BinaryIO, path: Path, keep: Callable[[bytes], object] = lambda part: None
+) -> None:
     """Read what is left, so that gzip compares its checksum and its length. Raises ImageError."""
     try:
-        while stream.read(1 << 20):
-            pass
+        while part := stream.read(1 << 20):
+            keep(part)
+    except gzip.BadGzipFile as error:
+        said = str(error)
+        why = "other bytes follow the compressed ones" if said.startswith("Not a gz") else said
+        raise damaged(path, why) from error
     except READ_FAULTS as error:
         raise damaged(path, error) from error
 

@@ -8,11 +8,13 @@ the same bytes.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,12 +26,13 @@ from cfgen.data.grid import AFFINE_TOLERANCE_MM, Grid, affines_agree
 from cfgen.data.image_file import (
     READ_FAULTS,
     SUFFIXES,
-    check_to_end,
+    absent,
     damaged,
     image_stream,
     is_compressed,
     is_image_path,
     is_mgh,
+    read_to_end,
     strip_suffix,
 )
 from cfgen.data.image_header import StoredImage, open_header
@@ -78,13 +81,16 @@ class Volume:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hexadecimal text."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The SHA-256 of a file's bytes, as hexadecimal text. Raises ImageError."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise absent(path, error) from error
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises UsageError when an output is there already and is not to be replaced."""
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise UsageError(path, "exists already", fix="use --overwrite or another --out")
 
 
@@ -125,7 +131,7 @@ def _read(stored: StoredImage, stream: BinaryIO, path: Path, dtype: Any) -> np.n
         data = proxy.get_unscaled() if dtype is None else np.asanyarray(proxy, dtype=dtype)
     except READ_FAULTS as error:
         raise damaged(path, error, stored.description) from error
-    check_to_end(stream, path)
+    read_to_end(stream, path)
     return np.asarray(data)
 
 
@@ -135,7 +141,7 @@ class Channels:
     def __init__(self, path: Path) -> None:
         self._path, self._opened = path, ExitStack()
         stream = self._opened.enter_context(image_stream(path))
-        check_to_end(stream, path)
+        read_to_end(stream, path)
         stream.seek(0)
         self._stored = open_header(stream, path)
         self._stored.check_length(path)
@@ -299,14 +305,20 @@ def _write(
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path`, then rename: readers see all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A part of the name and its checksum: the longest name that the disk takes has room for it.
+    name = f"{path.name[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}"
+    temporary = path.with_name(f".{name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
+        fix = {errno.ENOSPC: "check disk space", errno.ENAMETOOLONG: "use a shorter name"}
         raise ImageError(
-            path, f"could not be written ({error.strerror or error})", fix="check disk space"
+            path,
+            f"could not be written ({error.strerror or error})",
+            fix=fix.get(error.errno or 0, "check the folder and its permissions"),
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

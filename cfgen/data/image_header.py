@@ -344,9 +344,11 @@ def _form_warnings(own: Any, header: Any, shape: tuple[int, ...], units_per_mm: 
         for name in ("sform", "qform")
         if int(own[f"{name}_code"]) != int(header[f"{name}_code"])
     ]
+    sizes = own["pixdim"][1:4]
     if int(header["sform_code"]) <= 0 or len(shape) < 3:
-        return found
-    sform, sizes = np.array(header.get_sform(), np.float64), own["pixdim"][1:4]
+        negative = [f"pixdim is {_times(sizes)}; read without the sign"] if sizes.min() < 0 else []
+        return found + negative
+    sform = np.array(header.get_sform(), np.float64)
     spacing = np.sqrt((sform[:3, :3] ** 2).sum(0))
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         found.append(f"pixdim is {_times(sizes)}; the sform's {_times(spacing)} is used")

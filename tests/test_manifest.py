@@ -175,7 +175,12 @@ def test_rows_that_would_share_a_file_name_are_named(tmp_path):
         ("007", "", "007"),
         ("sub-01", "ses-2", "sub-01_ses-2"),
         ("../etc/passwd", "", "etc-passwd"),
-        ("a b\n", "é", "a-b"),
+        ("a b\n", "é", "a-b_é"),
+        ("被験者01", "", "被験者01"),
+        ("Müller", "", "Müller"),
+        ("Mu\N{COMBINING DIAERESIS}ller", "", "Müller"),
+        ("नमस्ते", "यात्रा 1", "नमस्ते_यात्रा-1"),
+        ("Иван／\u200b\udcff", "", "Иван"),
         (".hidden", "", "hidden"),
     ],
 )

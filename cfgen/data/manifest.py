@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -32,9 +33,21 @@ _SYNONYMS = {
 
 
 def unique_key(row: Row) -> str:
-    """'subject' or 'subject_session' for file names: letters, digits, '+', '-', '_' and '.'."""
-    parts = [re.sub(r"[^A-Za-z0-9_.+-]+", "-", p).strip(".-") for p in (row.subject, row.session)]
+    """'subject' or 'subject_session' for file names: letters and digits of any script, '+', '-',
+    '_' and '.'; runs of other characters become one '-'."""
+    parts = [
+        re.sub(" +", "-", "".join(c if _in_names(c) else " " for c in text)).strip(".-")
+        # Some file systems take an accent apart from its letter and others do not: one form.
+        for text in (unicodedata.normalize("NFC", t) for t in (row.subject, row.session))
+    ]
     return "_".join(p for p in parts if p)
+
+
+def _in_names(character: str) -> bool:
+    if character.isascii():
+        return character.isalnum() or character in "_.+-"
+    # Letters, marks (vowels of Indic scripts, say), numbers and symbols of all scripts.
+    return unicodedata.category(character)[0] in "LMNS"
 
 
 def read_manifest(path: Path | str, schema: Schema) -> list[Row]:

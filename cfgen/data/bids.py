@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cfgen.data.conditions import Schema, Value
+from cfgen.data.schema import Schema, Value
 from cfgen.data.table import COLUMNS, MISSING, SHOWN, Row, Table, condition_values, read_table
 from cfgen.data.volume import is_image_path, strip_suffix
 from cfgen.errors import ManifestError, UsageError

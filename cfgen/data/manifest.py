@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cfgen.data.bids import PARTICIPANT, bids_rows
-from cfgen.data.conditions import Schema, number_text
+from cfgen.data.schema import Schema, number_text
 from cfgen.data.table import COLUMNS, PATHS, SHOWN, Row, Table, condition_values, read_table
 from cfgen.data.volume import SUFFIXES, is_image_path, write_atomically
 from cfgen.errors import ManifestError

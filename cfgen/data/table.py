@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cfgen.data.conditions import Schema, Value
+from cfgen.data.schema import Schema, Value
 from cfgen.data.volume import write_atomically
 from cfgen.errors import ManifestError, UsageError
 

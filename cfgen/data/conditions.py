@@ -1,6 +1,6 @@
-"""Conditions: what is known of a subject and a scan (`schema`), and what to change (`interventions`).
+"""Conditions: what is known of a subject and a scan, and what to change.
 
-The rest of the house imports both from here.
+The rest of the house imports `schema` and `interventions` from here.
 """
 
 from cfgen.data.interventions import Change, Intervention, parse_interventions, parse_values

@@ -163,6 +163,12 @@ class Schema:
                 said.append(f"{v.name} {value} was not in the training data: an extrapolation")
         return said
 
+    def extrapolations(self, factual: Values, target: Values) -> list[str]:
+        """The warnings of `support_warnings` for a subject, and for what is changed of it."""
+        changed = {name: x for name, x in target.items() if factual.get(name) != x}
+        said = [f"the subject's {warning}" for warning in self.support_warnings(factual)]
+        return said + self.support_warnings(changed)
+
     def to_json(self) -> list[dict[str, Any]]:
         """What `json.dumps` takes and `from_json` reads back."""
         return [asdict(v) for v in self.variables]
@@ -242,6 +248,7 @@ def number_text(x: float) -> str:
 
 
 def read_number(variable: Variable, value: object, where: object) -> float:
+    """A finite number, whatever its limits. Raises UsageError."""
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
     else:
@@ -257,6 +264,7 @@ def read_number(variable: Variable, value: object, where: object) -> float:
 
 
 def read_level(variable: Variable, text: str, where: object) -> str:
+    """The level as it is spelt in the schema, from any case. Raises UsageError."""
     by_word = {level.casefold(): level for level in variable.levels}
     if variable.name == "sex":
         by_word |= {w: level for w, level in _SEX_WORDS.items() if level in variable.levels}
@@ -272,11 +280,13 @@ def read_level(variable: Variable, text: str, where: object) -> str:
 def check_limits(
     x: float, low: float | None, high: float | None, found: str, expected: str, where: object
 ) -> None:
+    """Raises UsageError for a number outside its limits."""
     if (low is not None and x < low) or (high is not None and x > high):
         raise UsageError(where, found, expected)
 
 
 def between(low: float | None, high: float | None) -> str:
+    """' between 0 and 120', with the space, or '' without limits."""
     if low is not None and high is not None:
         return f" between {number_text(low)} and {number_text(high)}"
     if low is not None:

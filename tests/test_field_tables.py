@@ -120,7 +120,10 @@ def test_a_manifest_of_visits_may_call_them_session_id(tmp_path):
         ({"Description": "Age on the day of the scan"}, 96.0),
         ({"Description": "Age in years, at the visit after 6 months"}, 96.0),
         ({"Description": "Age of the participant", "Units": "n/a"}, 96.0),
+        ({"UnitOfMeasurement": "months"}, 8.0),
+        ({"Description": "Age", "Comment": "in months"}, 8.0),
         # Nothing says for sure what is meant.
+        ({"Description": "Age in months, converted to years"}, None),
         ({"Description": "Age; scans were made within 30 days"}, None),
         ({"Description": "Postmenstrual age at scan, weeks"}, None),
         ({"Units": "gestational weeks"}, None),
@@ -152,12 +155,14 @@ def test_a_column_of_units_speaks_for_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("blank", ["000Y", "000D", "0Y", 0, "0", "000", 0.0])
-def test_a_zero_in_a_header_is_no_age(tmp_path, blank):
+def test_a_zero_in_a_header_is_no_age(tmp_path, caplog, blank):
     (image,) = dataset(tmp_path, HEADER + "sub-01\t62\tF\n")
     sidecar(image, PatientAge=blank, PatientSex="F")
     assert bids_values(image, SCHEMA) == ({"age": 62.0, "sex": "F"}, "participants.tsv")
+    assert caplog.text == ""
     dataset(tmp_path, "participant_id\tsex\nsub-01\tF\n")
     assert bids_values(image, SCHEMA)[0] == {"sex": "F"}
+    assert f"'{blank}' is what anonymisation leaves of an age" in caplog.text
 
 
 def test_a_blanked_age_in_a_table_is_none_and_a_newborns_is_one(tmp_path):
@@ -440,6 +445,10 @@ def test_a_name_with_a_dollar_or_a_tilde_is_that_file(tmp_path):
         (tmp_path / name).touch()
     rows = read_manifest(manifest(tmp_path, "subject,image", "1,$a.nii.gz", "2,~a.nii.gz"), SCHEMA)
     assert [row.image.name for row in rows] == ["$a.nii.gz", "~a.nii.gz"]
+
+
+def test_a_path_too_long_for_the_system_is_a_fault_like_another(tmp_path):
+    assert "no such file" in faults(manifest(tmp_path, "subject,image", f"1,{'a' * 300}.nii.gz"))
 
 
 def test_a_bids_folder_without_a_table_has_its_scans_as_rows(tmp_path):

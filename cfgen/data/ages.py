@@ -101,11 +101,12 @@ def unit_in_sentence(text: str) -> tuple[str, str]:
     meant = {
         UNIT_WORDS[found] for form in _ONE_UNIT for found in re.findall(form.format(word), plain)
     }
-    if len(meant) == 1:
-        return meant.pop(), ""
     # 'within 30 days' is no unit, but it may be one: only years are taken from a bare plural.
     plural = [w for w in re.findall(r"[^\W\d_]+", plain) if w in _PLURAL]
     units = {UNIT_WORDS[w] for w in plural}
+    # 'in months, converted to years' may be either.
+    if len(meant) == 1 and (meant == {"years"} or "years" not in units):
+        return meant.pop(), ""
     return ("years", "") if units == {"years"} else ("", " and ".join(dict.fromkeys(plural)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cfgen.data.conditions import Schema, Value, number_text
 from cfgen.data.descriptions import Descriptions, read_json
-from cfgen.data.ids import Matches, folders_in, lines_of_visits, match_ids, visit_column
+from cfgen.data.ids import folders_in, lines_of_visits, match_ids, visit_column
 from cfgen.data.readings import Reader, Reading
 from cfgen.data.table import Table, read_table
 from cfgen.data.volume import strip_suffix
@@ -40,7 +40,7 @@ def bids_values(image: Path, schema: Schema) -> tuple[dict[str, Value], str]:
     values: dict[str, Value] = {}
     files: list[str] = []
     for source, reading in _beside(Path(image), schema):
-        for note in reading.unknown():
+        for note in without_known(reading, values).unknown():
             log.warning("%s: %s", source, note)
         new = {name: value for name, value in reading.values.items() if name not in values}
         for said in _contradictions(values, reading.values, schema, source.suffix == ".json"):
@@ -68,13 +68,10 @@ def session_values(folder: Path, session: str, schema: Schema) -> Reading:
     except ManifestError as error:
         return Reading(notes=[str(error)])
     column = visit_column(table, "") or "session_id"
-    ids = [table.cell(cells, column) for _, cells in table.lines]
-    matches = match_ids(filter(None, ids), {session, *folders_in(folder, "ses")})
-    lines = [i for i, name in enumerate(ids) if matches.folders.get(name) == session]
+    lines, doubts = _lines_of(table, column, folder / session)
     # A description in the root holds for the tables of all subjects.
     described = Descriptions(path.with_suffix(".json"), folder.parent / "sessions.json")
-    doubts = _doubts(matches, session)
-    return with_notes(_one_line(Reader(table, schema, described), table, lines, session), doubts)
+    return _with_notes(_one_line(Reader(table, schema, described), table, lines, session), doubts)
 
 
 def lasting(readings: Sequence[Reading], visit: str) -> Reading:
@@ -89,7 +86,13 @@ def lasting(readings: Sequence[Reading], visit: str) -> Reading:
     return Reading(values, {}, [f"no line for {where}: of the subject's, {_LASTING[0]} is taken"])
 
 
-def with_notes(reading: Reading, notes: Sequence[str]) -> Reading:
+def without_known(reading: Reading, known: Mapping[str, Value]) -> Reading:
+    """The reading less its problems with what a better source has said."""
+    problems = {name: said for name, said in reading.problems.items() if name not in known}
+    return Reading(reading.values, problems, reading.notes)
+
+
+def _with_notes(reading: Reading, notes: Sequence[str]) -> Reading:
     return Reading(reading.values, reading.problems, [*reading.notes, *notes])
 
 
@@ -120,20 +123,18 @@ def _participant_values(path: Path, subject: str, session: str, schema: Schema) 
     except ManifestError as error:
         return Reading(notes=[str(error)])
     reader = Reader(table, schema, Descriptions(path.with_suffix(".json")))
-    ids = [table.cell(cells, PARTICIPANT) for _, cells in table.lines]
-    matches = match_ids(filter(None, ids), {subject, *folders_in(path.parent, "sub")})
-    own = [i for i, name in enumerate(ids) if matches.folders.get(name) == subject]
-    notes = [*reader.doubts, *_doubts(matches, subject)] if own else _doubts(matches, subject)
+    own, notes = _lines_of(table, PARTICIPANT, path.parent / subject)
+    notes += reader.doubts if own else []
     lines, visits = own, visit_column(table, PARTICIPANT)
     if visits and own:
         labels = sorted({session, *folders_in(path.parent / subject, "ses")})
         told, _, doubts = lines_of_visits(table, own, visits, labels)
         lines, notes = told[session], notes + doubts
         if not lines:
-            return with_notes(
+            return _with_notes(
                 lasting([reader.read(table.lines[i][1]) for i in own], session), notes
             )
-    return with_notes(_one_line(reader, table, lines, subject), notes)
+    return _with_notes(_one_line(reader, table, lines, subject), notes)
 
 
 def _one_line(reader: Reader, table: Table, lines: Sequence[int], wanted: str) -> Reading:
@@ -143,9 +144,18 @@ def _one_line(reader: Reader, table: Table, lines: Sequence[int], wanted: str) -
     return reader.read(table.lines[lines[0]][1]) if lines else Reading()
 
 
-def _doubts(matches: Matches, folder: str) -> list[str]:
-    said = dict.fromkeys(d for d in matches.doubts.values() if f"'{folder}'" in d)
-    return [f"{doubt}: not used" for doubt in said]
+def _lines_of(table: Table, column: str, folder: Path) -> tuple[list[int], list[str]]:
+    """The lines whose id means a folder 'sub-*' or 'ses-*', and why others are not used."""
+    ids = [table.cell(cells, column) for _, cells in table.lines]
+    prefix, _, label = folder.name.partition("-")
+    beside = {folder.name}
+    if label not in (name.removeprefix(f"{prefix}-") for name in ids):
+        # Only another spelling needs the folders that it could mean as well.
+        beside.update(folders_in(folder.parent, prefix))
+    matches = match_ids(filter(None, ids), beside)
+    doubts = dict.fromkeys(d for d in matches.doubts.values() if f"'{folder.name}'" in d)
+    lines = [i for i, name in enumerate(ids) if matches.folders.get(name) == folder.name]
+    return lines, [f"{doubt}: not used" for doubt in doubts]
 
 
 def _entity(name: str, image: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfgen.data.bids import PARTICIPANT, lasting, session_values
+from cfgen.data.bids import PARTICIPANT, lasting, session_values, without_known
 from cfgen.data.descriptions import Descriptions
 from cfgen.data.ids import Matches, folders_in, lines_of_visits, match_ids, visit_column
 from cfgen.data.readings import Reader, Reading
@@ -115,9 +115,7 @@ def _row(
 ) -> Row:
     line, cells = table.lines[place]
     visit = session_values(scan.folder, scan.session, schema)
-    # Where the visit has its own value, a fault of the subject's does not matter.
-    problems = {n: p for n, p in reading.problems.items() if n not in visit.values}
-    unread = Reading({}, problems, reading.notes)
+    notes = without_known(reading, visit.values).unknown() + visit.unknown()
     return Row(
         subject=subject,
         session=scan.session,
@@ -126,7 +124,7 @@ def _row(
         extra=_extra(cells, schema),
         split=table.cell(cells, "split"),
         source=f"{table.path.name}:{line}",
-        notes=tuple(unread.unknown() + visit.unknown() + scan.notes()),
+        notes=tuple(notes + scan.notes()),
     )
 
 

@@ -29,13 +29,14 @@ class Descriptions:
     def unit(self, column: str) -> tuple[str, str]:
         """(the unit that is said, '' for none) and why it cannot be known, '' where it can.
 
-        'Units' and the sentences of 'Description' and 'LongName' must not contradict each other.
+        'Units' and the sentences of 'Description', 'LongName' and others must not contradict it.
         The unit is as it is written where it is no unit of time.
         """
         entry = self._of(column)
-        said = entry.get("units", entry.get("unit"))
+        said = next((text for key, text in entry.items() if key.startswith("unit")), None)
         units = "" if said is None or str(said).strip().lower() in MISSING else str(said).strip()
-        sentence = " ".join(_texts([entry.get("description"), entry.get("longname")]))
+        words = {k: v for k, v in entry.items() if k != "levels" and not k.startswith("unit")}
+        sentence = " ".join(_texts(words))
         meant, doubt = unit_in_sentence(sentence)
         if units:
             stated = unit_of(units)

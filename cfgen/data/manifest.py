@@ -162,7 +162,7 @@ def _path(
     if not text:
         return None
     path = table.path.parent / text
-    if not path.exists():
+    if not os.path.exists(path):
         expanded, problem = expand_path(text)
         if problem:
             faults.append(f"{source} column {name}: '{text}': {problem}")
@@ -170,7 +170,7 @@ def _path(
         path = table.path.parent / expanded
     if not is_image_path(path):
         faults.append(f"{source} column {name}: '{text}'; expected one of {', '.join(SUFFIXES)}")
-    elif not path.is_file():
+    elif not os.path.isfile(path):  # Path.is_file raises for a name that is too long.
         faults.append(f"{source} column {name}: no such file '{path}'; expected an image")
     return path
 

@@ -84,6 +84,15 @@ def test_a_visit_without_a_line_has_no_age_of_another(tmp_path, caplog):
     assert "left out: sub-01 ses-3" in caplog.text
 
 
+def test_the_sex_that_one_line_says_holds_for_all_visits(tmp_path):
+    table = "participant_id\tsession_id\tage\tsex\nsub-01\tses-1\t62\tF\nsub-01\tses-2\t66\tn/a\n"
+    images = dataset(tmp_path, table, "ses-1", "ses-2")
+    assert [r.values["sex"] for r in read_manifest(tmp_path, SCHEMA)] == ["F", "F"]
+    assert [bids_values(image, SCHEMA)[0]["sex"] for image in images] == ["F", "F"]
+    dataset(tmp_path, table.replace("n/a", "M"))
+    assert [bids_values(image, SCHEMA)[0]["sex"] for image in images] == ["F", "M"]
+
+
 def test_a_line_without_a_session_speaks_of_the_visits_that_have_none(tmp_path):
     table = "participant_id\tsession_id\tage\nsub-01\tn/a\t60\nsub-01\tses-2\t66\n"
     dataset(tmp_path, table, "ses-1", "ses-2")

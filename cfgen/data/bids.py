@@ -74,16 +74,17 @@ def session_values(folder: Path, session: str, schema: Schema) -> Reading:
     return _with_notes(_one_line(Reader(table, schema, described), table, lines, session), doubts)
 
 
-def lasting(readings: Sequence[Reading], visit: str) -> Reading:
-    """What all lines of a subject agree upon, for a visit that has no line."""
-    values = {
-        name: readings[0].values[name]
-        for name in _LASTING
-        if readings and name in readings[0].values
-        if len({r.values.get(name) for r in readings}) == 1
-    }
-    where = visit or "the scan outside the ses-* folders"
-    return Reading(values, {}, [f"no line for {where}: of the subject's, {_LASTING[0]} is taken"])
+def visit_values(reading: Reading | None, all_lines: Sequence[Reading], visit: str) -> Reading:
+    """What a subject's lines say of one visit: its own line, or None where it has none, and what
+    does not change between visits from the others."""
+    said = {n: {r.values[n] for r in all_lines if n in r.values} for n in _LASTING}
+    values = {name: found.pop() for name, found in said.items() if len(found) == 1}
+    if reading is None:
+        where = visit or "the scan outside the ses-* folders"
+        note = f"no line for {where}: of the subject's others, {_LASTING[0]} alone is taken"
+        return Reading(values, {}, [note])
+    missing = {n: v for n, v in values.items() if n not in reading.problems}
+    return Reading(missing | reading.values, reading.problems, reading.notes)
 
 
 def without_known(reading: Reading, known: Mapping[str, Value]) -> Reading:
@@ -130,10 +131,10 @@ def _participant_values(path: Path, subject: str, session: str, schema: Schema) 
         labels = sorted({session, *folders_in(path.parent / subject, "ses")})
         told, _, doubts = lines_of_visits(table, own, visits, labels)
         lines, notes = told[session], notes + doubts
-        if not lines:
-            return _with_notes(
-                lasting([reader.read(table.lines[i][1]) for i in own], session), notes
-            )
+        if len(lines) < 2:
+            readings = {i: reader.read(table.lines[i][1]) for i in own}
+            mine = readings[lines[0]] if lines else None
+            return _with_notes(visit_values(mine, list(readings.values()), session), notes)
     return _with_notes(_one_line(reader, table, lines, subject), notes)
 
 

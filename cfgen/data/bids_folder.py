@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfgen.data.bids import PARTICIPANT, lasting, session_values, without_known
+from cfgen.data.bids import PARTICIPANT, session_values, visit_values, without_known
 from cfgen.data.descriptions import Descriptions
 from cfgen.data.ids import Matches, folders_in, lines_of_visits, match_ids, visit_column
 from cfgen.data.readings import Reader, Reading
@@ -64,11 +64,12 @@ def bids_rows(table: Table, schema: Schema, faults: list[str]) -> list[Row]:
             told, absent, doubts = lines_of_visits(table, own, visits, list(told))
             without += [f"{subject} {session}" for session in absent]
             faults += [f"{where} {visits}: {doubt}; expected one" for doubt in doubts]
+        readings = {i: reader.read(table.lines[i][1]) for i in own}
         for scan in scans:
-            readings = {i: reader.read(table.lines[i][1]) for i in told[scan.session] or own}
-            if not told[scan.session]:
-                readings = {own[0]: lasting(list(readings.values()), scan.session)}
-            rows += [_row(table, i, subject, scan, r, schema) for i, r in readings.items()]
+            for i in told[scan.session] or own[:1]:
+                reading = readings[i] if told[scan.session] else None
+                values = visit_values(reading, list(readings.values()), scan.session)
+                rows.append(_row(table, i, subject, scan, values, schema))
     if not rows and not faults:
         raise _no_scan(table.path, list(lines), folders)
     _say(name, reader.doubts, matches, without)

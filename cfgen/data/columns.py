@@ -18,7 +18,7 @@ _NAMES = {
 # What may stand beside the name without making another quantity of it: not 'onset', not 'brain'.
 _BESIDE_ANY = """
 at in of the scan scans scanning mri imaging acquisition acq visit session exam examination test
-testing time date subject subjects participant participants patient patients person current
+testing time date subj subject subjects participant participants patient patients person current
 """
 _BESIDE = {
     "age": "decimal exact chronological old years year yrs yr months month weeks days",

@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 _MALE = """
-male males man men boy boys masculine gentleman
+male males masc man men boy boys masculine gentleman
 hombre hombres varon varones masculino masculinos nino ninos macho
 homme hommes masculin masculins garcon garcons
 mann manner mannlich maskulin herr junge jungen
@@ -19,19 +19,21 @@ mannen mannelijk jongen jongens
 mand maend mandlig mannlig pojke
 mezczyzna mezczyzni meski muz muzi mies miehet erkek ferfi barbat barbati muskarac muski
 мужчина мужчины мужской муж чоловік чоловіча αντρας ανδρας αρρεν
+laki pria
 男 男性 男子 남 남성 남자 ذكر זכר
 """
 _FEMALE = """
-female females woman women girl girls feminine lady
+female females fem woman women girl girls feminine lady
 mujer mujeres femenino femenina hembra hembras nina ninas
 femme femmes feminin feminins fille filles femelle
-frau frauen weiblich feminin madchen
+frau frauen weiblich weiblich feminin madchen
 donna donne femmina femmine femminile
 mulher mulheres feminino feminina menina
 vrouw vrouwen vrouwelijk meisje meisjes
 kvinde kvinder kvinne kvinner kvinna kvinnor kvindelig kvinnelig kvinnlig flicka
 kobieta kobiety zenski zena zeny nainen naiset kadin femeie femei zensko
 женщина женщины женский жен жінка жіноча γυναικα θηλυ
+perempuan wanita dona
 女 女性 女子 여 여성 여자 أنثى נקבה
 """
 

@@ -149,6 +149,12 @@ def test_other_units_become_years_or_leave_the_age_unknown(tmp_path, caplog, ent
     assert ("taken as unknown" in caplog.text) == (age is None)
 
 
+def test_a_description_that_is_only_a_sentence_is_read(tmp_path):
+    (image,) = dataset(tmp_path, HEADER + "sub-01\t96\tF\n")
+    describe(tmp_path, age="in months")
+    assert both(tmp_path, image)["age"] == 8.0
+
+
 def test_the_units_of_all_subjects_sessions_stand_in_the_root(tmp_path):
     (image,) = dataset(tmp_path, "participant_id\tsex\nsub-01\tF\n", "ses-1")
     (tmp_path / "sub-01/sub-01_sessions.tsv").write_text("session_id\tage\n1\t96\n")
@@ -210,7 +216,21 @@ def test_contradictions_are_counted_not_listed(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "cell", ["89+", ">89", ">=89", "≥ 89", "89 or older", "89 and over", "89+ years", "089Y+"]
+    "cell",
+    [
+        "89+",
+        ">89",
+        ">=89",
+        "≥ 89",
+        "89 or older",
+        "89 and over",
+        "89+ years",
+        "089Y+",
+        "89_and_up",
+        "gt89",
+        "89 ans et plus",
+        "89plus",
+    ],
 )
 def test_a_top_coded_age_is_at_least_that_and_said(tmp_path, caplog, cell):
     (image,) = dataset(tmp_path, HEADER + f"sub-01\t{cell}\tF\n")

@@ -36,8 +36,9 @@ _PLURAL = {word for word in UNIT_WORDS if word.endswith(("s", "en", "ni", "si", 
 # Ages since conception are no ages since birth.
 _BEFORE_BIRTH = re.compile(r"gestation|menstrual|concepti|\bpma\b|\bga\b")
 _AT_LEAST = re.compile(
-    r"^(?:>=|=>|≥|⩾|>|over\b|above\b|at least\b|older than\b|more than\b)\s*"
-    r"|\s*(?:\+|plus\b|(?:\b(?:and|or)\b|&)\s*(?:over|above|older|more|up|greater)\b)"
+    r"^(?:>=|=>|≥|⩾|>|gte?(?=[\s0-9])|over\b|above\b|at least\b|older than\b|more than\b)\s*"
+    r"|\s*(?:\+|plus\b|(?:\b(?:and|or)\b|&)\s*(?:over|above|older|more|up|greater)\b"
+    r"|\s*\b(?:et plus|o mas|y mas|und alter|und mehr|ou mais|e oltre|en ouder)\b)"
 )
 
 
@@ -55,7 +56,7 @@ def read_age(text: str, unit: str = "years") -> Age | None:
     >>> read_age("18", "months"), read_age("> 89 years")
     (Age(years=1.5, at_least=False), Age(years=89.0, at_least=True))
     """
-    plain = fold(text).strip()
+    plain = fold(text).replace("_", " ").strip()
     rest = _AT_LEAST.sub(" ", plain).strip()
     at_least = rest != plain
     if NUMBER.fullmatch(rest):

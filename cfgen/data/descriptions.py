@@ -23,13 +23,15 @@ class Descriptions:
         self._columns: dict[str, dict[str, Any]] = {}
         for path in reversed(paths):
             for column, entry in read_json(path).items():
+                if isinstance(entry, str):
+                    entry = {"description": entry}
                 if isinstance(entry, dict):
                     self._columns[column.strip().lower()] = {k.lower(): v for k, v in entry.items()}
 
     def unit(self, column: str) -> tuple[str, str]:
         """(the unit that is said, '' for none) and why it cannot be known, '' where it can.
 
-        'Units' and the sentences of 'Description', 'LongName' and others must not contradict it.
+        'Units' and the sentences of the description must not contradict each other.
         The unit is as it is written where it is no unit of time.
         """
         entry = self._of(column)

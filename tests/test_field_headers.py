@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cfgen.data.volume import (
-    header_warnings,
+    header_notices,
     is_synthetic,
     open_channels,
     read_volume,
@@ -83,7 +83,7 @@ def test_odd_fields_are_said_and_written_back(
     path = odd(tmp_path / "in.nii", fields, order=order)
     volume = read_volume(path)
     assert np.allclose(volume.affine, AFFINE)
-    assert any(words in said for said in header_warnings(path))
+    assert any(words in said.text for said in header_notices(path))
     write_like(volume, volume.data, tmp_path / "same.nii")
     assert (tmp_path / "same.nii").read_bytes() == path.read_bytes()
     write_like(volume, volume.data, tmp_path / "made.nii", description="made")
@@ -124,7 +124,8 @@ def test_a_qform_that_disagrees_is_named_with_both_voxel_sizes(tmp_path: Path) -
     half = AFFINE.copy()
     half[:3, :3] /= 2
     path = odd(tmp_path / "in.nii", {"srow": tuple(half[:3].ravel())})
-    (said,) = header_warnings(path)
+    (notice,) = header_notices(path)
+    said = notice.text
     assert "sform (1x1x1, LSA) and qform (2x2x2, LSA) disagree, by up to 6 mm" in said
     assert read_volume(path).grid.spacing == pytest.approx((1, 1, 1))
 
@@ -137,7 +138,7 @@ def test_affines_in_other_units_are_read_in_mm_and_kept(
     path = odd(tmp_path / "in.nii", {"xyzt_units": code}, affine)
     volume = read_volume(path)
     assert np.allclose(volume.affine, AFFINE)
-    assert "read as 14 mm" in header_warnings(path)[0]
+    assert "read as 14 mm" in header_notices(path)[0].text
     write_like(volume, volume.data, tmp_path / "out.nii")
     assert (tmp_path / "out.nii").read_bytes() == path.read_bytes()
     # A mask on the scan's grid lies on it, for us and by its numbers.
@@ -166,7 +167,7 @@ def test_masks_of_a_scan_with_a_bad_qform_have_its_sform(tmp_path: Path) -> None
     write_new(read_volume(path), tmp_path / "mask.nii", np.uint8, geometry_of=path)
     made = nib.load(tmp_path / "mask.nii").header
     assert (int(made["sform_code"]), int(made["qform_code"])) == (1, 0)
-    assert header_warnings(tmp_path / "mask.nii") == []
+    assert header_notices(tmp_path / "mask.nii") == []
 
 
 def examples() -> list[tuple[str, bytes, int]]:
@@ -202,7 +203,7 @@ def only_image_errors(path: Path, out: Path) -> bool:
         write_like(volume, data, out)
         write_new(volume.like(data), out, np.uint8, geometry_of=path)
 
-    tried(lambda: header_warnings(path))
+    tried(lambda: header_notices(path))
     tried(lambda: is_synthetic(path))
     tried(lambda: open_channels(path)[0][..., 0])
     return tried(back)

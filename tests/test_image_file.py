@@ -11,7 +11,7 @@ import pytest
 from cfgen.data.volume import (
     Volume,
     file_sha256,
-    header_warnings,
+    header_notices,
     is_image_path,
     open_channels,
     read_volume,
@@ -161,7 +161,7 @@ def test_a_size_beyond_the_file_asks_for_no_memory(scan: Path, tmp_path: Path) -
     for name, content in (("a.nii", bytes(whole)), ("a.nii.gz", gzip.compress(whole))):
         (tmp_path / name).write_bytes(content)
         assert "the header speaks of 108000000000352" in refusal(tmp_path / name)
-        assert header_warnings(tmp_path / name)
+        assert header_notices(tmp_path / name)
 
 
 def test_outputs_that_cannot_be_written_are_one_error(scan: Path, tmp_path: Path) -> None:

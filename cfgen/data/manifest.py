@@ -94,16 +94,27 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
     Paths are relative to the manifest, except where only the root folder is shared. Columns without
     a value are left out. The file appears whole or not at all.
     """
+    write_lines(path, manifest_lines(rows, path.parent))
+
+
+def manifest_lines(rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
+    """Rows as the cells of a manifest that lies in `folder`; column -> text, '' where missing."""
     conditions = sorted({name for row in rows for name in row.values})
     extras = list(dict.fromkeys(name for row in rows for name in row.extra))
     columns = ["subject", "session", *PATHS, *conditions, "split", *extras]
-    lines = [_cells(row, path.parent) for row in rows]
-    columns = [c for c in columns if c in REQUIRED or any(line.get(c) for line in lines)]
+    cells = [_cells(row, folder) for row in rows]
+    return [{name: own.get(name, "") for name in columns} for own in cells]
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    """Write cells as `manifest_lines` makes them; columns without a value are left out."""
+    columns = dict.fromkeys(name for line in lines for name in line)
+    kept = [c for c in columns if c in REQUIRED or any(line.get(c) for line in lines)]
     text = io.StringIO()
     delimiter = "\t" if path.suffix == ".tsv" else ","
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([line.get(c, "") for c in columns] for line in lines)
+    writer.writerow(kept)
+    writer.writerows([line.get(c, "") for c in kept] for line in lines)
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cfgen.errors import ManifestError, UsageError
+from cfgen.errors import ManifestError, Notice, UsageError
 
 Value = float | str
 Values = Mapping[str, Value]
@@ -146,8 +146,8 @@ class Schema:
         """The names of variables that have no value."""
         return [name for name in self.names if name not in values]
 
-    def support_warnings(self, values: Values) -> list[str]:
-        """One sentence for every value that training never saw the like of."""
+    def support_notices(self, values: Values) -> list[Notice]:
+        """One for every value that training never saw the like of."""
         said = []
         for v in self.variables:
             value = values.get(v.name)
@@ -161,13 +161,15 @@ class Schema:
                 )
             elif v.seen and value not in v.seen:
                 said.append(f"{v.name} {value} was not in the training data: an extrapolation")
-        return said
+        return [Notice("extrapolation", text) for text in said]
 
-    def extrapolations(self, factual: Values, target: Values) -> list[str]:
-        """The warnings of `support_warnings` for a subject, and for what is changed of it."""
+    def extrapolations(self, factual: Values, target: Values) -> list[Notice]:
+        """`support_notices` for a subject, and for what is changed of it."""
         changed = {name: x for name, x in target.items() if factual.get(name) != x}
-        said = [f"the subject's {warning}" for warning in self.support_warnings(factual)]
-        return said + self.support_warnings(changed)
+        own = self.support_notices(factual)
+        return [replace(n, text=f"the subject's {n.text}") for n in own] + self.support_notices(
+            changed
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """What `json.dumps` takes and `from_json` reads back."""

@@ -36,7 +36,7 @@ from cfgen.data.image_file import (
     strip_suffix,
 )
 from cfgen.data.image_header import StoredImage, open_header
-from cfgen.errors import ImageError, UsageError
+from cfgen.errors import ImageError, Notice, UsageError
 
 __all__ = [
     "AFFINE_TOLERANCE_MM",
@@ -46,7 +46,7 @@ __all__ = [
     "Volume",
     "affines_agree",
     "file_sha256",
-    "header_warnings",
+    "header_notices",
     "is_image_path",
     "is_synthetic",
     "open_channels",
@@ -167,11 +167,11 @@ def open_channels(path: Path) -> tuple[Channels, Grid]:
     return channels, Grid((shape[0], shape[1], shape[2]), channels.affine)
 
 
-def header_warnings(path: Path | str) -> list[str]:
+def header_notices(path: Path | str) -> list[Notice]:
     """What is odd about a readable header: said once, never mended silently."""
     path = Path(path)
     with image_stream(path) as stream:
-        return open_header(stream, path).warnings
+        return [Notice("header", said) for said in open_header(stream, path).warnings]
 
 
 def is_synthetic(path: Path) -> bool:

@@ -125,7 +125,7 @@ def counterfactual(
         with working("writing", len(targets)) as step:
             for number, (intervention, target) in enumerate(targets.items()):
                 label, paths = intervention.label(), files[intervention]
-                said = [*notices, *engine.bundle.schema.support_notices(factual.values, target)]
+                said = [*notices, *engine.bundle.schema.extrapolations(factual.values, target)]
                 made: Iterable[np.ndarray] = images(engine, opened, edited, number, options.render)
                 if intervention.is_null(factual.values):
                     made = itertools.repeat(opened.volume.data, options.samples)

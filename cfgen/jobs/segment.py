@@ -21,7 +21,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import (
     Volume,
     file_sha256,
-    header_warnings,
+    header_notices,
     read_volume,
     refuse_existing,
     strip_suffix,
@@ -206,7 +206,7 @@ def _segment_one(
         found = find(scan, row)
     findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
     refuse(scan, findings, gate)
-    notices = [*header_warnings(row.image), *cautions(findings)]
+    notices = [*header_notices(row.image), *cautions(findings)]
     for notice in notices:
         log.warning("%s: warning: %s", row.image.name, notice.text)
     record = _record(scan, found, findings, notices, wanted)

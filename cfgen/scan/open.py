@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfgen.config import Preprocess
-from cfgen.data.volume import Volume, header_warnings, read_volume
+from cfgen.data.volume import Volume, header_notices, read_volume
 from cfgen.errors import Notice
 from cfgen.progress import working
 from cfgen.scan.brain import Brain, BrainFinder, find_brain
@@ -72,7 +72,7 @@ def look_at(
     with working("reading the scan"):
         scan = read_volume(path)
     log.info("%s: %s", path.name, grid_text(scan.grid))
-    notices = header_warnings(path)
+    notices = header_notices(path)
     with working("finding the brain"):
         brain = find_brain(scan, mask, finder)
     notices += [brain.notice] if brain.notice else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +17,14 @@ from cfgen.config import Preprocess
 from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
-from cfgen.jobs import counterfactual as counterfactual_job
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
-from cfgen.scan import gate as gate_job
-from cfgen.scan.brain import Brain
-from cfgen.scan.gate import Gate
-from cfgen.scan.prepare import template_brain
+from cfgen.scan import open as open_room
+from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.scan.prepare import prepare as really_prepare
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")
@@ -98,16 +95,16 @@ def stripped_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared_once() -> Iterator[None]:
     """Scans are prepared once, not in every run: for tests of what comes after."""
-    kept: dict[tuple[Path | None, str], Any] = {}
+    kept: dict[tuple[Path | None, int], Prepared] = {}
 
-    def examine(scan: Volume, brain: Brain, recipe: Preprocess, gate: Gate) -> Any:
-        key = (scan.path, brain.source)
+    def prepare(scan: Volume, mask: np.ndarray, recipe: Preprocess) -> Prepared:
+        key = (scan.path, int(mask.sum()))
         if key not in kept:
-            kept[key] = gate_job.examine(scan, brain, recipe, gate)
+            kept[key] = really_prepare(scan, mask, recipe)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counterfactual_job, "examine", examine)
+        patch.setattr(open_room, "prepare", prepare)
         yield
 
 

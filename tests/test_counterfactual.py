@@ -15,8 +15,9 @@ import torch
 from cfgen.bundle import copy_bundle, write_part
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Volume, read_volume, write_new
+from cfgen.edit.engine import load_engine
 from cfgen.errors import CfgenError, ImageError, UsageError
-from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
+from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.predictor import predict_conditions
 from cfgen.scan.prepare import template_brain
 
@@ -105,16 +106,20 @@ def test_same_seed_same_bytes_and_alone_as_together(engine, stripped_scan, edite
 
 def test_target_outside_training_warns(engine, stripped_scan, tmp_path):
     (result,) = edit(engine, stripped_scan, tmp_path, "+45")
-    assert any("95" in w and "outside the training range" in w for w in result.warnings)
-    assert result.warnings == json.loads((tmp_path / "age+45.json").read_text())["Warnings"]
+    (notice,) = [n for n in result.notices if n.code == "extrapolation"]
+    assert "95" in notice.text
+    assert "outside the training range" in notice.text
+    recorded = json.loads((tmp_path / "age+45.json").read_text())["Warnings"]
+    assert recorded == [{"Code": n.code, "Text": n.text} for n in result.notices]
 
 
 def test_unknown_age_is_predicted_and_said(engine, stripped_scan, tmp_path):
     (result,) = edit(engine, stripped_scan, tmp_path, sex="M", given={"sex": "F"})
-    assert any("age=" in w and "predicted" in w for w in result.warnings)
+    assert any(n.code == "predicted" and "age=" in n.text for n in result.notices)
     said = json.loads((tmp_path / "sexM.json").read_text())
     assert said["Factual"]["age"]["Source"] == "predicted from the image"
-    assert said["Factual"]["sex"]["Source"] == "--from"
+    assert said["Factual"]["age"]["Predicted"] is True
+    assert said["Factual"]["sex"] == {"Value": "F", "Unit": "", "Source": "--from"}
 
 
 @pytest.mark.parametrize("codes", ["LAS", "PSR", "RPI"])

@@ -73,7 +73,7 @@ def odd(path: Path, fields: Fields, affine: np.ndarray = AFFINE, order: str = "<
         ({"pixdim": (-1.0, -2.0, 2.0, 2.0, *[0.0] * 4)}, "pixdim is -2x2x2"),
         ({"sform_code": 0, "pixdim": (1.0, 2.0, -2.0, 2.0, *[0.0] * 4)}, "without the sign"),
         ({"qform_code": 77}, "qform_code is 77, no known code"),
-        ({"scl_slope": -1.0, "scl_inter": 255.0}, "scl_slope is -1"),
+        ({"scl_slope": -1.0, "scl_inter": 255.0}, "scl_slope is -1: bright and dark are exchanged"),
         ({"qform_code": 0, "pixdim": (1.0, 1.0, 2.0, 2.0, *[0.0] * 4)}, "pixdim (1x2x2) and sform"),
     ],
 )

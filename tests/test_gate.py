@@ -16,14 +16,14 @@ from cfgen.scan.gate import (
     CHECKS,
     Gate,
     card_of,
-    cautions,
-    examine,
     fit_measures,
     judge,
+    refuse,
     scan_measures,
     verdict,
     widened,
 )
+from cfgen.scan.open import Opened, look_at
 from cfgen.scan.prepare import Prepared, template_brain
 from cfgen.space.grids import model_grid
 
@@ -108,8 +108,9 @@ def _scan(data, affine):
 
 
 def _refusal(scan, mask):
+    looked = look_at(scan, Brain(mask, "mask", ""), PREPROCESS, Gate())
     with pytest.raises(ImageError) as error:
-        examine(scan, Brain(mask, "mask", ""), PREPROCESS, Gate())
+        refuse(scan, looked.findings, Gate())
     return str(error.value)
 
 
@@ -144,10 +145,11 @@ def test_force_goes_on_and_says_so(tmp_path):
     data, grid = template_brain()
     mask = data > 0.05
     dark = _scan(np.where(mask, 1.1 - data, 0), grid.affine)
-    prepared, findings = examine(dark, Brain(mask, "mask", ""), PREPROCESS, Gate(force=True))
-    assert prepared.image.any()
-    assert verdict(findings) == "refuse"
-    assert any(text.startswith("forced in spite of") for text in cautions(findings))
+    forced = look_at(dark, Brain(mask, "mask", ""), PREPROCESS, Gate(force=True))
+    assert isinstance(forced, Opened)
+    assert forced.prepared.image.any()
+    assert verdict(forced.findings) == "refuse"
+    assert any(n.text.startswith("forced in spite of") for n in forced.notices)
 
 
 def test_check_prints_a_verdict_and_writes_only_the_table(

@@ -20,8 +20,9 @@ from PIL import Image
 
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
-from cfgen.errors import ImageError, ManifestError
-from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
+from cfgen.edit.engine import load_engine
+from cfgen.errors import ImageError, ManifestError, Notice
+from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import sums
@@ -223,10 +224,13 @@ def test_a_fine_scan_is_shown_coarser_and_says_so():
 def test_text_of_others_stays_text(made, tmp_path):
     run = read_run(made / "mni_age+20.nii.gz", None, NO_RULER)
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-    run.sidecar["Sources"][0]["File"] = evil
-    run.sidecar["Factual"]["age"]["Source"] = evil
-    run.sidecar["Warnings"] = [evil]
-    write_page(run, tmp_path / "evil.html")
+    said = replace(
+        run.sidecar,
+        sources=[replace(run.sidecar.sources[0], file=evil)],
+        factual={n: replace(v, source=evil) for n, v in run.sidecar.factual.items()},
+        warnings=[Notice(evil, evil)],
+    )
+    write_page(replace(run, sidecar=said), tmp_path / "evil.html")
     flag = Flag("warn", evil, evil)
     line = Line(evil, evil, label=evil, conditions=evil, flags=(flag,), error=evil)
     write_index([line], tmp_path / "index.html")
@@ -278,7 +282,7 @@ def test_what_is_missing_is_named(made, tmp_path, cfgen):
     (tmp_path / "mni_age+20.json").write_text('{"Sources": [{}]}')
     code, _, said = cfgen(*arguments)
     assert code == 3
-    assert "does not say GeneratedBy" in said
+    assert "does not say Synthetic" in said
     damaged = json.loads((made / "mni_age+20.json").read_text()) | {"RoundTripError": "much"}
     (tmp_path / "mni_age+20.json").write_text(json.dumps(damaged))
     code, _, said = cfgen(*arguments)

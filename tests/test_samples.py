@@ -11,16 +11,18 @@ import torch
 from scipy import stats
 
 from cfgen.data.conditions import parse_interventions
-from cfgen.data.volume import read_volume
+from cfgen.data.volume import file_sha256, read_volume
 from cfgen.diffusion.schedule import time_grid
+from cfgen.edit.engine import load_engine
 from cfgen.edit.latent import abduct, edit_latent
 from cfgen.edit.samples import intervals, sample_noise, summarise
 from cfgen.errors import UsageError
-from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
+from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.scan.brain import find_brain
-from cfgen.scan.gate import Gate, examine
+from cfgen.scan.gate import Gate
+from cfgen.scan.open import look_at
 from cfgen.scan.render import render
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
@@ -54,7 +56,8 @@ def alone(engine, stripped_scan):
     """Every sample's image of +20, rendered one by one."""
     scan = read_volume(stripped_scan)
     brain = find_brain(scan, None, engine.finder)
-    prepared, _ = examine(scan, brain, engine.bundle.preprocess, Gate())
+    prepared = look_at(scan, brain, engine.bundle.preprocess, Gate()).prepared
+    subject = file_sha256(stripped_scan)
     models, schema = engine.models, engine.bundle.schema
     z0 = models.encode(torch.from_numpy(prepared.image)[None, None])
     c, target = (
@@ -62,7 +65,7 @@ def alone(engine, stripped_scan):
     )
     images = []
     for k in range(COUNT):
-        noise = sample_noise(z0.shape, 0, k, CPU)
+        noise = sample_noise(z0.shape, 0, subject, k, CPU)
         made = edit_latent(models, z0, c, [target], Options().edit, noise)
         pair = (made.reconstruction, made.counterfactuals[0])
         factual, changed = (models.decode(z)[0, 0].numpy() for z in pair)
@@ -148,10 +151,10 @@ def test_the_same_noise_goes_into_reconstruction_and_targets(engine):
     models = engine.models
     z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
     c = torch.from_numpy(engine.bundle.schema.encode(GIVEN))[None]
-    noise = sample_noise(z0.shape, 0, 1, CPU)
+    noise = sample_noise(z0.shape, 0, "a", 1, CPU)
     made = edit_latent(models, z0, c, [c], Options().edit, noise)
     assert torch.equal(made.reconstruction, made.counterfactuals[0])
-    other = edit_latent(models, z0, c, [], Options().edit, sample_noise(z0.shape, 0, 2, CPU))
+    other = edit_latent(models, z0, c, [], Options().edit, sample_noise(z0.shape, 0, "a", 2, CPU))
     assert not torch.equal(made.reconstruction, other.reconstruction)
 
 
@@ -173,7 +176,7 @@ def test_a_sample_abducts_by_the_forward_process(engine):
     schedule = engine.models.schedule
     r = torch.full((1, 8, 20, 24, 22), 2.0)
     times = time_grid(5, 600)
-    noise = sample_noise(r.shape, 7, 3, CPU)
+    noise = sample_noise(r.shape, 7, "a", 3, CPU)
     rt = abduct(engine.models, r, torch.zeros(1, 2), times, 2, noise)
     a = float(schedule.alpha_bar[600])
     assert torch.allclose(rt, a**0.5 * r + (1 - a) ** 0.5 * noise, atol=1e-6)

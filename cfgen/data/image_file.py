@@ -141,11 +141,29 @@ def read_to_end(
 
 
 def check_length(path: Path, needed: int) -> None:
-    """Raises ImageError where a file cannot hold `needed` bytes, before memory is asked for."""
+    """Raises ImageError where a file does not hold `needed` bytes, before memory is asked for."""
     size = path.stat().st_size
-    # Deflate packs no more than 1032 bytes into one.
-    if (size * 1032 if is_compressed(path) else size) < needed:
+    held = size
+    if is_compressed(path):
+        # Deflate packs no more than 1032 bytes into one. Scans come nowhere near; where the header
+        # asks for that much, the bytes are counted first.
+        held = size * 1032
+        if size * 50 < needed <= held:
+            held = _unpacked_size(path)
+    if held < needed:
         raise damaged(path, f"a file of {size} bytes, the header speaks of {needed}")
+
+
+def _unpacked_size(path: Path) -> int:
+    size = 0
+
+    def count(part: bytes) -> None:
+        nonlocal size
+        size += len(part)
+
+    with gzip.open(path) as unpacked:
+        read_to_end(cast(BinaryIO, unpacked), path, count)
+    return size
 
 
 def damaged(path: Path, why: object, expected: str = "") -> ImageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,8 +105,7 @@ def open_header(stream: BinaryIO, path: Path) -> StoredImage:
         with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             stored = _open_mgh(stream, path) if is_mgh(path) else _open_nifti(stream, path)
-        stored.warnings.extend(str(one.message) for one in said)
-        return stored
+        return replace(stored, warnings=[*stored.warnings, *(str(one.message) for one in said)])
     except READ_FAULTS as error:
         raise ImageError(
             path,
@@ -169,7 +168,9 @@ def _open_nifti(stream: BinaryIO, path: Path) -> StoredImage:
     affine[:3] /= units_per_mm
     found = [*_form_warnings(own, header, image.shape[:3], units_per_mm), *said]
     slope = float(own["scl_slope"])
-    if np.isfinite(slope) and slope < 0:
+    if np.isinf(slope):
+        found.append(f"scl_slope is {slope:g}; the stored numbers are taken as they are")
+    elif slope < 0:
         found.append(f"scl_slope is {slope:g}: bright and dark are exchanged, as the header says")
     return StoredImage(image, affine, own.binaryblock, units_per_mm, found)
 

@@ -11,7 +11,7 @@ from cfgen.data.table import Row
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder
 from cfgen.scan.gate import Card, Finding, Gate, Verdict, verdict
-from cfgen.scan.open import look_at
+from cfgen.scan.open import brain_of, look_at, mentioning, read_scan
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ def check_scans(
 
 
 def _check(row: Row, recipe: Preprocess, finder: BrainFinder, card: Card) -> Checked:
-    looked = look_at(row.image, row.mask or row.labels, finder, recipe, Gate(card))
+    scan, notices = read_scan(row.image)
+    with mentioning(notices):
+        brain = brain_of(scan, row.mask or row.labels, finder)
+        looked = look_at(scan, brain, recipe, Gate(card), notices)
     reasons = [f.text for f in looked.findings if f.verdict != "ok"]
     notes = [n.text for n in looked.notices if not n.code.startswith("gate-")]
     worst = verdict(looked.findings)

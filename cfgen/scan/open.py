@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cfgen.config import Preprocess
 from cfgen.data.volume import Volume, header_notices, read_volume
-from cfgen.errors import Notice
+from cfgen.errors import ImageError, Notice
 from cfgen.progress import working
 from cfgen.scan.brain import Brain, BrainFinder, find_brain
 from cfgen.scan.gate import (
@@ -54,34 +56,63 @@ def open_scan(
     """Read a scan, find its brain (`mask` if given), and bring it to the model grid.
 
     Raises ImageError when it cannot be read, no brain is found, or the gate refuses it and is not
-    overruled.
+    overruled; what is odd about its header is said with it.
     """
-    looked = look_at(path, mask, finder, recipe, gate)
-    refuse(looked.volume, looked.findings, gate)
+    scan, notices = read_scan(path)
+    with mentioning(notices):
+        looked = look_at(scan, brain_of(scan, mask, finder), recipe, gate, notices)
+        refuse(scan, looked.findings, gate)
     assert isinstance(looked, Opened)
     return looked
 
 
-def look_at(
-    path: Path, mask: Path | None, finder: BrainFinder, recipe: Preprocess, gate: Gate
-) -> Looked:
-    """As `open_scan`, but what the gate would refuse is found and not refused.
-
-    What is no brain to the eye is not registered (`Looked`), unless the gate is overruled.
-    """
+def read_scan(path: Path) -> tuple[Volume, list[Notice]]:
+    """A scan and what is odd about its header."""
     with working("reading the scan"):
         scan = read_volume(path)
     log.info("%s: %s", path.name, grid_text(scan.grid))
-    notices = header_notices(path)
+    return scan, header_notices(path)
+
+
+@contextmanager
+def mentioning(notices: Sequence[Notice]) -> Iterator[None]:
+    """An error inside says what was odd before: it may be the cause."""
+    try:
+        yield
+    except ImageError as error:
+        if not notices:
+            raise
+        said = "; ".join(notice.text for notice in notices)
+        found = f"{error.found} (of its header: {said})"
+        raise ImageError(error.where, found, error.expected, error.fix) from error
+
+
+def brain_of(scan: Volume, mask: Path | None, finder: BrainFinder) -> Brain:
+    """`find_brain`, said."""
     with working("finding the brain"):
         brain = find_brain(scan, mask, finder)
-    notices += [brain.notice] if brain.notice else []
-    looked = Looked(scan, brain, before_fit(scan, brain, gate.card), notices)
-    log.info("brain: %.0f mL, from %s (%s)", looked.brain_ml, brain.source, brain.note)
-    if verdict(looked.findings) == "refuse" and not gate.force:
-        return looked
+    volume_ml = float(brain.mask.sum()) * scan.grid.voxel_mm3 / 1e3
+    log.info("brain: %.0f mL, from %s (%s)", volume_ml, brain.source, brain.note)
+    return brain
+
+
+def look_at(
+    scan: Volume,
+    brain: Brain,
+    recipe: Preprocess,
+    gate: Gate,
+    notices: Sequence[Notice] = (),
+) -> Looked:
+    """A scan whose brain is known on the model grid, and what the gate found, refused or not.
+
+    What is no brain to the eye is not registered (`Looked`), unless the gate is overruled.
+    """
+    noticed = [*notices, *([brain.notice] if brain.notice else [])]
+    findings = before_fit(scan, brain, gate.card)
+    if verdict(findings) == "refuse" and not gate.force:
+        return Looked(scan, brain, findings, noticed)
     with working("aligning it with the template"):
         prepared = prepare(scan, brain.mask, recipe)
     log.info("aligned with the template")
-    findings = looked.findings + judge(fit_measures(prepared), gate.card)
-    return Opened(scan, brain, findings, notices + cautions(findings), prepared)
+    findings += judge(fit_measures(prepared), gate.card)
+    return Opened(scan, brain, findings, noticed + cautions(findings), prepared)

@@ -103,9 +103,9 @@ class _Down(nn.Module):
             ResBlock(
                 channels_in if i == 0 else channels,
                 channels,
-                width,
                 config.norm_groups,
                 config.norm_eps,
+                width,
             )
             for i in range(count)
         )
@@ -113,7 +113,7 @@ class _Down(nn.Module):
             _attention(channels, config) for _ in range(count if config.attention[level] else 0)
         )
         last = level == len(config.channels) - 1
-        self.downsampler = None if last else Downsample(channels)
+        self.downsampler = None if last else Downsample(channels, padding=1)
 
     def forward(
         self, h: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
@@ -134,9 +134,9 @@ class _Middle(nn.Module):
     def __init__(self, channels: int, width: int, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.norm_groups, config.norm_eps
-        self.resnet_1 = ResBlock(channels, channels, width, groups, eps)
+        self.resnet_1 = ResBlock(channels, channels, groups, eps, width)
         self.attention = _attention(channels, config)
-        self.resnet_2 = ResBlock(channels, channels, width, groups, eps)
+        self.resnet_2 = ResBlock(channels, channels, groups, eps, width)
 
     def forward(self, h: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         out: Tensor = self.resnet_2(self.attention(self.resnet_1(h, time), context), time)
@@ -153,9 +153,9 @@ class _Up(nn.Module):
             ResBlock(
                 (channels_in if i == 0 else channels) + skip,
                 channels,
-                width,
                 config.norm_groups,
                 config.norm_eps,
+                width,
             )
             for i, skip in enumerate(skips)
         )

@@ -144,7 +144,7 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self,
         channels: int,
-        head_channels: int,
+        heads: int,
         context_channels: int,
         layers: int,
         groups: int,
@@ -154,8 +154,7 @@ class SpatialTransformer(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps)
         self.proj_in = nn.Conv3d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, channels // head_channels, context_channels)
-            for _ in range(layers)
+            TransformerBlock(channels, heads, context_channels) for _ in range(layers)
         )
         self.proj_out = zeroed(nn.Conv3d(channels, channels, 1))
 
@@ -172,10 +171,10 @@ class SpatialTransformer(nn.Module):
 class SpatialAttention(nn.Module):
     """Self-attention over all voxels, for networks without conditions."""
 
-    def __init__(self, channels: int, head_channels: int, groups: int, eps: float) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps)
-        self.attn = TokenAttention(channels, channels // head_channels, bias=True)
+        self.attn = TokenAttention(channels, heads, bias=True)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         return x + to_voxels(self.attn(to_tokens(self.norm(x))), x.shape)

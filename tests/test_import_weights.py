@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from cfgen.bundle import read_bundle
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.edit.latent import load_models
+from cfgen.config import Edit
+from cfgen.edit.latent import edit_latent, load_models
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.unet import UNet, UNetConfig
 
@@ -238,6 +239,9 @@ def test_both_parts_make_a_model_with_the_latent_scaled_for_the_unet(cfgen, tmp_
     z0, c = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 2)
     assert torch.allclose(models.latent_mean.residual(z0, c), 4 * z0)
     assert torch.allclose(models.latent_mean.latent(4 * z0, -c, c), z0)
+    # As the command says of a UNet without conditions.
+    edit = edit_latent(models, z0[:1], c[:1], [c[1:]], Edit(steps=2))
+    assert torch.equal(edit.counterfactuals[0], edit.reconstruction)
     code, said, _ = cfgen("info", out)
     assert code == 0
     assert "autoencoder: 0." in said
@@ -344,6 +348,7 @@ def test_what_tensors_do_not_tell_comes_from_monais_arguments(cfgen, tmp_path, n
         ({"num_res_block": 1}, "did you mean 'num_res_blocks'"),
         ({"norm_num_groups": "$1 + 1"}, r"norm_num_groups: '\$1 \+ 1'"),
         ({"norm_num_groups": "@norm_num_groups"}, "norm_num_groups: '@norm_num_groups'"),
+        ({"norm_num_groups": 2.5}, "norm_num_groups: 2.5; expected a whole number"),
         ({"num_head_channels": "many"}, "num_head_channels: many; expected a number"),
         ([], "is no JSON object"),
     ],
@@ -364,6 +369,14 @@ def truncated(net, path):
     return path
 
 
+FIRST = "encoder.blocks.0.conv.weight"
+
+
+def scripted(path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    return path
+
+
 def without(state, key):
     return {k: v for k, v in state.items() if k != key}
 
@@ -377,6 +390,8 @@ def without(state, key):
         ),
         (lambda p: truncated(autoencoder_kl(), p / "a.pt"), "a.pt: cannot be read"),
         (lambda p: truncated(autoencoder_kl(), p / "a.safetensors"), "is damaged"),
+        (lambda p: scripted(p / "a.pt"), "TorchScript"),
+        (lambda p: saved({FIRST: torch.zeros(8, 1, 3, 3, 3)}, p / "a.pt"), "lacks the tensor"),
         (lambda p: p / "a.pt", "is missing"),
         (lambda p: saved({"w": torch.ones(1)}, p / "a.pt"), "holds no such network, but w"),
         (lambda p: saved([torch.ones(1)], p / "a.pt"), "holds a list"),

@@ -40,10 +40,13 @@ def import_weights(
     ] = None,
     norm_groups: Annotated[
         int | None,
-        typer.Option("--norm-groups", min=1, show_default=str(UNTOLD.norm_groups)),
+        typer.Option(
+            "--norm-groups", min=1, help="Of every norm.", show_default=str(UNTOLD.norm_groups)
+        ),
     ] = None,
     norm_eps: Annotated[
-        float | None, typer.Option("--norm-eps", min=0, show_default=str(UNTOLD.norm_eps))
+        float | None,
+        typer.Option("--norm-eps", min=0, help="Of every norm.", show_default=str(UNTOLD.norm_eps)),
     ] = None,
     head_channels: Annotated[
         str | None,
@@ -66,14 +69,30 @@ def import_weights(
         ),
     ] = None,
     timesteps: Annotated[
-        int | None, typer.Option("--timesteps", min=1, show_default=str(UNTOLD.timesteps))
+        int | None,
+        typer.Option(
+            "--timesteps", min=1, help="Noise levels.", show_default=str(UNTOLD.timesteps)
+        ),
     ] = None,
     beta_start: Annotated[
         float | None,
-        typer.Option("--beta-start", min=0, max=1, show_default=str(UNTOLD.beta_start)),
+        typer.Option(
+            "--beta-start",
+            min=0,
+            max=1,
+            help="Of the two linear schedules.",
+            show_default=str(UNTOLD.beta_start),
+        ),
     ] = None,
     beta_end: Annotated[
-        float | None, typer.Option("--beta-end", min=0, max=1, show_default=str(UNTOLD.beta_end))
+        float | None,
+        typer.Option(
+            "--beta-end",
+            min=0,
+            max=1,
+            help="Of the two linear schedules.",
+            show_default=str(UNTOLD.beta_end),
+        ),
     ] = None,
     scale_factor: Annotated[
         float | None,
@@ -96,8 +115,7 @@ def import_weights(
     Channels, levels, attention, latent and context are read off the tensors; the options below are
     what the tensors do not tell, and must be those of the training.
 
-    cfgen import-weights --autoencoder ae.safetensors --unet unet.pt --head-channels 0,512,768
-    --scale-factor 1.02 --out imported/
+    cfgen import-weights --autoencoder ae.pt --unet unet.pt --out imported/
     """
     setup(0, verbose, quiet)
     given = {

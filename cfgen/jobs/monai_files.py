@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -109,17 +110,16 @@ COPY = "copy or download it again"
 def _read_pickled(path: Path) -> object:
     """Tensors and plain containers alone: whatever else a pickle holds could run code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named:
-            found = f"holds Python objects ({named[1]}), which are not opened"
-            raise BundleError(path, found, "tensors alone", SAVE) from error
-        raise BundleError(path, "is damaged, or no checkpoint", "tensors alone", COPY) from error
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     # Damaged archives raise what they like: RuntimeError, EOFError, UnicodeDecodeError, ...
     except Exception as error:
-        found = f"cannot be read ({_line(error)})"
-        raise BundleError(path, found, "tensors alone", f"{COPY}, or {SAVE}") from error
+        objects = re.search(r"GLOBAL (\S+)|(TorchScript archive)", str(error))
+        if objects:
+            found = f"holds more than tensors ({objects[1] or objects[2]}) and is not opened"
+            raise BundleError(path, found, "a state dict", SAVE) from error
+        said = "no pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
+        raise BundleError(path, f"cannot be read ({said})", "a checkpoint", COPY) from error
 
 
 def _line(error: Exception) -> str:
@@ -236,7 +236,7 @@ def read_arguments(path: Path | None, networks: Sequence[Network]) -> dict[Netwo
     for name in networks:
         untold = _untold(found[name], path)
         if name == "unet":
-            untold |= _untold_schedule(scheduler)
+            untold |= _untold_schedule(scheduler, path)
         arguments[name] = Arguments(str(path), found[name], untold)
     return arguments
 
@@ -291,31 +291,48 @@ def _value(value: Any, root: Mapping[str, Any], where: str, depth: int = 0) -> A
 
 def _untold(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     untold: dict[str, Any] = {}
-    for name, own in (("norm_num_groups", "norm_groups"), ("norm_eps", "norm_eps")):
-        if name in arguments:
-            untold[own] = _number(arguments[name], f"{path}: {name}")
-    if "num_head_channels" in arguments:
-        heads = arguments["num_head_channels"]
-        heads = heads if isinstance(heads, list) else [heads]
-        untold["head_channels"] = tuple(_number(n, f"{path}: num_head_channels") for n in heads)
+    if "norm_num_groups" in arguments:
+        untold["norm_groups"] = _whole(arguments, "norm_num_groups", path)
+    if "norm_eps" in arguments:
+        untold["norm_eps"] = _number(arguments, "norm_eps", path)
+    heads = arguments.get("num_head_channels", [])
+    each = heads if isinstance(heads, list) else [heads]
+    if each:
+        name = "num_head_channels"
+        untold["head_channels"] = tuple(_whole({name: n}, name, path) for n in each)
     return untold
 
 
-def _number(value: object, where: str) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(where, f"{value}", "a number")
-    return value
-
-
-def _untold_schedule(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def _untold_schedule(scheduler: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """MONAI's schedulers have defaults of their own, which hold where the file is silent."""
     if not scheduler:
         return {}
-    prediction = str(scheduler.get("prediction_type", "epsilon"))
+    said = {
+        "num_train_timesteps": 1000,
+        "schedule": "linear_beta",
+        "prediction_type": "epsilon",
+        "beta_start": 1e-4,
+        "beta_end": 2e-2,
+    } | dict(scheduler)
+    prediction = str(said["prediction_type"])
     return {
-        "timesteps": scheduler.get("num_train_timesteps", 1000),
-        "schedule": str(scheduler.get("schedule", "linear_beta")).removesuffix("_beta"),
+        "timesteps": _whole(said, "num_train_timesteps", path),
+        "schedule": str(said["schedule"]).removesuffix("_beta"),
         "prediction": {"epsilon": "eps", "v_prediction": "v"}.get(prediction, prediction),
-        "beta_start": scheduler.get("beta_start", 1e-4),
-        "beta_end": scheduler.get("beta_end", 2e-2),
+        "beta_start": _number(said, "beta_start", path),
+        "beta_end": _number(said, "beta_end", path),
     }
+
+
+def _whole(arguments: Mapping[str, Any], name: str, path: Path) -> int:
+    number = _number(arguments, name, path)
+    if number != int(number):
+        raise UsageError(f"{path}: {name}", f"{number}", "a whole number")
+    return int(number)
+
+
+def _number(arguments: Mapping[str, Any], name: str, path: Path) -> float:
+    value = arguments[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{path}: {name}", f"{value}", "a number")
+    return value

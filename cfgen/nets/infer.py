@@ -124,7 +124,8 @@ def _words(state: State, half: str, resampling: str) -> list[str]:
 
 def _last(state: State, half: str) -> Tensor:
     """The weight of the last convolution."""
-    return state[f"{half}.blocks.{_count(state, f'{half}.blocks') - 1}.weight"]
+    count = _count(state, f"{half}.blocks")
+    return state[f"{half}.blocks.{max(count - 1, 0)}.weight"]
 
 
 def _widths(state: State, words: list[str]) -> tuple[int, ...]:

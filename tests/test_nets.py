@@ -13,6 +13,7 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
     unpack_voxels,
 )
+from cfgen.nets.blocks import Downsample, ResBlock
 from cfgen.nets.convert import autoencoder_from_monai, unet_from_monai
 from cfgen.nets.unet import UNet, UNetConfig
 
@@ -96,6 +97,39 @@ def test_autoencoder_equals_monai(middle):
         assert relative(found_mean, mean) < 1e-5
         assert relative(found_sigma, sigma) < 1e-5
         assert relative(ours.decode(mean), theirs.decode(mean)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("net", "older"),
+    [
+        (ResBlock(4, 8, 2, 1e-6), {"skip_connection": "nin_shortcut"}),
+        (torch.nn.Sequential(ResBlock(4, 8, 2, 1e-6, 3)), {"skip_connection": "nin_shortcut"}),
+        (Downsample(4, padding=1), {"conv": "op"}),
+    ],
+)
+def test_weights_of_either_name_are_read_and_others_are_not(net, older):
+    state = randomised(net).state_dict()
+    ((name, second),) = older.items()
+    renamed = {
+        ".".join(second if part == name else part for part in key.split(".")): value
+        for key, value in state.items()
+    }
+    assert renamed.keys() != state.keys()
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)
+    net.load_state_dict(renamed)
+    assert all(
+        torch.equal(value, renamed_value)
+        for value, renamed_value in zip(net.state_dict().values(), renamed.values(), strict=True)
+    )
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        net.load_state_dict(renamed | {"opening.weight": torch.zeros(1)})
+
+
+def test_a_block_starts_as_the_identity_with_time_alone():
+    x = torch.randn(1, 4, 4, 4, 4)
+    assert torch.equal(ResBlock(4, 4, 2, 1e-6, 3)(x, torch.randn(1, 3)), x)
+    assert not torch.allclose(ResBlock(4, 4, 2, 1e-6)(x), x)
 
 
 def test_unet_takes_edges_that_do_not_halve():

@@ -15,6 +15,7 @@ import typer
 from cfgen import __version__
 from cfgen.cli.counterfactual import counterfactual
 from cfgen.cli.evaluate import evaluate
+from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
 from cfgen.cli.report import report
@@ -47,6 +48,7 @@ app.command("train-ae")(train_ae)
 app.command("train-ldm")(train_ldm)
 app.command("train-predictor")(train_predictor)
 app.command("train-segmenter")(train_segmenter)
+app.command("import-weights")(import_weights)
 
 
 def _version(asked: bool) -> None:

@@ -91,5 +91,7 @@ def describe(path: Path) -> str:
 def _seen(variable: dict[str, Any]) -> str:
     if variable["kind"] == "categorical":
         return " or ".join(variable["seen"] or variable["levels"])
+    if variable["support"] is None:
+        return f"{variable['unit']}, range in training unknown".lstrip(", ")
     low, high = (number_text(x) for x in variable["support"])
     return f"{low} to {high} {variable['unit']} in training".rstrip()

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfgen.nets.blocks import Downsample, ResBlock, Upsample
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -42,25 +44,6 @@ class AutoencoderConfig:
         return int(self.pack * 2 ** (len(self.channels) - 1))
 
 
-class ResBlock(nn.Module):
-    """Two convolutions, each after a norm and SiLU, past which the input is added."""
-
-    def __init__(self, channels_in: int, channels: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
-        self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels, eps)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Identity() if channels_in == channels else nn.Conv3d(channels_in, channels, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
-
-
 def _res_block(channels_in: int, channels: int, config: AutoencoderConfig) -> ResBlock:
     return ResBlock(channels_in, channels, config.norm_groups, config.norm_eps)
 
@@ -80,24 +63,6 @@ class Attention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         h = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + self.out_proj(h).transpose(1, 2).reshape(x.shape)
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1) * 3))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.postconv = nn.Conv3d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.postconv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def pack_voxels(x: Tensor, p: int) -> Tensor:
@@ -127,7 +92,7 @@ class Encoder(nn.Module):
                 if config.attention[level]:
                     blocks.append(Attention(width, config))
             if level < len(config.channels) - 1:
-                blocks.append(Downsample(width))
+                blocks.append(Downsample(width, padding=0))
         blocks += _middle(width, config)
         blocks.append(nn.GroupNorm(config.norm_groups, width, config.norm_eps))
         blocks.append(nn.Conv3d(width, config.latent_channels, 3, padding=1))

@@ -1,4 +1,4 @@
-"""Building blocks of the UNet: residual blocks with time, attention, and its parts.
+"""Building blocks of the networks: residual blocks, with time or without, attention, resampling.
 
 Convolutions stay channels-last throughout: tokens are views of the same memory, not copies.
 """
@@ -6,6 +6,7 @@ Convolutions stay channels-last throughout: tokens are views of the same memory,
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +21,57 @@ def time_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor
     return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
 
 
+# MONAI's autoencoder and its UNet have a name each for the same thing; here it is one.
+_FIRST_NAME = {"nin_shortcut": "skip_connection", "op": "conv"}
+_SECOND_NAME = re.compile(r"\b(nin_shortcut|op)\b")
+
+
 class ResBlock(nn.Module):
-    """Two convolutions with the time embedding added between them."""
+    """Two convolutions, each after a norm and SiLU, past which the input is added.
+
+    With `time_width`, the width of a time embedding, the embedding is added between them.
+    """
 
     def __init__(
-        self, channels_in: int, channels: int, time_width: int, groups: int, eps: float
+        self,
+        channels_in: int,
+        channels: int,
+        groups: int,
+        eps: float,
+        time_width: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, channels)
+        if time_width is not None:
+            self.time_emb_proj = nn.Linear(time_width, channels)
         self.norm2 = nn.GroupNorm(groups, channels, eps)
-        # Zero at the start: every block begins as the identity.
-        self.conv2 = zeroed(nn.Conv3d(channels, channels, 3, padding=1))
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        if time_width is not None:
+            # Zero at the start: every block of a denoiser begins as the identity.
+            zeroed(self.conv2)
         self.skip_connection = (
             nn.Identity() if channels_in == channels else nn.Conv3d(channels_in, channels, 1)
         )
+        self.register_load_state_dict_pre_hook(_rename)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
+        if time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return self.skip_connection(x) + h
+
+
+def current_name(key: str) -> str:
+    """What a weight of MONAI's, or of a bundle written with both names, is called here."""
+    return _SECOND_NAME.sub(lambda found: _FIRST_NAME[found[0]], key)
+
+
+def _rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    """Weights of either name can be loaded; `state` is the block's own."""
+    for key in list(state):
+        state[prefix + current_name(key.removeprefix(prefix))] = state.pop(key)
 
 
 def zeroed(module: nn.Conv3d) -> nn.Conv3d:
@@ -114,7 +144,7 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self,
         channels: int,
-        head_channels: int,
+        heads: int,
         context_channels: int,
         layers: int,
         groups: int,
@@ -124,8 +154,7 @@ class SpatialTransformer(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps)
         self.proj_in = nn.Conv3d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, channels // head_channels, context_channels)
-            for _ in range(layers)
+            TransformerBlock(channels, heads, context_channels) for _ in range(layers)
         )
         self.proj_out = zeroed(nn.Conv3d(channels, channels, 1))
 
@@ -142,10 +171,10 @@ class SpatialTransformer(nn.Module):
 class SpatialAttention(nn.Module):
     """Self-attention over all voxels, for networks without conditions."""
 
-    def __init__(self, channels: int, head_channels: int, groups: int, eps: float) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps)
-        self.attn = TokenAttention(channels, channels // head_channels, bias=True)
+        self.attn = TokenAttention(channels, heads, bias=True)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         return x + to_voxels(self.attn(to_tokens(self.norm(x))), x.shape)
@@ -162,16 +191,21 @@ def to_voxels(tokens: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    """Half the edges. `padding` 1 centres the kernels on the even voxels, 0 on the odd ones."""
+
+    def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
-        self.op = nn.Conv3d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv3d(channels, channels, 3, stride=2, padding=padding)
+        self.register_load_state_dict_pre_hook(_rename)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
+        out: Tensor = self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1) * 3))
         return out
 
 
 class Upsample(nn.Module):
+    """Twice the edges."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.postconv = nn.Conv3d(channels, channels, 3, padding=1)

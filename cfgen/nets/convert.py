@@ -1,4 +1,8 @@
-"""State dicts in MONAI's names -> ours: the modules have one order, only wrappers differ."""
+"""State dicts in MONAI's names -> ours: the modules have one order, only wrappers differ.
+
+Names of MONAI (1.4 and later) and of its forerunner MONAI Generative are read alike; MONAI's
+`load_old_state_dict` shows where the two differ.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,46 @@ import re
 
 from torch import Tensor
 
+from cfgen.nets.blocks import current_name
+
 # MONAI wraps every convolution in a module that names it `conv`.
 _WRAPPER = re.compile(r"\.conv\.(weight|bias)$")
+# The convolution after an enlargement, before MONAI called it `postconv`.
+_ENLARGED = re.compile(r"(decoder\.blocks\.\d+|upsampler)\.conv\.")
+# Self-attention, before MONAI gave it a module `attn` of its own.
+_BARE_ATTENTION = re.compile(
+    r"(attentions\.\d+|middle_block\.attention)\.(to_[qkv]|qkv|out_proj)\."
+)
+# A first layer that makes query, key and value at once (`use_combined_linear`).
+_COMBINED = re.compile(r"\.qkv\.")
 
 
 def unet_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of MONAI's DiffusionModelUNet, in the names of nets/unet.py."""
-    return {_unwrap(key): value for key, value in state.items()}
+    return {_BARE_ATTENTION.sub(r"\1.attn.\2.", k): v for k, v in _split(_named(state)).items()}
 
 
 def autoencoder_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of MONAI's AutoencoderKL, in the names of nets/autoencoder.py."""
-    renamed = {}
+    return {k.replace(".attn.", "."): v for k, v in _split(_named(state)).items()}
+
+
+def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    named = {}
     for key, value in state.items():
-        name = _unwrap(key)
-        # AutoencoderKL's down- and upsampling keep one `conv` of their own; ours is that one.
-        name = name.replace(".attn.", ".")
-        renamed[name] = value
-    return renamed
+        name = current_name(_WRAPPER.sub(r".\1", key))
+        name = _ENLARGED.sub(r"\1.postconv.", name)
+        name = name.replace(".proj_attn.", ".out_proj.").replace(".to_out.0.", ".out_proj.")
+        named[name] = value
+    return named
 
 
-def _unwrap(key: str) -> str:
-    return _WRAPPER.sub(r".\1", key)
+def _split(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    split = {}
+    for key, value in state.items():
+        if not _COMBINED.search(key):
+            split[key] = value
+            continue
+        for which, part in zip("qkv", value.chunk(3), strict=True):
+            split[_COMBINED.sub(f".to_{which}.", key)] = part.clone()
+    return split

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.nets.autoencoder import Downsample, ResBlock, pack_voxels, unpack_voxels
+from cfgen.nets.autoencoder import pack_voxels, unpack_voxels
+from cfgen.nets.blocks import Downsample, ResBlock
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Segmenter(nn.Module):
         before = widths[0]
         for width in widths:
             self.down.append(ResBlock(before, width, groups, eps))
-            self.shrink.append(Downsample(width))
+            self.shrink.append(Downsample(width, padding=0))
             before = width
         self.shrink = self.shrink[:-1]
         self.up = nn.ModuleList()

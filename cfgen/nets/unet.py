@@ -28,6 +28,7 @@ class UNetConfig:
     """`channels` and `attention` have one entry a level, finest first.
 
     `context_dim` is the width of the condition tokens; None makes a network without conditions.
+    `head_channels` is one number, or one a level, of which those without attention mean nothing.
     """
 
     in_channels: int
@@ -35,11 +36,16 @@ class UNetConfig:
     channels: tuple[int, ...]
     res_blocks: int
     attention: tuple[bool, ...]
-    head_channels: int
+    head_channels: int | tuple[int, ...]
     context_dim: int | None
     transformer_layers: int = 1
     norm_groups: int = 32
     norm_eps: float = 1e-6
+
+    def heads(self, level: int) -> int:
+        """Heads of the attention on a level."""
+        channels = self.head_channels
+        return self.channels[level] // (channels if isinstance(channels, int) else channels[level])
 
 
 class UNet(nn.Module):
@@ -84,12 +90,13 @@ def _pad_to_multiple(x: Tensor, factor: int) -> Tensor:
     return F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")
 
 
-def _attention(channels: int, config: UNetConfig) -> nn.Module:
+def _attention(level: int, config: UNetConfig) -> nn.Module:
+    channels, heads = config.channels[level], config.heads(level)
     groups, eps = config.norm_groups, config.norm_eps
     if config.context_dim is None:
-        return SpatialAttention(channels, config.head_channels, groups, eps)
+        return SpatialAttention(channels, heads, groups, eps)
     return SpatialTransformer(
-        channels, config.head_channels, config.context_dim, config.transformer_layers, groups, eps
+        channels, heads, config.context_dim, config.transformer_layers, groups, eps
     )
 
 
@@ -103,17 +110,17 @@ class _Down(nn.Module):
             ResBlock(
                 channels_in if i == 0 else channels,
                 channels,
-                width,
                 config.norm_groups,
                 config.norm_eps,
+                width,
             )
             for i in range(count)
         )
         self.attentions = nn.ModuleList(
-            _attention(channels, config) for _ in range(count if config.attention[level] else 0)
+            _attention(level, config) for _ in range(count if config.attention[level] else 0)
         )
         last = level == len(config.channels) - 1
-        self.downsampler = None if last else Downsample(channels)
+        self.downsampler = None if last else Downsample(channels, padding=1)
 
     def forward(
         self, h: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
@@ -134,9 +141,9 @@ class _Middle(nn.Module):
     def __init__(self, channels: int, width: int, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.norm_groups, config.norm_eps
-        self.resnet_1 = ResBlock(channels, channels, width, groups, eps)
-        self.attention = _attention(channels, config)
-        self.resnet_2 = ResBlock(channels, channels, width, groups, eps)
+        self.resnet_1 = ResBlock(channels, channels, groups, eps, width)
+        self.attention = _attention(-1, config)
+        self.resnet_2 = ResBlock(channels, channels, groups, eps, width)
 
     def forward(self, h: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         out: Tensor = self.resnet_2(self.attention(self.resnet_1(h, time), context), time)
@@ -153,15 +160,14 @@ class _Up(nn.Module):
             ResBlock(
                 (channels_in if i == 0 else channels) + skip,
                 channels,
-                width,
                 config.norm_groups,
                 config.norm_eps,
+                width,
             )
             for i, skip in enumerate(skips)
         )
         self.attentions = nn.ModuleList(
-            _attention(channels, config)
-            for _ in range(len(skips) if config.attention[level] else 0)
+            _attention(level, config) for _ in range(len(skips) if config.attention[level] else 0)
         )
         self.upsampler = Upsample(channels) if level > 0 else None
 

@@ -36,6 +36,15 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on
 LONG = ("test_truth_benchmark.py", "test_gate.py", "test_counterfactual.py", "test_samples.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where networks, samplers and edits run")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 

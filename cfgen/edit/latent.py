@@ -125,8 +125,7 @@ def load_models(bundle: Bundle, device: torch.device) -> Models:
     """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
-    mean = LatentMean.from_tensors(bundle.tensors("latent_mean"))
-    mean = LatentMean(*(v.to(device) for v in vars(mean).values()))
+    mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
     return Models(autoencoder, mean, net, schedule, device)

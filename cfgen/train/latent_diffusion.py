@@ -136,11 +136,11 @@ class LatentDiffusionTask:
         self, net: nn.Module, r: Tensor, c: Tensor, t: Tensor, eps: Tensor, dropped: Tensor | None
     ) -> Tensor:
         """Squared error of the network's output, a value an element."""
-        r, t, eps = (v.to(self.device) for v in (r, t, eps))
+        r, eps = r.to(self.device), eps.to(self.device)
         zt = self.schedule.add_noise(r, t, eps).contiguous(memory_format=torch.channels_last_3d)
         tokens = condition_tokens(c, dropped).to(self.device)
         # The network counts noise levels from 0 (diffusion/guidance.py).
-        out: Tensor = net(zt, t - 1, tokens).float()
+        out: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
         return (out - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
 
     def critic_loss(self, step: int) -> Tensor | None:

@@ -20,9 +20,9 @@ from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
 from cfgen.jobs import counterfactual as counterfactual_job
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
+from cfgen.nets.condition import token_width
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
-from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan import gate as gate_job
 from cfgen.scan.brain import Brain

@@ -21,7 +21,7 @@ from cfgen.diffusion.guidance import guided
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import denoise_ddim, denoise_ddpm, denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
-from cfgen.edit.latent import edit_latent, load_models
+from cfgen.edit.latent import condition_of, edit_latent, load_models
 from cfgen.edit.samples import sample_noise
 from cfgen.errors import UsageError
 from cfgen.measure.judge import Judges
@@ -29,10 +29,10 @@ from cfgen.measure.medicalnet import MedicalNet, dilated_resnet
 from cfgen.measure.predictor import predict_conditions
 from cfgen.measure.segmenter import posteriors, scaled
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
-from cfgen.nets.tokens import condition_tokens, token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import exponential
@@ -117,7 +117,7 @@ def test_the_second_device_computes_and_refuses_what_an_accelerator_refuses():
 @pytest.mark.parametrize("kind", ["autoencoder", "unet", "predictor", "segmenter", "judge"])
 def test_networks(kind, far):
     image = draw(2, 1, 16, 16, 16).abs()
-    latent, t, tokens = draw(2, 4, 6, 5, 4), torch.tensor([3, 700]), condition_tokens(draw(2, 2))
+    latent, t, tokens = draw(2, 4, 6, 5, 4), torch.tensor([3, 700]), Condition(draw(2, 2)).tokens()
     net, inputs = {
         "autoencoder": (Autoencoder(AUTOENCODER), (image,)),
         "unet": (unet(), (latent, t, tokens)),
@@ -144,12 +144,13 @@ def _several(out):
 @pytest.mark.parametrize("way", ["ddim", "dpmpp", "ddpm", "inversion"])
 def test_samplers_under_guidance(way, prediction, far):
     schedule = Schedule.make(ScheduleConfig("cosine", prediction))
-    net, start, c, times = unet(), draw(2, 4, 6, 5, 4), draw(2, 2), time_grid(3, 600)
-    nothing = condition_tokens(c, torch.ones(2, dtype=torch.bool))
+    net, start, times = unet(), draw(2, 4, 6, 5, 4), time_grid(3, 600)
 
     def run(where):
         net.to(where)
-        denoiser = guided(net, condition_tokens(c).to(where), nothing.to(where), 1.5)
+        c = Condition(draw(2, 2)).to(where)
+        nothing = c.tokens(dropped=torch.ones(2, dtype=torch.bool))
+        denoiser = guided(net, c.tokens(), nothing, 1.5)
         z = start.to(where)
         with torch.inference_mode():
             if way == "ddpm":
@@ -189,7 +190,7 @@ def test_the_whole_edit(sample, guidance, far, tiny_bundle):
     def run(where):
         models = load_models(tiny_bundle, where)
         z0 = models.encode(image)
-        c, target = (condition(schema, {"age": a, "sex": "F"}, where) for a in (50.0, 70.0))
+        c, target = (condition_of(schema, {"age": a, "sex": "F"}, where) for a in (50.0, 70.0))
         noise = sample_noise(z0.shape, 0, sample, where)
         made = edit_latent(models, z0, c, [c, target], how, noise)
         latents = [z0, made.reconstruction, *made.counterfactuals, models.decode(z0)]
@@ -200,10 +201,6 @@ def test_the_whole_edit(sample, guidance, far, tiny_bundle):
     assert lost_there == pytest.approx(lost, rel=1e-3)
     for a, b in zip(found, expected, strict=True):
         same(a, b)
-
-
-def condition(schema, values, where):
-    return torch.from_numpy(schema.encode(values))[None].to(where)
 
 
 def test_fields_between_voxels(far):

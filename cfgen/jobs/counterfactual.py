@@ -32,7 +32,14 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.device import pick_device
-from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, Models, edit_latent, load_models
+from cfgen.edit.latent import (
+    ROUND_TRIP_LIMIT,
+    LatentEdit,
+    Models,
+    condition_of,
+    edit_latent,
+    load_models,
+)
 from cfgen.edit.samples import Measure, Sampled, sample_noise, summarise
 from cfgen.edit.samples import record as samples_record
 from cfgen.errors import UsageError
@@ -250,12 +257,8 @@ def _edits(
 ) -> list[LatentEdit]:
     """The latent edit of every sample, the deterministic one first."""
     schema, models = engine.bundle.schema, engine.models
-
-    def condition(values: Values) -> torch.Tensor:
-        return torch.from_numpy(schema.encode(values))[None].to(engine.device)
-
     z0 = models.encode(torch.from_numpy(prepared.image)[None, None])
-    c, others = condition(factual.values), [condition(t) for t in targets]
+    c, *others = (condition_of(schema, v, engine.device) for v in (factual.values, *targets))
     edits = []
     for sample in range(options.samples):
         noise = sample_noise(z0.shape, options.seed, sample, z0.device)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,8 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.edit.latent import condition_of, edit_latent, load_models
 from cfgen.edit.samples import sample_noise
 from cfgen.errors import UsageError
+from cfgen.evaluate import axioms
+from cfgen.jobs import counterfactual as counterfactual_job
 from cfgen.measure.judge import Judges
 from cfgen.measure.medicalnet import MedicalNet, dilated_resnet
 from cfgen.measure.predictor import predict_conditions
@@ -34,6 +38,7 @@ from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.scan.factual import Factual, complete
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import exponential
 from cfgen.train.autoencoder import AutoencoderTask
@@ -180,8 +185,7 @@ def test_latent_mean(far):
     same(there.latent(r.to(far), (c + 1).to(far), c.to(far)), mean.latent(r, c + 1, c))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("sample", [0, 1])
+@pytest.mark.parametrize(("sample", "guidance"), [(0, 1.0), (1, 2.0)])
 def test_the_whole_edit(sample, guidance, far, tiny_bundle):
     """Image to image: the factual condition, a changed one and none at depth 0."""
     schema, image = tiny_bundle.schema, draw(1, 1, 80, 96, 88).abs()
@@ -344,3 +348,31 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     for name in ("cuda:1", "mps:1", "meta", "gpu"):
         with pytest.raises(UsageError, match="--device"):
             pick_device(name)
+
+
+def test_edits_of_the_command_and_of_the_protocol(far, tiny_bundle, monkeypatch):
+    """What `counterfactual` and `evaluate` do with a prepared scan, but for its registration."""
+    image = draw(80, 96, 88).abs().numpy()
+    older = {"age": 70.0, "sex": "F"}
+    how = Edit(steps=2, fixed_point=1)
+    options = counterfactual_job.Options(edit=how, samples=2)
+    monkeypatch.setattr(axioms, "EDIT", how)
+
+    def run(where):
+        models = load_models(tiny_bundle, where)
+        engine = SimpleNamespace(bundle=tiny_bundle, models=models, device=where)
+        factual, _ = complete(tiny_bundle, image, where, Factual({"sex": "F"}, {}))
+        prepared = SimpleNamespace(image=image)
+        edits = counterfactual_job._edits(engine, prepared, factual, [older], options)
+        made = [counterfactual_job._decode(engine, e.counterfactuals[0]) for e in edits]
+        scan = SimpleNamespace(mask=image > 0.5)
+        tools = SimpleNamespace(bundle=tiny_bundle)
+        back = axioms._edited(
+            tools, models, scan, image[None], older, [older, {**older, "age": 50.0}]
+        )
+        return factual.values["age"], [*made, *back]
+
+    (age, expected), (age_there, found) = run(CPU), run(far)
+    assert age_there == pytest.approx(age, abs=0.2)
+    for a, b in zip(found, expected, strict=True):
+        same(a, b)

@@ -22,10 +22,11 @@ from cfgen.bundle import read_bundle
 from cfgen.config import EDIT
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
-from cfgen.edit.latent import Models, edit_latent, load_models
+from cfgen.edit.latent import Models, condition_of, edit_latent, load_models
 from cfgen.measure.predictor import load_predictor
 from cfgen.metrics.image import psnr, ssim
 from cfgen.metrics.morphometry import ventricle_count
+from cfgen.nets.condition import Condition
 from cfgen.scan.brain import brain_finder, find_brain
 from cfgen.scan.prepare import Prepared, prepare
 from cfgen.scan.render import render
@@ -46,11 +47,12 @@ def due(data: Path) -> np.poly1d:
     return np.poly1d(np.polyfit(ages, logs, 2))
 
 
-def edits(models: Models, z0: torch.Tensor, c: torch.Tensor, targets: list, method: str) -> tuple:
+def edits(models: Models, z0: torch.Tensor, c: Condition, targets: list, method: str) -> tuple:
     """Reconstruction and counterfactual latents of a method, and the round-trip error."""
     if method == "ridge":
         mean = models.latent_mean
-        return z0, [mean.latent(mean.residual(z0, c), t, c) for t in targets], 0.0
+        r = mean.residual(z0, c.vector)
+        return z0, [mean.latent(r, t.vector, c.vector) for t in targets], 0.0
     edit = edit_latent(models, z0, c, targets, EDIT)
     return edit.reconstruction, edit.counterfactuals, edit.round_trip
 
@@ -98,11 +100,10 @@ def main() -> None:
         truth = labels > 0
         dice = 2 * (truth & brain.mask).sum() / (truth.sum() + brain.mask.sum())
         factual = {"age": float(row["age"]), "sex": row["sex"]}
-        c = torch.from_numpy(schema.encode(factual))[None]
+        c = condition_of(schema, factual, device)
         deltas = [d for d in DELTAS if 18 <= factual["age"] + d <= 90]
         targets = [
-            torch.from_numpy(schema.encode(factual | {"age": factual["age"] + d}))[None]
-            for d in deltas
+            condition_of(schema, factual | {"age": factual["age"] + d}, device) for d in deltas
         ]
         ventricles = ventricle_count(scan.data, labels, "dlmuse", min(scan.grid.spacing))
         own = ventricles.count(scan.data)

@@ -119,9 +119,15 @@ class Bundle:
 
     @property
     def identity(self) -> str:
-        """A hash of everything in the bundle, for provenance."""
-        parts = json.dumps({k: v.sha256 for k, v in sorted(self.parts.items())})
-        return hashlib.sha256(parts.encode()).hexdigest()
+        """A hash of everything in the bundle that can change an image: what is kept of a finished
+        run is decided by it. A copy under another name is the same bundle."""
+        content = {
+            "preprocess": asdict(self.preprocess),
+            "schema": self.schema.to_json(),
+            "parts": {name: [p.sha256, p.config] for name, p in self.parts.items()},
+            "card": self.card,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 TRAINED_BY = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -23,12 +23,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError("--device", f"'{name}'", "auto, cpu, cuda, cuda:N or mps") from error
-    available = {"cpu": True, "cuda": torch.cuda.is_available()}
-    available["mps"] = torch.backends.mps.is_available()
-    if not available.get(device.type, False):
-        raise UsageError(
-            "--device", f"no {device.type} device on this machine", fix="use --device cpu"
-        )
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    count["mps"] = int(torch.backends.mps.is_available())
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise UsageError("--device", f"no {device} device on this machine", fix="use --device cpu")
     return device
 
 
@@ -36,10 +34,12 @@ def pick_device(name: str) -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 convolutions are faster than fp32 ones there.
 
-    On a CPU only with AMX or AVX512-BF16 units; elsewhere bf16 is emulated and many times slower.
+    On a GPU from Ampere on, on a CPU only with AMX or AVX512-BF16 units; elsewhere bf16 is emulated
+    and many times slower.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # is_bf16_supported() is true of emulation as well, and asks the current device alone.
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     cpuinfo = Path("/proc/cpuinfo")
@@ -47,8 +47,8 @@ def fast_bf16(device: torch.device) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def number_type(device: torch.device) -> str:
-    """What the networks run in there: bf16 or fp32. Results differ a little between the two."""
+def number_type(device: torch.device) -> Literal["bf16", "fp32"]:
+    """What the networks compute in on a device, for provenance; weights and results are fp32."""
     return "bf16" if fast_bf16(device) else "fp32"
 
 
@@ -57,6 +57,13 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     if not fast_bf16(device):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """fp32 again, inside `autocast`."""
+    if not fast_bf16(device):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def channels_last(net: Net, device: torch.device) -> Net:

@@ -28,31 +28,27 @@ class Listener(Protocol):
     def end(self, work: int) -> None: ...
 
 
-_listeners: list[Listener] = []
+# As of logging, there is one for the process.
+_listener: list[Listener] = []
 
 
-@contextmanager
-def listened_by(listener: Listener) -> Iterator[None]:
-    """Work inside is told to `listener`."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
+def listen(listener: Listener | None) -> None:
+    """Whom work is told to from now on; None: nobody."""
+    _listener[:] = [] if listener is None else [listener]
 
 
 @contextmanager
 def working(what: str, total: int | None = None, done: int = 0) -> Iterator[Step]:
     """A piece of work, of which `done` steps were done before; what it gives is called after each
     further one."""
-    numbers = [(listener, listener.begin(what, total, done)) for listener in _listeners]
+    told = [(listener, listener.begin(what, total, done)) for listener in _listener]
 
     def step() -> None:
-        for listener, number in numbers:
+        for listener, number in told:
             listener.step(number)
 
     try:
         yield step
     finally:
-        for listener, number in reversed(numbers):
+        for listener, number in told:
             listener.end(number)

@@ -18,9 +18,9 @@ from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
+from cfgen.nets.condition import token_width
 from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
-from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan import open as open_room
 from cfgen.scan.prepare import Prepared, template_brain
@@ -31,6 +31,15 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on
 
 # Files that take minutes start first, so that no process is left alone with one at the end.
 LONG = ("test_truth_benchmark.py", "test_gate.py", "test_counterfactual.py", "test_samples.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where networks, samplers and edits run")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ from cfgen.diffusion.samplers import (
 )
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.errors import UsageError
+from cfgen.nets.condition import Condition
 
 KINDS = ["linear", "scaled_linear", "cosine"]
 M, S = 1.5, 0.7
@@ -65,10 +66,10 @@ def test_alpha_bar_is_monais_one_level_later(kind, name):
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_true_noise_gives_z0_back(kind, prediction):
+def test_true_noise_gives_z0_back(kind, prediction, device):
     own = schedule(kind, prediction)
-    z0, eps = torch.randn(6, 2, 3, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
-    t = torch.tensor([1, 2, 100, 500, 900, 1000])
+    z0, eps = torch.randn(2, 6, 2, 3, dtype=torch.float64, device=device)
+    t = torch.tensor([1, 2, 100, 500, 900, 1000], device=device)
     zt = own.add_noise(z0, t, eps)
     found, noise = own.z0_and_eps(own.target(z0, eps, t), zt, t)
     assert torch.allclose(found, z0, atol=1e-5)
@@ -78,10 +79,10 @@ def test_true_noise_gives_z0_back(kind, prediction):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("sampler", [denoise_ddim, denoise_dpmpp_2m])
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_oracle_of_one_image_is_returned(sampler, prediction, steps):
+def test_oracle_of_one_image_is_returned(sampler, prediction, steps, device):
     """A denoiser that knows z0 brings any sampler to z0, from any noise."""
     own = schedule("cosine", prediction)
-    z0, zt = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    z0, zt = torch.randn(2, 2, 3, 4, dtype=torch.float64, device=device)
 
     def oracle(z, t):
         signal, noise = own.levels(t, z)
@@ -91,15 +92,15 @@ def test_oracle_of_one_image_is_returned(sampler, prediction, steps):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddim_converges_to_the_closed_form(kind):
-    own, zT = schedule(kind, "v"), torch.randn(4000, 1, dtype=torch.float64)
+def test_ddim_converges_to_the_closed_form(kind, device):
+    own, zT = schedule(kind, "v"), torch.randn(4000, 1, dtype=torch.float64, device=device)
     found = denoise_ddim(gaussian_denoiser(own), own, zT, time_grid(500, 1000))
     assert (found - exact_flow(own, zT, 1000)).abs().max() < 0.03
 
 
-def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders():
+def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders(device):
     own = schedule("linear", "eps")
-    zT = torch.randn(2000, 1, dtype=torch.float64)
+    zT = torch.randn(2000, 1, dtype=torch.float64, device=device)
 
     def error(sampler, steps):
         found = sampler(gaussian_denoiser(own), own, zT, time_grid(steps, 900, 100))
@@ -114,10 +115,10 @@ def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders():
 
 
 @pytest.mark.parametrize("steps", [250, 1000])
-def test_ancestral_sampling_has_the_right_mean_and_spread(steps):
+def test_ancestral_sampling_has_the_right_mean_and_spread(steps, device):
     own = schedule("linear", "eps")
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    zT = noise_like(torch.empty(2, 20000, dtype=torch.float64), generators)
+    zT = noise_like(torch.empty(2, 20000, dtype=torch.float64, device=device), generators)
     found = denoise_ddpm(gaussian_denoiser(own), own, zT, time_grid(steps, 1000), generators)
     assert abs(float(found.mean()) - M) < 0.03
     # Fewer steps lose a little variance; the full chain does not.
@@ -133,8 +134,8 @@ def curved(own: Schedule):
     return denoise
 
 
-def test_inversion_comes_back():
-    own, z0 = schedule("linear", "v"), torch.randn(3, 16, dtype=torch.float64)
+def test_inversion_comes_back(device):
+    own, z0 = schedule("linear", "v"), torch.randn(3, 16, dtype=torch.float64, device=device)
     times = time_grid(50, 1000)
     errors = []
     for iterations in (0, 2, 5):
@@ -145,22 +146,22 @@ def test_inversion_comes_back():
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_inversion_of_a_gaussian_is_the_closed_form():
+def test_inversion_of_a_gaussian_is_the_closed_form(device):
     own = schedule("cosine", "v")
-    z0 = torch.randn(500, 1, dtype=torch.float64) * S + M
+    z0 = torch.randn(500, 1, dtype=torch.float64, device=device) * S + M
     zt = invert_ddim(gaussian_denoiser(own), own, z0, time_grid(200, 600), 3)
     assert (exact_flow(own, zt, 600) - z0).abs().max() < 0.02
 
 
-def test_guidance_interpolates_between_null_and_condition():
+def test_guidance_interpolates_between_null_and_condition(device):
     asked = []
 
     def net(zt, t, context):
         asked.append(t)
         return zt * context[:, :1]
 
-    zt, t = torch.ones(2, 1), torch.tensor([5, 5])
-    context, null = torch.full((2, 1), 3.0), torch.full((2, 1), 1.0)
+    zt, t = torch.ones(2, 1, device=device), torch.tensor([5, 5], device=device)
+    context, null = torch.full_like(zt, 3.0), torch.full_like(zt, 1.0)
     values = [guided(net, context, null, w)(zt, t)[0].item() for w in (0.0, 1.0, 2.0)]
     assert values == [1.0, 3.0, 5.0]
     assert all((t == 4).all() for t in asked)
@@ -174,11 +175,36 @@ def test_noise_of_an_element_does_not_depend_on_its_batch():
     assert torch.equal(noise([7, 8])[1], noise([8])[0])
 
 
-def test_batch_of_two_is_each_alone():
-    own, zt = schedule("cosine", "v"), torch.randn(2, 16, dtype=torch.float64)
+def test_batch_of_two_is_each_alone(device):
+    own, zt = schedule("cosine", "v"), torch.randn(2, 16, dtype=torch.float64, device=device)
     times = time_grid(12, 600)
     both = denoise_dpmpp_2m(curved(own), own, zt, times)
     assert torch.equal(both[1:], denoise_dpmpp_2m(curved(own), own, zt[1:], times))
+
+
+def test_withheld_conditions_are_all_one_question():
+    """Nothing of a withheld value is left, and no value stands for it."""
+    a, b = Condition(torch.tensor([[0.3, -1.0]])), Condition(torch.tensor([[-2.0, 1.0]]))
+    withheld = torch.tensor([True])
+    assert torch.equal(a.tokens(dropped=withheld), b.tokens(dropped=withheld))
+    zero = Condition(torch.zeros(1, 2)).tokens()
+    assert not torch.equal(zero, a.tokens(dropped=withheld))
+    assert not torch.equal(a.tokens(), b.tokens())
+
+
+def test_conditions_are_equal_in_vector_and_masks(device):
+    vector, masks = torch.zeros(2, 3), torch.rand(2, 1, 4, 4, 4)
+    plain, masked = Condition(vector), Condition(vector, masks)
+    assert plain.equals(Condition(vector.clone()))
+    assert masked.equals(Condition(vector.clone(), masks.clone()))
+    assert not masked.equals(plain)
+    assert not plain.equals(masked)
+    assert not masked.equals(Condition(vector, 1 - masks))
+    assert not plain.equals(Condition(vector + 1))
+    there = masked.to(device).repeat(2)
+    assert len(there) == 4
+    assert there.vector.device.type == there.masks.device.type == device.type
+    assert there.equals(Condition(vector.repeat(2, 1), torch.cat([masks, masks])).to(device))
 
 
 def test_time_grid_is_strict_and_keeps_both_ends():

@@ -33,17 +33,19 @@ def test_the_mean_is_recovered():
     assert torch.allclose(fitted.sigma.flatten(), torch.full((2,), 0.1), rtol=0.15)
 
 
-def test_residual_and_latent_are_inverse():
+def test_residual_and_latent_are_inverse(device):
     z0, c, _ = cohort(40)
-    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED).to(device)
+    z0, c = z0.to(device), c.to(device)
     assert torch.allclose(fitted.latent(fitted.residual(z0, c), c), z0, atol=1e-5)
 
 
-def test_gain_stretches_the_shift_between_conditions_and_nothing_else():
+def test_gain_stretches_the_shift_between_conditions_and_nothing_else(device):
     z0, c, _ = cohort(40)
-    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
-    doubled = replace(fitted, gain=torch.tensor([2.0]))
-    other = c + torch.tensor([0.5, 0.0])
+    fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED).to(device)
+    doubled = replace(fitted, gain=torch.tensor([2.0], device=device))
+    z0, c = z0.to(device), c.to(device)
+    other = c + torch.tensor([0.5, 0.0], device=device)
     r = fitted.residual(z0, c)
     shift = fitted.latent(r, other, c) - z0
     assert torch.allclose(doubled.latent(r, other, c) - z0, 2 * shift, atol=1e-4)

@@ -14,12 +14,13 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import file_sha256, read_volume
 from cfgen.diffusion.schedule import time_grid
 from cfgen.edit.engine import load_engine
-from cfgen.edit.latent import abduct, edit_latent
+from cfgen.edit.latent import abduct, condition_of, edit_latent
 from cfgen.edit.samples import intervals, sample_noise, summarise
 from cfgen.errors import UsageError
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import RegionVolume, sums
+from cfgen.nets.condition import Condition
 from cfgen.scan.brain import find_brain
 from cfgen.scan.gate import Gate
 from cfgen.scan.open import look_at
@@ -60,9 +61,7 @@ def alone(engine, stripped_scan):
     subject = file_sha256(stripped_scan)
     models, schema = engine.models, engine.bundle.schema
     z0 = models.encode(torch.from_numpy(prepared.image)[None, None])
-    c, target = (
-        torch.from_numpy(schema.encode({"age": age, "sex": "F"}))[None] for age in (50.0, 70.0)
-    )
+    c, target = (condition_of(schema, {"age": age, "sex": "F"}, CPU) for age in (50.0, 70.0))
     images = []
     for k in range(COUNT):
         noise = sample_noise(z0.shape, 0, subject, k, CPU)
@@ -150,7 +149,7 @@ def test_a_manifest_of_samples_without_a_segmenter(cfgen, tiny_bundle, stripped_
 def test_the_same_noise_goes_into_reconstruction_and_targets(engine):
     models = engine.models
     z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
-    c = torch.from_numpy(engine.bundle.schema.encode(GIVEN))[None]
+    c = condition_of(engine.bundle.schema, GIVEN, CPU)
     noise = sample_noise(z0.shape, 0, "a", 1, CPU)
     made = edit_latent(models, z0, c, [c], Options().edit, noise)
     assert torch.equal(made.reconstruction, made.counterfactuals[0])
@@ -161,12 +160,10 @@ def test_the_same_noise_goes_into_reconstruction_and_targets(engine):
 def test_at_depth_0_the_edit_is_the_latent_means(engine):
     models, schema = engine.models, engine.bundle.schema
     z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
-    c, target = (
-        torch.from_numpy(schema.encode({"age": age, "sex": "F"}))[None] for age in (50.0, 70.0)
-    )
+    c, target = (condition_of(schema, {"age": age, "sex": "F"}, CPU) for age in (50.0, 70.0))
     made = edit_latent(models, z0, c, [target], replace(Options().edit, depth=0.0))
     assert made.round_trip < 1e-6
-    due = models.latent_mean.mean(target) - models.latent_mean.mean(c)
+    due = models.latent_mean.mean(target.vector) - models.latent_mean.mean(c.vector)
     # The gain of this bundle is 1 everywhere.
     assert torch.allclose(made.counterfactuals[0] - z0, due, atol=1e-5)
     assert due.abs().max() > 1e-3
@@ -177,7 +174,7 @@ def test_a_sample_abducts_by_the_forward_process(engine):
     r = torch.full((1, 8, 20, 24, 22), 2.0)
     times = time_grid(5, 600)
     noise = sample_noise(r.shape, 7, "a", 3, CPU)
-    rt = abduct(engine.models, r, torch.zeros(1, 2), times, 2, noise)
+    rt = abduct(engine.models, r, Condition(torch.zeros(1, 2)), times, 2, noise)
     a = float(schedule.alpha_bar[600])
     assert torch.allclose(rt, a**0.5 * r + (1 - a) ** 0.5 * noise, atol=1e-6)
 

@@ -43,7 +43,8 @@ def fit_gain(
 
     `images` (N, D, H, W) with `labels` (N, D, H, W) on the model grid, `conditions` (N, V) with age
     first; `mean` is fitted on other subjects. One standard deviation up and down is tried on
-    subjects spread over the range, inside it.
+    subjects spread over the range, inside it. All tensors are on the CPU, those of `encode` and
+    `decode` too.
     """
     table = recognise_table(labels[0])
     volumes = [int(group_mask(own, table, "lateral_ventricle").sum()) for own in labels]

@@ -44,6 +44,9 @@ class LatentMean:
             mean = mean + (self.gain - 1) * (mean - self.mean(factual))
         return mean + self.sigma * r
 
+    def to(self, device: torch.device) -> LatentMean:
+        return LatentMean(*(v.to(device) for v in vars(self).values()))
+
     def tensors(self) -> dict[str, Tensor]:
         return {
             "knots": self.knots,
@@ -69,7 +72,7 @@ def features(c: Tensor, knots: Tensor) -> Tensor:
     training support does not explode as a polynomial's would (Hastie, Tibshirani & Friedman 2009,
     section 5.2.1).
     """
-    columns = [torch.ones(len(c)), *c.T]
+    columns = [c.new_ones(len(c)), *c.T]
     for x, own in zip(c.T, knots, strict=True):
         if own.isnan().any():
             continue
@@ -96,7 +99,10 @@ def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> 
     `splined` (variables,) says which variables get knots: four at the quantiles 5 to 95 %. The
     penalty is slight: one chosen by cross-validation over all latent voxels, most of which know
     nothing of age, would take a fifth of the ventricles' change away.
+
+    It is solved, and returned, on the CPU, which has float64.
     """
+    z0, c, weights = z0.cpu(), c.cpu(), weights.cpu()
     knots = torch.stack([_knots(x, bool(s)) for x, s in zip(c.T, splined, strict=True)])
     phi = features(c, knots).double()
     y = z0.flatten(1).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from cfgen.cli.options import (
     DEFAULT_BUNDLE,
     AsJson,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import is_live, print_rich, setup
 
 
 def info(
@@ -23,4 +24,11 @@ def info(
     setup(0, False, True)
     from cfgen.jobs.info import describe, describe_json
 
-    print(json.dumps(describe_json(bundle), indent=2) if as_json else describe(bundle))
+    if as_json:
+        print(json.dumps(describe_json(bundle), indent=2))
+    elif is_live(sys.stdout):
+        from cfgen.cli.tables import bundle_page
+
+        print_rich(*bundle_page(describe_json(bundle)))
+    else:
+        print(describe(bundle))

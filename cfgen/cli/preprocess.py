@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from cfgen.cli.options import (
     one_source,
 )
 from cfgen.cli.options import skull_strip as skull_strip_of
-from cfgen.cli.show import end_batch, print_paths, setup
+from cfgen.cli.show import end_batch, is_live, print_paths, print_rich, setup
 from cfgen.errors import EXIT_SOME_FAILED, EXIT_UNUSABLE_INPUT, UsageError
 
 
@@ -130,13 +131,18 @@ def _check(
     if table is not None:
         refuse_existing(table, overwrite)
     checked = []
+    as_table = not as_json and is_live(sys.stdout)
     for one in check_scans(rows, recipe, finder, card):
         checked.append(one)
-        if not as_json:
+        if not (as_json or as_table):
             print(one.line(), flush=True)
     lines = [one.table_row() for one in checked]
     if as_json:
         print(json.dumps({"scans": lines}, indent=2))
+    elif as_table:
+        from cfgen.cli.tables import verdicts
+
+        print_rich(verdicts(checked))
     if table is not None:
         write_table(table, lines)
     if any(one.verdict == "refuse" for one in checked):

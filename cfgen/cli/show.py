@@ -1,4 +1,8 @@
-"""What a command says: logging, results, the end of a batch."""
+"""What a command says: logging, live bars, results, the end of a batch.
+
+Results go to standard output, the rest to standard error. On a terminal work has live bars, with
+rate and time left; in a file there are the log's own lines and no escape codes.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,24 @@ import json
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from cfgen import config
 from cfgen.errors import EXIT_SOME_FAILED, Interrupted
+from cfgen.progress import listen
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 log = logging.getLogger("cfgen")
 
 
 def setup(threads: int, verbose: bool, quiet: bool) -> None:
-    """Logging to standard error and the number of threads of every library."""
+    """Logging, bars, and the number of threads of every library."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.handlers = [_handler(quiet)]
     log.setLevel(level)
     log.propagate = False
     count = threads or cpu_count()
@@ -26,6 +35,23 @@ def setup(threads: int, verbose: bool, quiet: bool) -> None:
         os.environ[name] = str(count)
     # Large pages halve the time that convolutions wait for fresh memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _handler(quiet: bool) -> logging.Handler:
+    if not is_live(sys.stderr):
+        listen(None)
+        return logging.StreamHandler(sys.stderr)
+    from cfgen.cli.bars import Bars, BarsHandler
+
+    bars = Bars()
+    listen(None if quiet else bars)
+    return BarsHandler(bars)
+
+
+def is_live(stream: object) -> bool:
+    """Whether a stream is a terminal that can move its cursor and show colours."""
+    terminal = getattr(stream, "isatty", lambda: False)()
+    return bool(terminal) and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 
 def cpu_count() -> int:
@@ -37,6 +63,15 @@ def cpu_count() -> int:
 
 def print_paths(paths: list[str], as_json: bool) -> None:
     print(json.dumps({"outputs": paths}, indent=2) if as_json else "\n".join(paths))
+
+
+def print_rich(*parts: RenderableType) -> None:
+    """Tables and text on standard output, which is a terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    for part in parts:
+        console.print(part)
 
 
 def end_batch(failed: int, left: int, source: object) -> None:

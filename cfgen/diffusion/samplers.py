@@ -18,14 +18,14 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 def predict(denoiser: Denoiser, schedule: Schedule, zt: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """z0 and eps as the denoiser sees them at time t."""
-    times = torch.full((len(zt),), t, device=zt.device)
-    return schedule.z0_and_eps(denoiser(zt, times), zt, times)
+    times = torch.full((len(zt),), t)
+    return schedule.z0_and_eps(denoiser(zt, times.to(zt.device)), zt, times)
 
 
 def ddim_step(schedule: Schedule, z0: Tensor, eps: Tensor, t: int) -> Tensor:
     """The point of the straight path through z0 and eps at time t, from either side of it
     (Song et al. 2021, Eq. 12 with eta = 0; CDM Eq. 5-6)."""
-    return schedule.add_noise(z0, torch.full((len(z0),), t, device=z0.device), eps)
+    return schedule.add_noise(z0, torch.full((len(z0),), t), eps)
 
 
 def denoise_ddim(

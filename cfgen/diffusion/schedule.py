@@ -32,7 +32,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`alpha_bar` (T + 1,) float64, strictly falling from 1; `prediction` is what the net says."""
+    """`alpha_bar` (T + 1,) float64, strictly falling from 1, and always on the CPU: not every
+    accelerator has float64. `prediction` is what the net says."""
 
     alpha_bar: Tensor
     prediction: Prediction
@@ -49,11 +50,15 @@ class Schedule:
         return len(self.alpha_bar) - 1
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise, sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply."""
-        own = self.alpha_bar.to(t.device)[t]
+        """Signal and noise, sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply `like`.
+
+        Times t (B,) may be on any device; on the CPU they cost an accelerator no wait.
+        """
+        own = self.alpha_bar[t.cpu()]
         shape = (-1, *[1] * (like.ndim - 1))
         signal, noise = own.sqrt().reshape(shape), (1 - own).sqrt().reshape(shape)
-        return signal.to(like), noise.to(like)
+        # Rounded before it is moved.
+        return signal.to(like.dtype).to(like.device), noise.to(like.dtype).to(like.device)
 
     def add_noise(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         signal, noise = self.levels(t, z0)

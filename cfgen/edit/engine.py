@@ -13,7 +13,7 @@ from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import EDIT, SEED, SKULL_STRIP, Edit, Render, SkullStrip
 from cfgen.data.conditions import Values
 from cfgen.device import pick_device
-from cfgen.edit.latent import LatentEdit, Models, edit_latent, load_models
+from cfgen.edit.latent import LatentEdit, Models, condition_of, edit_latent, load_models
 from cfgen.edit.samples import Measure, sample_noise
 from cfgen.measure.ruler import Ruler
 from cfgen.measure.segmenter import segment
@@ -83,11 +83,8 @@ def edit_scan(
     """Abduct under the factual conditions; act and predict for every target."""
     schema, models = engine.bundle.schema, engine.models
 
-    def condition(values: Values) -> torch.Tensor:
-        return torch.from_numpy(schema.encode(values))[None].to(engine.device)
-
     z0 = models.encode(torch.from_numpy(opened.prepared.image)[None, None])
-    c, others = condition(factual), [condition(t) for t in targets]
+    c, *others = (condition_of(schema, values, engine.device) for values in (factual, *targets))
     latents = []
     for sample in range(how.samples):
         noise = sample_noise(z0.shape, how.seed, how.subject, sample, z0.device)

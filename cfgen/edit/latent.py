@@ -11,14 +11,17 @@ from torch import Tensor
 from cfgen.bundle import Bundle
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
+from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
 from cfgen.diffusion.guidance import guided
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
+from cfgen.errors import BundleError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
-from cfgen.nets.tokens import condition_tokens
+from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.progress import Step, working
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,10 @@ class Models:
             image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
         return image
 
-    def denoiser(self, c: Tensor, guidance: float) -> Denoiser:
-        """The UNet under conditions c (B, V)."""
-        nothing = condition_tokens(c, torch.ones(len(c), dtype=torch.bool))
-        step = guided(self.unet, condition_tokens(c), nothing, guidance)
+    def denoiser(self, c: Condition, guidance: float) -> Denoiser:
+        """The UNet under a condition of B elements."""
+        nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
+        step = guided(self.unet, c.tokens(), nothing, guidance)
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):
@@ -74,12 +77,12 @@ class LatentEdit:
 def edit_latent(
     models: Models,
     z0: Tensor,
-    c: Tensor,
-    targets: Sequence[Tensor],
+    c: Condition,
+    targets: Sequence[Condition],
     config: Edit,
     noise: Tensor | None = None,
 ) -> LatentEdit:
-    """Abduct r from z0 (B, C, d, h, w) under c (B, V), act and predict for each target (B, V).
+    """Abduct r from z0 (B, C, d, h, w) under c, act and predict for each target, of B elements all.
 
     Abduction is shared by all targets; the reconstruction takes the same way back under c, so that
     what the sampler itself loses cancels in the difference. `noise`, of the shape of z0, makes it
@@ -88,18 +91,21 @@ def edit_latent(
     last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
     # At depth 0 nothing is diffused: the edit is the latent mean's alone.
     times = time_grid(config.steps, last) if last else [0]
-    rt = abduct(models, models.latent_mean.residual(z0, c), c, times, config.fixed_point, noise)
+    r = models.latent_mean.residual(z0, c.vector)
+    rt = abduct(models, r, c, times, config.fixed_point, noise)
 
-    def predict(conditions: Tensor, guidance: float) -> Tensor:
-        edited = denoise_ddim(models.denoiser(conditions, guidance), models.schedule, rt, times)
-        return models.latent_mean.latent(edited, conditions, c)
+    def predict(target: Condition, guidance: float) -> Tensor:
+        with working("denoising", len(times) - 1) as step:
+            denoiser = counted(models.denoiser(target, guidance), step)
+            edited = denoise_ddim(denoiser, models.schedule, rt, times)
+        return models.latent_mean.latent(edited, target.vector, c.vector)
 
     reconstruction = predict(c, 1.0)
     error = (reconstruction - z0).norm() / z0.norm()
     made = [
         # What is asked for is what is: without guidance that was computed already.
         reconstruction
-        if config.guidance == 1 and torch.equal(target, c)
+        if config.guidance == 1 and target.equals(c)
         else predict(target, config.guidance)
         for target in targets
     ]
@@ -109,7 +115,7 @@ def edit_latent(
 def abduct(
     models: Models,
     r: Tensor,
-    c: Tensor,
+    c: Condition,
     times: Sequence[int],
     fixed_point: int,
     noise: Tensor | None = None,
@@ -118,15 +124,40 @@ def abduct(
     5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
     if noise is not None:
         return ddim_step(models.schedule, r, noise, times[-1])
-    return invert_ddim(models.denoiser(c, 1.0), models.schedule, r, times, fixed_point)
+    with working("inverting", (len(times) - 1) * (fixed_point + 1)) as step:
+        denoiser = counted(models.denoiser(c, 1.0), step)
+        return invert_ddim(denoiser, models.schedule, r, times, fixed_point)
+
+
+def counted(denoiser: Denoiser, step: Step) -> Denoiser:
+    """The denoiser, with `step` called after each time that it is asked."""
+
+    def denoise(zt: Tensor, t: Tensor) -> Tensor:
+        out = denoiser(zt, t)
+        step()
+        return out
+
+    return denoise
+
+
+def condition_of(schema: Schema, values: Values, device: torch.device) -> Condition:
+    """The condition of one image, from a value for every variable in raw units."""
+    return Condition(torch.from_numpy(schema.encode(values))[None]).to(device)
 
 
 def load_models(bundle: Bundle, device: torch.device) -> Models:
     """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
-    mean = LatentMean.from_tensors(bundle.tensors("latent_mean"))
-    mean = LatentMean(*(v.to(device) for v in vars(mean).values()))
+    width = token_width(sum(v.width for v in bundle.schema.variables))
+    if net.config.context_dim not in (None, width):
+        raise BundleError(
+            bundle.path,
+            f"its UNet takes conditions of width {net.config.context_dim}",
+            f"{width}, that of its {', '.join(bundle.schema.names)}",
+            "train it on these conditions: cfgen train-ldm",
+        )
+    mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
     return Models(autoencoder, mean, net, schedule, device)

@@ -13,15 +13,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cfgen.config import EDIT
 from cfgen.data.conditions import Values
-from cfgen.edit.latent import Models, edit_latent
+from cfgen.edit.latent import Models, condition_of, edit_latent
 from cfgen.evaluate.scans import Instruments, Real, volumes_of
 from cfgen.metrics.image import ssim
 from cfgen.metrics.result import Result
 from cfgen.metrics.statistics import interval
+from cfgen.nets.condition import Condition
 from cfgen.scan.prepare import Prepared
 
 log = logging.getLogger("cfgen")
@@ -112,8 +112,8 @@ def _edited(
     (2, D, H, W) for each target."""
     schema, cap = tools.bundle.schema, tools.bundle.preprocess.intensity_cap
 
-    def condition(values: Values) -> Tensor:
-        return torch.from_numpy(schema.encode(values)).repeat(len(images), 1).to(models.device)
+    def condition(values: Values) -> Condition:
+        return condition_of(schema, values, models.device).repeat(len(images))
 
     def inside(made: np.ndarray) -> np.ndarray:
         return np.where(r.mask, np.clip(made, 0, cap), 0).astype(np.float32)

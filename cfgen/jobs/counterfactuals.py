@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from cfgen.batch.resume import digests, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.data.conditions import Intervention, number_text
 from cfgen.data.manifest import unique_key
+from cfgen.data.names import check_file_names
 from cfgen.data.table import Row
 from cfgen.data.volume import is_image_path, strip_suffix
 from cfgen.edit.engine import Engine
@@ -36,8 +38,27 @@ def plan(
 ) -> list[Plan]:
     """Name every output. `out` is an image file for one scan and target, else a folder.
 
-    Raises UsageError when a file name is given for more than one output.
+    Raises UsageError when a file name is given for more than one output, when two outputs would
+    share a name, or when no file system takes it.
     """
+    plans = _named(rows, interventions, out)
+    paths = [path for one in plans for path in one.outputs.values()]
+    # The longest of the endings that a target's files have.
+    check_file_names(p.with_name(f"{strip_suffix(p)}_diff.nii.gz") for p in paths)
+    stems = Counter(p.with_name(strip_suffix(p).lower()) for p in paths)
+    double = [p for p in paths if stems[p.with_name(strip_suffix(p).lower())] > 1]
+    if double:
+        raise UsageError(
+            double[0],
+            "two outputs would have this name, or names that a file system may take for one",
+            fix="ask for fewer targets, or name the subjects apart",
+        )
+    return plans
+
+
+def _named(
+    rows: Sequence[Row], interventions: Sequence[Intervention], out: Path | None
+) -> list[Plan]:
     single = len(rows) == 1 and len(interventions) == 1
     if out is not None and is_image_path(out):
         if not single:
@@ -69,7 +90,7 @@ def single_row(image: Path, mask: Path | None) -> Row:
 
 def folder_rows(folder: Path) -> list[Row]:
     """The scans of a folder, by name. Raises UsageError when it holds none."""
-    images = sorted(p for p in folder.iterdir() if p.is_file() and is_image_path(p))
+    images = sorted(p for p in folder.iterdir() if not p.is_dir() and is_image_path(p))
     if not images:
         raise UsageError(folder, "holds no image", "files named *.nii, *.nii.gz or *.mgz")
     return [replace(single_row(p, None), source=p.name) for p in images]

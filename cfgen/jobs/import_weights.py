@@ -22,9 +22,9 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig
 from cfgen.errors import BundleError, UsageError
 from cfgen.jobs.monai_files import Network, read_arguments, read_state
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.condition import token_width
 from cfgen.nets.convert import autoencoder_from_monai, unet_from_monai
 from cfgen.nets.infer import autoencoder_config, unet_config
-from cfgen.nets.tokens import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.nets.untold import UNTOLD, Untold
 

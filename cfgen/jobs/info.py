@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from cfgen import __version__
-from cfgen.bundle import read_bundle
+from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import GRIDS
-from cfgen.data.conditions import Schema, number_text
-from cfgen.device import fast_bf16, pick_device
+from cfgen.data.conditions import Schema, Variable, number_text
+from cfgen.device import number_type, pick_device
 from cfgen.measure.judge_errors import error_lines
 from cfgen.scan.gate import CHECKS
 
@@ -21,77 +21,87 @@ LIBRARIES = ("torch", "nibabel", "SimpleITK", "antspyx", "numpy", "scipy")
 
 
 def describe_json(path: Path) -> dict[str, Any]:
-    """Everything `describe` says, as data. Raises BundleError."""
+    """What a bundle holds and what this machine offers, as data; keys that end in '_text' say in
+    words what others say in numbers. Raises BundleError."""
     bundle = read_bundle(path)
     device = pick_device("auto")
+    shape, spacing = GRIDS[bundle.preprocess.grid]
+    size = " x ".join(map(str, shape))
+    words = {c.measure: c.words for c in CHECKS}
     return {
         "cfgen": __version__,
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "device": str(device),
-        "fast_bf16": fast_bf16(device),
+        "number_type": number_type(device),
         "threads": torch.get_num_threads(),
         "bundle": {
             "path": str(path),
             "name": bundle.name,
             "sha256": bundle.identity,
             "grid": bundle.preprocess.grid,
+            "grid_text": f"grid {bundle.preprocess.grid}: {size} voxels of {spacing:g} mm",
             "conditions": bundle.schema.to_json(),
-            "parts": {
-                name: {
-                    "sha256": part.sha256,
-                    "bytes": (path / f"{name}.safetensors").stat().st_size,
-                    "trained": part.trained,
-                }
-                | {k: part.config[k] for k in ("targets", "val") if name == "judge"}
-                for name, part in bundle.parts.items()
-            },
+            "conditions_text": {v.name: _seen(v) for v in bundle.schema.variables},
+            "parts": {name: _part(bundle, name) for name in bundle.parts},
             "data": bundle.data,
             "card": bundle.card,
+            "card_text": {words[k]: f"{a:.3g} to {b:.3g}" for k, (a, b) in bundle.card.items()},
         },
     }
 
 
+def _part(bundle: Bundle, name: str) -> dict[str, Any]:
+    part = bundle.parts[name]
+    size = (bundle.path / f"{name}.safetensors").stat().st_size
+    units = (("scans", "scans"), ("steps", "steps"))
+    training = [f"{part.trained[key]} {word}" for key, word in units if part.trained.get(key)]
+    out = {
+        "sha256": part.sha256,
+        "bytes": size,
+        "size": f"{size / 1e6:.1f} MB",
+        "trained": part.trained,
+        "training": ", ".join(training),
+    }
+    if name == "judge":
+        targets = Schema.from_json(part.config["targets"])
+        out |= {k: part.config[k] for k in ("targets", "val")}
+        out["on_val"] = error_lines(part.config["val"], targets)
+    return out
+
+
 def describe(path: Path) -> str:
-    """A page of text on a bundle and the environment. Raises BundleError."""
+    """The same as a page of text. Raises BundleError."""
     info = describe_json(path)
     bundle = info["bundle"]
-    shape, spacing = GRIDS[bundle["grid"]]
     lines = [
         f"cfgen {info['cfgen']}, Python {info['python']}",
         "  " + ", ".join(f"{k} {v}" for k, v in info["libraries"].items()),
-        f"  device {info['device']}, {info['threads']} threads, "
-        f"{'bf16' if info['fast_bf16'] else 'fp32'} networks",
+        f"  device {info['device']}, {info['threads']} threads, {info['number_type']} networks",
         "",
         f"bundle {bundle['name']} ({bundle['path']})",
         f"  sha256 {bundle['sha256']}",
-        f"  grid {bundle['grid']}: {' x '.join(map(str, shape))} voxels of {spacing:g} mm",
+        f"  {bundle['grid_text']}",
         "  conditions:",
+        *(f"    {name}: {said}" for name, said in bundle["conditions_text"].items()),
+        "  parts:",
     ]
-    for variable in bundle["conditions"]:
-        lines.append(f"    {variable['name']}: {_seen(variable)}")
-    lines.append("  parts:")
     for name, part in bundle["parts"].items():
-        scans = part["trained"].get("scans")
-        steps = part["trained"].get("steps")
-        seen = f", {scans} scans" if scans else ""
-        seen += f", {steps} steps" if steps else ""
-        lines.append(f"    {name}: {part['bytes'] / 1e6:.1f} MB{seen}")
-        if name == "judge":
-            targets = Schema.from_json(part["targets"])
-            lines += [f"      on val {line}" for line in error_lines(part["val"], targets)]
+        lines.append(
+            "    " + ", ".join(filter(None, (f"{name}: {part['size']}", part["training"])))
+        )
+        lines += [f"      on val {line}" for line in part.get("on_val", [])]
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
-    if bundle["card"]:
+    if bundle["card_text"]:
         lines.append("  training card, lowest and highest in training:")
-        words = {c.measure: c.words for c in CHECKS}
-        lines += [f"    {words[k]}: {a:.3g} to {b:.3g}" for k, (a, b) in bundle["card"].items()]
+        lines += [f"    {words}: {said}" for words, said in bundle["card_text"].items()]
     return "\n".join(lines)
 
 
-def _seen(variable: dict[str, Any]) -> str:
-    if variable["kind"] == "categorical":
-        return " or ".join(variable["seen"] or variable["levels"])
-    if variable["support"] is None:
-        return f"{variable['unit']}, range in training unknown".lstrip(", ")
-    low, high = (number_text(x) for x in variable["support"])
-    return f"{low} to {high} {variable['unit']} in training".rstrip()
+def _seen(variable: Variable) -> str:
+    if variable.kind == "categorical":
+        return " or ".join(variable.seen or variable.levels)
+    if variable.support is None:
+        return f"{variable.unit}, range in training unknown".lstrip(", ")
+    low, high = (number_text(x) for x in variable.support)
+    return f"{low} to {high} {variable.unit} in training".rstrip()

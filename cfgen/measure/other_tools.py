@@ -20,7 +20,7 @@ from cfgen.data.volume import Grid, Volume, open_channels, read_volume, strip_su
 from cfgen.errors import ImageError, ManifestError, UsageError
 from cfgen.measure.segmenter import Segmentation
 from cfgen.measure.volumes import RegionVolume, totals
-from cfgen.space.grids import grid_text, resample
+from cfgen.space.grids import describe_difference, grid_text, resample
 
 # Labels may reach out of the scan by this share, and not further: else they are of another scan.
 OUTSIDE_LIMIT = 0.05
@@ -117,7 +117,8 @@ def _soft(files: OtherTool, labels: Grid, scan: Volume) -> dict[tuple[str, str],
         if not (grid.matches(labels) or grid.matches(scan.grid)):
             raise ImageError(
                 files.posteriors,
-                f"is on another grid than the image and its labels ({grid_text(grid)})",
+                "is on another grid than the image and its labels: "
+                + describe_difference(grid, labels),
                 f"{grid_text(labels)}, that of {files.labels.name}",
                 "give the posteriors that were written with these labels",
             )

@@ -116,7 +116,7 @@ def scaled(image: Tensor) -> Tensor:
     Of every seventh voxel: percentiles of all of them would cost more than the network.
     """
     some = image.flatten()[::7]
-    low, high = torch.quantile(some, torch.tensor([0.01, 0.995])).tolist()
+    low, high = torch.quantile(some, torch.tensor([0.01, 0.995], device=some.device)).tolist()
     return ((image - low) / max(high - low, 1e-6)).clamp(0, 1)
 
 

@@ -20,7 +20,7 @@ from cfgen.measure.segmenter import load_segmenter, segment
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.external_strip import external_mask
 from cfgen.space import registration
-from cfgen.space.grids import grid_text, largest_component, resample, work_grid
+from cfgen.space.grids import describe_difference, grid_text, largest_component, resample, work_grid
 
 Source = Literal["mask", "stripped", "segmenter", "template", "synthstrip", "hd-bet"]
 # Heads are matched at this spacing (mm): a tenth of the time of 2 mm, and the brain's outline in
@@ -165,7 +165,7 @@ def _given_mask(scan: Volume, path: Path) -> np.ndarray:
     if not mask.grid.matches(scan.grid):
         raise ImageError(
             path,
-            f"mask of {grid_text(mask.grid)} is not on the scan's grid",
+            f"mask is not on the scan's grid: {describe_difference(mask.grid, scan.grid)}",
             grid_text(scan.grid),
             "resample the mask to the scan with nearest neighbours",
         )

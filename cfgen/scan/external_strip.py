@@ -12,6 +12,7 @@ import numpy as np
 
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ToolError
+from cfgen.space.grids import describe_difference
 
 # Names of the programs, the first on PATH is taken.
 PROGRAMS = {"synthstrip": ("mri_synthstrip", "nipreps-synthstrip"), "hd-bet": ("hd-bet",)}
@@ -50,5 +51,9 @@ def external_mask(scan: Volume, tool: Literal["synthstrip", "hd-bet"]) -> tuple[
             )
         made = read_volume(mask)
     if not made.grid.matches(scan.grid):
-        raise ToolError(program, "wrote a mask on another grid", "the grid of the scan")
+        raise ToolError(
+            program,
+            f"wrote a mask on another grid: {describe_difference(made.grid, scan.grid)}",
+            "the grid of the scan",
+        )
     return made.data > 0, Path(program).name

@@ -29,7 +29,7 @@ from cfgen.scan.gate import GateRecord
 from cfgen.scan.open import Opened
 from cfgen.scan.pictures import preparation_picture
 from cfgen.scan.prepare import Prepared, template_brain
-from cfgen.space.grids import grid_text, model_grid, resample
+from cfgen.space.grids import describe_difference, grid_text, model_grid, resample
 
 log = logging.getLogger("cfgen")
 
@@ -123,7 +123,7 @@ def _read_labels(path: Path, scan: Volume) -> np.ndarray:
     if not labels.grid.matches(scan.grid):
         raise ImageError(
             path,
-            f"label map of {grid_text(labels.grid)} is not on the scan's grid",
+            f"label map is not on the scan's grid: {describe_difference(labels.grid, scan.grid)}",
             grid_text(scan.grid),
             "resample the label map to the scan with nearest neighbours",
         )

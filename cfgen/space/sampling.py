@@ -16,7 +16,7 @@ def sample(
 
     Outside, the edge goes on; with padding "zeros" there is nothing.
     """
-    size = torch.tensor(volumes.shape[1:], dtype=torch.float32)
+    size = torch.tensor(volumes.shape[1:], dtype=torch.float32, device=points.device)
     # grid_sample wants the last axis first, in [-1, 1] over voxel centres.
     at = (points * (2 / (size - 1)) - 1).flip(-1).reshape(1, 1, 1, -1, 3)
     out = F.grid_sample(volumes[None], at, mode, padding_mode=padding, align_corners=True)
@@ -33,7 +33,7 @@ def gaussian_line(sigma_voxels: float, radius: int | None = None) -> Tensor:
 
 def smoothed(volume: Tensor, sigma_voxels: float, radius: int | None = None) -> Tensor:
     """`volume` (D, H, W) under a Gaussian window; there is nothing outside."""
-    line = gaussian_line(sigma_voxels, radius)
+    line = gaussian_line(sigma_voxels, radius).to(volume.device)
     out = volume[None, None]
     for axis in range(3):
         shape, padding = [1] * 5, [0] * 3

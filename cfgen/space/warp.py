@@ -13,12 +13,13 @@ def exponential(velocity: Tensor, spacing_mm: float, steps: int = 5) -> Tensor:
     field = velocity / 2**steps
     for _ in range(steps):
         field = field + sample(
-            field, voxels(field.shape[1:]) + field.permute(1, 2, 3, 0) / spacing_mm
+            field,
+            voxels(field.shape[1:], field.device) + field.permute(1, 2, 3, 0) / spacing_mm,
         )
     return field
 
 
-def voxels(shape: torch.Size | tuple[int, ...]) -> Tensor:
+def voxels(shape: torch.Size | tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Voxel coordinates (*shape, 3) of a grid."""
-    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

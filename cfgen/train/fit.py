@@ -28,6 +28,7 @@ from cfgen.config import FitConfig
 from cfgen.data.volume import write_atomically
 from cfgen.device import autocast
 from cfgen.errors import Interrupted, UsageError
+from cfgen.progress import working
 from cfgen.streams import Purpose, torch_stream
 
 log = logging.getLogger("cfgen")
@@ -71,7 +72,7 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
     step = state.load()
     journal = _Journal(folder / "log.csv", step)
     started, first = time.monotonic(), step
-    with stop_signal() as stopped:
+    with stop_signal() as stopped, working("training", config.steps, step) as advance:
         while step < config.steps:
             generator = torch_stream(config.seed, Purpose.BATCHES, step=step)
             # Losses may draw from the global generator (dropout, randn_like).
@@ -95,6 +96,7 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
                     figures["critic"] = critic_loss.item()
                     _step(task.critic, optimizers["critic"], critic_loss, step, config)
             step += 1
+            advance()
             journal.add(step, figures)
             if step % config.report_every == 0 or step == config.steps:
                 picture = folder / f"step-{step:06d}.png"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cfgen.config import FitConfig
 from cfgen.data.conditions import Schema
-from cfgen.device import channels_last
+from cfgen.device import channels_last, no_autocast
 from cfgen.measure.judge import VOLUME
 from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.train.augmentation import Augmentation, mirror, random_acquisition, random_view
@@ -81,7 +81,7 @@ class JudgeTask:
         views = views.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         # In bf16 the kernels of a CPU give gradients of NaN on maps of two voxels' edge; on small
         # maps they are no faster than those of float32.
-        with torch.autocast(self.device.type, enabled=False):
+        with no_autocast(self.device):
             found = self.net.outputs(views)
         truth = self.train.targets[picks].to(self.device)
         errors = target_errors(found, truth, self.net.config)

@@ -15,7 +15,7 @@ from cfgen.device import autocast, channels_last
 from cfgen.diffusion.samplers import denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.nets.autoencoder import Autoencoder
-from cfgen.nets.tokens import condition_tokens, token_width
+from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
@@ -132,17 +132,23 @@ class LatentDiffusionTask:
         t = 1 + (spread * last).long().clamp(max=last - 1)
         eps = torch.randn(r.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
-        return self._error(self.net, r, c, t, eps, dropped).mean(), {}
+        return self._error(self.net, r, Condition(c), t, eps, dropped).mean(), {}
 
     def _error(
-        self, net: nn.Module, r: Tensor, c: Tensor, t: Tensor, eps: Tensor, dropped: Tensor | None
+        self,
+        net: nn.Module,
+        r: Tensor,
+        c: Condition,
+        t: Tensor,
+        eps: Tensor,
+        dropped: Tensor | None = None,
     ) -> Tensor:
         """Squared error of the network's output, a value an element."""
-        r, t, eps = (v.to(self.device) for v in (r, t, eps))
+        r, eps = r.to(self.device), eps.to(self.device)
         zt = self.schedule.add_noise(r, t, eps).contiguous(memory_format=torch.channels_last_3d)
-        tokens = condition_tokens(c, dropped).to(self.device)
+        tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
-        out: Tensor = net(zt, t - 1, tokens).float()
+        out: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
         return (out - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
 
     def critic_loss(self, step: int) -> Tensor | None:
@@ -159,7 +165,8 @@ class LatentDiffusionTask:
         for level in (100, 400, 700):
             t = torch.full((len(r),), level)
             with autocast(self.device):
-                figures[f"error_t{level}"] = float(self._error(net, r, c, t, eps, None).mean())
+                error = self._error(net, r, Condition(c), t, eps)
+            figures[f"error_t{level}"] = float(error.mean())
         self._draw(net, picture, c[:4])
         return figures
 
@@ -168,10 +175,9 @@ class LatentDiffusionTask:
         from matplotlib.image import imsave
 
         shape = (len(c), *self.latents.shape[2:])
-        noise = torch.randn(shape, generator=torch_stream(0, Purpose.PICTURES, step=1)).to(
-            self.device
-        )
-        tokens = condition_tokens(c).to(self.device)
+        generator = torch_stream(0, Purpose.PICTURES, step=1)
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        tokens = Condition(c).to(self.device).tokens()
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):

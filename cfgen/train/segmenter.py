@@ -141,7 +141,7 @@ class SegmenterTask:
         brains = []
         for scan in self.held_out:
             image = scaled(scan.image.float())[None, None].to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with autocast(self.device):
                 scores, _ = net(image)
             labels, truth = scores[0].argmax(0).cpu(), scan.sets
             brains.append(_dice(labels > 1, truth != SETS.index((0, 1))))

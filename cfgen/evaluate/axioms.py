@@ -34,7 +34,7 @@ HOWS: tuple[How, ...] = ("residual", "latent")
 # What composition means by each, where it is not the plain distance.
 COMPOSED: dict[How, str] = {
     "residual": "zero by construction: a null edit's target is the reconstruction itself",
-    "latent": "the decoded image in place of the scan (--render latent)",
+    "latent": "the decoded image in place of the scan, as --render latent has it",
     "reconstruction": "once through autoencoder and diffusion and back, no edit",
 }
 # Subjects, spread over the cohort, that go round.

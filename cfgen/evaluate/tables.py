@@ -90,7 +90,7 @@ AXIOMS_SAID = (
     "Composition of the default write-back (residual) is zero by construction: the target of a "
     "null edit is the reconstruction itself, and only their difference reaches the scan. What the "
     "model loses is the composition of the reconstruction, once through autoencoder and diffusion "
-    "and back (what `--render latent` writes)."
+    "and back, on which `--render latent` rests."
 )
 TRUTH = (
     Column("skill", "truth_skill"),

@@ -47,6 +47,11 @@ def fast_bf16(device: torch.device) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def number_type(device: torch.device) -> str:
+    """What the networks run in there: bf16 or fp32. Results differ a little between the two."""
+    return "bf16" if fast_bf16(device) else "fp32"
+
+
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """bf16 where it is fast, fp32 elsewhere."""
     if not fast_bf16(device):

@@ -7,6 +7,8 @@ manifest from a missing model. Anything that is not a `CfgenError` is a bug and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNUSABLE_INPUT = 3
@@ -70,3 +72,11 @@ class Interrupted(CfgenError):  # noqa: N818 - not an error of the user's
     """Stopped by a signal after a checkpoint: the same command goes on from there."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a user should know and need not mend: `code` is for programs, `text` for people."""
+
+    code: str
+    text: str

@@ -132,12 +132,12 @@ def test_fit_standardises_the_training_rows():
 
 def test_support_warns_just_outside_training():
     schema = fit_schema([Known({"age": 20.0, "sex": "F"}), Known({"age": 82.0, "sex": "F"})])
-    assert schema.support_warnings({"age": 82.0, "sex": "F"}) == []
+    assert schema.support_notices({"age": 82.0, "sex": "F"}) == []
     assert (
         "82.5 is outside the training range 20 to 82 years"
-        in (schema.support_warnings({"age": 82.5})[0])
+        in schema.support_notices({"age": 82.5})[0].text
     )
-    assert "sex M was not in the training data" in schema.support_warnings({"sex": "M"})[0]
+    assert "sex M was not in the training data" in schema.support_notices({"sex": "M"})[0].text
 
 
 def test_fit_leaves_out_what_no_row_has():

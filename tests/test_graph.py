@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cfgen import streams
 from cfgen.data.conditions import parse_interventions
 from cfgen.errors import UsageError
-from cfgen.sim import cohort, streams
+from cfgen.sim import cohort
 from cfgen.sim.graph import (
     PLAIN,
     TERMS,
@@ -23,6 +24,7 @@ from cfgen.sim.graph import (
     sample_noise,
     stress_of,
 )
+from cfgen.streams import Purpose
 
 MODEL = graph()
 STRESSES = [PLAIN, *(stress_of([n]) for n in ("heteroscedastic", "age-sex", "skewed"))]
@@ -134,10 +136,13 @@ def test_refusals(changed, said):
 
 
 def test_numbers_belong_to_the_subject():
-    whole = streams.uniforms(5, 1, 0, 40, 10)
-    assert np.array_equal(whole[13:20], streams.uniforms(5, 1, 13, 20, 10))
-    assert not np.array_equal(whole, streams.uniforms(5, 2, 0, 40, 10))
-    assert stats.kstest(streams.uniforms(0, 0, 0, 5000, 4).ravel(), "uniform").pvalue > 1e-3
+    whole = streams.uniforms(5, Purpose.VOLUMES, 0, 40, 10)
+    assert np.array_equal(whole[13:20], streams.uniforms(5, Purpose.VOLUMES, 13, 20, 10))
+    assert not np.array_equal(whole, streams.uniforms(5, Purpose.ACQUISITION, 0, 40, 10))
+    assert (
+        stats.kstest(streams.uniforms(0, Purpose.PARENTS, 0, 5000, 4).ravel(), "uniform").pvalue
+        > 1e-3
+    )
 
 
 def test_age_slopes_are_found_again_in_a_cohort():

@@ -22,10 +22,10 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import ImageError, ManifestError
 from cfgen.jobs.counterfactual import Options, counterfactual, load_engine
-from cfgen.jobs.report_group import Line, write_index
 from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import sums
+from cfgen.report.group import Line, write_index
 from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
 from cfgen.report.page import Run, read_run, read_targets, show, write_page
 from cfgen.report.text import Flag, flags

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cfgen.data.volume import Volume, header_warnings, read_volume, write_like, write_new
+from cfgen.data.volume import Volume, header_notices, read_volume, write_like, write_new
 from cfgen.errors import ImageError
 
 AFFINES = {
@@ -98,8 +98,8 @@ def test_disagreeing_forms_are_said(tmp_path: Path) -> None:
     image = nib.load(path)
     image.set_sform(AFFINES["LAS"], 1)
     nib.save(image, tmp_path / "odd.nii")
-    assert header_warnings(path) == []
-    assert "disagree" in header_warnings(tmp_path / "odd.nii")[0]
+    assert header_notices(path) == []
+    assert "disagree" in header_notices(tmp_path / "odd.nii")[0].text
     assert np.allclose(read_volume(tmp_path / "odd.nii").affine, AFFINES["LAS"])
 
 

@@ -8,33 +8,42 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from cfgen import __version__
+from cfgen.data.record import read_record
+from cfgen.data.volume import file_sha256
 from cfgen.errors import ImageError
 
+Record = TypeVar("Record")
 
-def fingerprint(files: Sequence[Path | None], recipe: object) -> str:
-    """SHA-256 of the version, of files' bytes and of a recipe that JSON can hold: what decides
-    whether finished work can be kept. Raises ImageError when a file is missing."""
-    digest = hashlib.sha256(json.dumps([__version__, recipe]).encode())
+
+def fingerprint(digests: Sequence[str], recipe: object) -> str:
+    """What decides whether finished work can be kept: SHA-256 of the version, of files (as their
+    `digests`) and of a recipe that JSON can hold."""
+    return hashlib.sha256(json.dumps([__version__, list(digests), recipe]).encode()).hexdigest()
+
+
+def digests(*files: Path | None) -> list[str]:
+    """SHA-256 of files, which is all of them that there are. Raises ImageError when one is
+    missing."""
+    found = []
     for path in files:
         if path is not None:
             if not path.exists():
                 raise ImageError(path, "no such file", "an image")
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+            found.append(file_sha256(path))
+    return found
 
 
-def finished(files: Sequence[Path], record: Path) -> dict[str, Any]:
-    """The record of finished work; empty where a file is missing or the record cannot be read."""
+def finished(files: Sequence[Path], record: Path, kind: type[Record]) -> Record | None:
+    """The record of finished work; None where a file is missing or the record cannot be read."""
     if not all(path.exists() for path in (*files, record)):
-        return {}
+        return None
     try:
-        said = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
+        return read_record(kind, record, "")
+    except ImageError:
+        return None
 
 
 @contextmanager

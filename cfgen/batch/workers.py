@@ -45,34 +45,54 @@ def ahead(
             yield item, lambda item=item: work(item)  # type: ignore[misc]
         return
     payload = pickle.dumps(work)
-    # Threads do not survive a fork.
-    context = get_context("spawn")
+
+    def started(count: int) -> ProcessPoolExecutor:
+        # Threads do not survive a fork.
+        return ProcessPoolExecutor(count, get_context("spawn"), _start, (payload,))
+
+    pool = started(workers)
     waiting: deque[tuple[Item, Future[Done]]] = deque()
-    with ProcessPoolExecutor(workers, context, _start, (payload,)) as pool:
+
+    def submitted(item: Item) -> Future[Done]:
+        nonlocal pool
         try:
-            for item in items:
-                waiting.append((item, pool.submit(_run, item)))
-                if len(waiting) > 2 * workers:
-                    yield _next(waiting)
-            while waiting:
-                yield _next(waiting)
-        except BrokenProcessPool as error:
-            raise MemoryError from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
+            return pool.submit(_run, item)
+        except BrokenProcessPool:
+            pool.shutdown(wait=False)
+            pool = started(workers)
+            return pool.submit(_run, item)
+
+    def ready() -> tuple[Item, Callable[[], Done]]:
+        item, future = waiting.popleft()
+        return item, lambda: _result(item, future, started)
+
+    try:
+        for item in items:
+            waiting.append((item, submitted(item)))
+            if len(waiting) > 2 * workers:
+                yield ready()
+        while waiting:
+            yield ready()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+        pool.shutdown()
 
 
-def _next(waiting: deque[tuple[Item, Future[Done]]]) -> tuple[Item, Callable[[], Done]]:
-    item, future = waiting.popleft()
-
-    def result() -> Done:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise MemoryError from error
-
-    return item, result
+def _result(
+    item: Item, future: Future[Done], started: Callable[[int], ProcessPoolExecutor]
+) -> Done:
+    """What came of an item. A process that died takes the items of the others with it: each is
+    tried once more, alone, and only the one that kills again is to blame."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        with started(1) as alone:
+            try:
+                again: Future[Done] = alone.submit(_run, item)
+                return again.result()
+            except BrokenProcessPool as error:
+                raise MemoryError from error
 
 
 def _start(payload: bytes) -> None:

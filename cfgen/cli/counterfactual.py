@@ -30,8 +30,8 @@ from cfgen.cli.options import (
     one_source,
 )
 from cfgen.cli.options import skull_strip as skull_strip_of
-from cfgen.cli.show import print_paths, setup, stopped
-from cfgen.errors import EXIT_SOME_FAILED, UsageError
+from cfgen.cli.show import end_batch, print_paths, setup
+from cfgen.errors import UsageError
 
 log = logging.getLogger("cfgen")
 
@@ -132,7 +132,8 @@ def counterfactual(
         print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
         return
 
-    from cfgen.jobs.counterfactual import Options, load_engine
+    from cfgen.edit.engine import load_engine
+    from cfgen.jobs.counterfactual import Options
     from cfgen.jobs.counterfactuals import run, write_outcome
 
     options = Options(
@@ -148,12 +149,10 @@ def counterfactual(
         report=report,
     )
     engine = load_engine(bundle, device, how)
-    outcome = run(engine, plans, options, "--from" if image else str(manifest), image is None)
+    outcome = run(engine, plans, options, "--from", image is None)
     if manifest is not None:
         assert out is not None
-        for path in write_outcome(outcome, out):
+        for path in write_outcome(outcome, plans, out):
             log.info("wrote %s", path)
-    print_paths([str(row.image) for row in outcome.done], as_json)
-    stopped(len(outcome.left), manifest)
-    if outcome.failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    print_paths([str(row.image) for rows in outcome.done for row in rows], as_json)
+    end_batch(len(outcome.failed), len(outcome.left), manifest)

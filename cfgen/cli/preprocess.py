@@ -28,7 +28,7 @@ from cfgen.cli.options import (
     one_source,
 )
 from cfgen.cli.options import skull_strip as skull_strip_of
-from cfgen.cli.show import print_paths, setup
+from cfgen.cli.show import end_batch, print_paths, setup
 from cfgen.errors import EXIT_SOME_FAILED, EXIT_UNUSABLE_INPUT, UsageError
 
 
@@ -97,7 +97,7 @@ def preprocess(
         raise UsageError("--out", "missing", "a folder for the prepared scans")
     keep_going = manifest is not None
     gate = Gate(found.card, force)
-    result = job(
+    outcome = job(
         rows,
         out,
         recipe,
@@ -107,9 +107,8 @@ def preprocess(
         overwrite=overwrite,
         workers=worker_count(finder.device, len(rows)),
     )
-    print_paths([str(row.image) for row in result.done], as_json)
-    if result.failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    print_paths([str(row.image) for row in outcome.done], as_json)
+    end_batch(len(outcome.failed), len(outcome.left), manifest)
 
 
 def _check(

@@ -19,8 +19,8 @@ from cfgen.cli.options import (
     Verbose,
     one_source,
 )
-from cfgen.cli.show import print_paths, setup
-from cfgen.errors import EXIT_SOME_FAILED, UsageError
+from cfgen.cli.show import end_batch, print_paths, setup
+from cfgen.errors import UsageError
 
 
 def report(
@@ -69,9 +69,9 @@ def report(
     from cfgen.bundle import read_bundle
     from cfgen.data.manifest import read_manifest
     from cfgen.device import pick_device
-    from cfgen.jobs.report_group import report_group
+    from cfgen.jobs.report import report_group, report_one
     from cfgen.measure.ruler import Ruler
-    from cfgen.report.page import read_targets, report_one
+    from cfgen.report.page import read_targets
 
     one_source("report", image, manifest)
     found = read_bundle(bundle)
@@ -86,5 +86,4 @@ def report(
         raise UsageError("report", "--factual or --targets beside --manifest", "--in")
     result = report_group(read_manifest(manifest, found.schema), out, ruler, overwrite)
     print_paths([str(result.index)], as_json)
-    if result.failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    end_batch(len(result.failed), len(result.left), manifest)

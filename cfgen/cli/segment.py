@@ -21,8 +21,8 @@ from cfgen.cli.options import (
     Verbose,
     one_source,
 )
-from cfgen.cli.show import print_paths, setup, stopped
-from cfgen.errors import EXIT_SOME_FAILED, UsageError
+from cfgen.cli.show import end_batch, print_paths, setup
+from cfgen.errors import UsageError
 
 
 def segment(
@@ -86,9 +86,10 @@ def segment(
       cfgen segment --in sub01.nii.gz --seg sub01/mri/aparc+aseg.mgz --out sub01_dseg.nii.gz
     """
     setup(threads, verbose, quiet)
+    from cfgen.batch.lists import write_lists
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import default_schema
-    from cfgen.data.manifest import read_manifest, write_manifest
+    from cfgen.data.manifest import read_manifest
     from cfgen.data.table import write_table
     from cfgen.device import pick_device
     from cfgen.jobs import segment as segment_scans
@@ -112,7 +113,7 @@ def segment(
         regions = segment_scans.by_other_tool(seg, seg_posteriors, seg_volumes, seg_qc)
     else:
         regions = segment_scans.by_segmenter(found, pick_device(device))
-    result = segment_scans.segment_scans(
+    outcome = segment_scans.segment_scans(
         regions,
         rows,
         files,
@@ -121,14 +122,11 @@ def segment(
         keep_going=not single,
         overwrite=overwrite,
     )
-    for path, lines in ((volumes, result.volumes), (qc, result.quality)):
-        if path is not None:
-            write_table(path, lines)
-    if not single and result.done:
-        write_manifest(out / "manifest.csv", result.done)
-    print_paths([str(row.labels) for row in result.done], as_json)
-    if result.failed:
-        write_manifest(out / "failed.csv", result.failed)
-    stopped(len(result.left), manifest or image)
-    if result.failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    if volumes is not None:
+        write_table(volumes, [line for one in outcome.done for line in one.volumes])
+    if qc is not None:
+        write_table(qc, [one.quality for one in outcome.done])
+    if not single:
+        write_lists(out, [one.row for one in outcome.done], outcome.failed, rows)
+    print_paths([str(one.row.labels) for one in outcome.done], as_json)
+    end_batch(len(outcome.failed), len(outcome.left), manifest or image)

@@ -7,8 +7,10 @@ import logging
 import os
 import sys
 
+import typer
+
 from cfgen import config
-from cfgen.errors import Interrupted
+from cfgen.errors import EXIT_SOME_FAILED, Interrupted
 
 log = logging.getLogger("cfgen")
 
@@ -37,8 +39,11 @@ def print_paths(paths: list[str], as_json: bool) -> None:
     print(json.dumps({"outputs": paths}, indent=2) if as_json else "\n".join(paths))
 
 
-def stopped(left: int, manifest: object) -> None:
-    """Ends a batch that a signal stopped with the exit code that says so."""
+def end_batch(failed: int, left: int, source: object) -> None:
+    """Ends a batch in which rows failed, or that a signal stopped, with the exit code that says
+    so; `source` is the manifest or folder of the scans."""
     if left:
         said = f"stopped with {left} scan{'s' if left > 1 else ''} left"
-        raise Interrupted(manifest, said, fix="the same command goes on from there")
+        raise Interrupted(source, said, fix="the same command goes on from there")
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -11,14 +11,20 @@ import io
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from cfgen.data.bids import PARTICIPANT, bids_rows
-from cfgen.data.conditions import Schema, number_text
-from cfgen.data.table import COLUMNS, PATHS, SHOWN, Row, Table, condition_values, read_table
+from cfgen.data.bids import PARTICIPANT, sidecar_notes
+from cfgen.data.bids_folder import bids_rows, folder_rows
+from cfgen.data.ids import visit_column
+from cfgen.data.names import expand_path
+from cfgen.data.readings import Reader, Reading
+from cfgen.data.schema import Schema, number_text
+from cfgen.data.table import COLUMNS, PATHS, SHOWN, Row, Table, read_table
 from cfgen.data.volume import SUFFIXES, is_image_path, write_atomically
 from cfgen.errors import ManifestError
 
@@ -32,35 +38,52 @@ _SYNONYMS = {
 
 
 def unique_key(row: Row) -> str:
-    """'subject' or 'subject_session' for file names: letters, digits, '+', '-', '_' and '.'."""
-    parts = [re.sub(r"[^A-Za-z0-9_.+-]+", "-", p).strip(".-") for p in (row.subject, row.session)]
+    """'subject' or 'subject_session' for file names: letters and digits of any script, '+', '-',
+    '_' and '.'; runs of other characters become one '-'."""
+    parts = [
+        re.sub(" +", "-", "".join(c if _in_names(c) else " " for c in text)).strip(".-")
+        # Some file systems take an accent apart from its letter and others do not: one form.
+        for text in (unicodedata.normalize("NFC", t) for t in (row.subject, row.session))
+    ]
     return "_".join(p for p in parts if p)
 
 
+def _in_names(character: str) -> bool:
+    if character.isascii():
+        return character.isalnum() or character in "_.+-"
+    # Letters, marks (vowels of Indic scripts, say), numbers and symbols of all scripts.
+    return unicodedata.category(character)[0] in "LMNS"
+
+
 def read_manifest(path: Path | str, schema: Schema) -> list[Row]:
-    """The rows of a CSV or TSV manifest, or of a BIDS `participants.tsv` (or its folder).
+    """The rows of a CSV or TSV manifest, or of a BIDS folder or its `participants.tsv`.
 
     Comma, semicolon and tab are recognised, column names in any case. Blank, n/a, NA and nan cells
-    are missing. A BIDS table gives a row for every session's first T1w by name (run-1 before
-    run-2); participants without one are left out with a warning. Raises ManifestError with every
-    fault as 'file:line column ...'.
+    are missing. BIDS gives a row for every session's first T1w by name (run-1 before run-2);
+    participants without one are left out with a warning. A JSON sidecar beside an image only warns
+    here, where it contradicts the table (`bids.py`). Raises ManifestError with every fault as
+    'file:line column ...'.
     """
     path = Path(path)
     if path.is_dir() and (path / "participants.tsv").exists():
         path = path / "participants.tsv"
-    table = read_table(path)
     faults: list[str] = []
-    if table.column(PARTICIPANT) and not table.column("image"):
-        rows = list(bids_rows(table, schema, faults))
+    if path.is_dir():
+        rows = folder_rows(path, schema)
     else:
-        _require_columns(table)
-        rows = [_row(table, line, cells, schema, faults) for line, cells in table.lines]
+        table = read_table(path)
+        if table.column(PARTICIPANT) and not table.column("image"):
+            rows = bids_rows(table, schema, faults)
+        else:
+            rows = _rows(table, schema, faults)
     faults += _name_clashes(rows)
     if faults:
         rest = len(faults) - SHOWN
         more = [f"and {rest} more"] if rest > 0 else []
         lines = "".join(f"\n  {fault}" for fault in [*faults[:SHOWN], *more])
         raise ManifestError(path, f"{len(faults)} fault{'s' if len(faults) > 1 else ''}{lines}")
+    notes = [sidecar_notes(row.image, row.values, schema) for row in rows]
+    rows = [replace(r, notes=(*r.notes, *said)) for r, said in zip(rows, notes, strict=True)]
     _say_notes(rows)
     return rows
 
@@ -71,16 +94,27 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
     Paths are relative to the manifest, except where only the root folder is shared. Columns without
     a value are left out. The file appears whole or not at all.
     """
+    write_lines(path, manifest_lines(rows, path.parent))
+
+
+def manifest_lines(rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
+    """Rows as the cells of a manifest that lies in `folder`; column -> text, '' where missing."""
     conditions = sorted({name for row in rows for name in row.values})
     extras = list(dict.fromkeys(name for row in rows for name in row.extra))
     columns = ["subject", "session", *PATHS, *conditions, "split", *extras]
-    lines = [_cells(row, path.parent) for row in rows]
-    columns = [c for c in columns if c in REQUIRED or any(line.get(c) for line in lines)]
+    cells = [_cells(row, folder) for row in rows]
+    return [{name: own.get(name, "") for name in columns} for own in cells]
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    """Write cells as `manifest_lines` makes them; columns without a value are left out."""
+    columns = dict.fromkeys(name for line in lines for name in line)
+    kept = [c for c in columns if c in REQUIRED or any(line.get(c) for line in lines)]
     text = io.StringIO()
     delimiter = "\t" if path.suffix == ".tsv" else ","
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([line.get(c, "") for c in columns] for line in lines)
+    writer.writerow(kept)
+    writer.writerows([line.get(c, "") for c in kept] for line in lines)
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
 
 
@@ -103,9 +137,20 @@ def _require_columns(table: Table) -> None:
     )
 
 
-def _row(
-    table: Table, line: int, cells: Mapping[str, str], schema: Schema, faults: list[str]
-) -> Row:
+def _rows(table: Table, schema: Schema, faults: list[str]) -> list[Row]:
+    _require_columns(table)
+    reader = Reader(table, schema)
+    for doubt in reader.doubts:
+        log.warning("%s: %s", table.path.name, doubt)
+    subjects = [table.cell(cells, "subject") for _, cells in table.lines]
+    session = "session"
+    if not table.column(session) and len(set(subjects)) < len(subjects):
+        session = visit_column(table, "subject")
+    return [_row(table, i, session, reader, faults) for i in range(len(table.lines))]
+
+
+def _row(table: Table, place: int, session: str, reader: Reader, faults: list[str]) -> Row:
+    line, cells = table.lines[place]
     source = f"{table.path.name}:{line}"
     paths = {name: _path(table, cells, name, source, faults) for name in PATHS}
     subject = table.cell(cells, "subject")
@@ -113,20 +158,24 @@ def _row(
         faults.append(f"{source} column subject: missing; expected an id")
     if not table.cell(cells, "image"):
         faults.append(f"{source} column image: missing; expected a path")
-    values, problems = condition_values(table, cells, schema, {})
-    faults += [f"{source} {problem}" for problem in problems]
-    used = {*COLUMNS, *(name.lower() for name in schema.names)}
+    reading = reader.read(cells)
+    # A column of just this name must be right; others may only look like it.
+    own = {name: said for name, said in reading.problems.items() if table.cell(cells, name)}
+    faults += [f"{source} {said}" for said in own.values()]
+    others = {name: said for name, said in reading.problems.items() if name not in own}
+    used = {*COLUMNS, session.lower(), *(name.lower() for name in reader.names)}
     return Row(
         subject=subject,
-        session=table.cell(cells, "session"),
+        session=table.cell(cells, session),
         image=paths["image"] or Path(),
         mask=paths["mask"],
         labels=paths["labels"],
         posteriors=paths["posteriors"],
         split=table.cell(cells, "split"),
-        values=values,
+        values=reading.values,
         extra={name: text for name, text in cells.items() if text and name.lower() not in used},
         source=source,
+        notes=tuple(Reading({}, others, reading.notes).unknown()),
     )
 
 
@@ -137,19 +186,32 @@ def _path(
     if not text:
         return None
     path = table.path.parent / text
+    if not os.path.exists(path):
+        expanded, problem = expand_path(text)
+        if problem:
+            faults.append(f"{source} column {name}: '{text}': {problem}")
+            return path
+        path = table.path.parent / expanded
     if not is_image_path(path):
         faults.append(f"{source} column {name}: '{text}'; expected one of {', '.join(SUFFIXES)}")
-    elif not path.is_file():
+    elif not os.path.isfile(path):  # Path.is_file raises for a name that is too long.
         faults.append(f"{source} column {name}: no such file '{path}'; expected an image")
     return path
 
 
 def _say_notes(rows: Iterable[Row]) -> None:
     """Warn once of each kind: a code that cannot be read is often in every line."""
-    count = Counter(note for row in rows for note in row.notes)
-    first = {note: row.source for row in reversed(list(rows)) for note in row.notes}
-    for note, n in count.items():
-        log.warning("%s: %s%s", first[note], note, f" (and {n - 1} more rows)" if n > 1 else "")
+    first: dict[str, tuple[Row, str]] = {}
+    count: Counter[str] = Counter()
+    for row in rows:
+        for note in row.notes:
+            # Of a kind are notes that differ in a number alone, not in that of a file's name.
+            kind = re.sub(r"(?<![\w.-])[0-9.]+(?![\w-])", "", note)
+            first.setdefault(kind, (row, note))
+            count[kind] += 1
+    for kind, (row, note) in first.items():
+        more = f" (and {count[kind] - 1} more rows)" if count[kind] > 1 else ""
+        log.warning("%s: %s%s", row.source, note, more)
 
 
 def _name_clashes(rows: Iterable[Row]) -> list[str]:

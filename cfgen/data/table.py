@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cfgen.data.conditions import Schema, Value
+from cfgen.data.schema import Value
 from cfgen.data.volume import write_atomically
-from cfgen.errors import ManifestError, UsageError
+from cfgen.errors import ManifestError
 
 PATHS = ("image", "mask", "labels", "posteriors")
 COLUMNS = ("subject", "session", *PATHS, "split")
@@ -150,21 +150,3 @@ def _read_text(path: Path) -> str:
     if "\0" in text:
         raise ManifestError(path, "is no text file", "a CSV or TSV file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def condition_values(
-    table: Table, cells: Mapping[str, str], schema: Schema, names: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, Value], list[str]]:
-    """The conditions in a line, and what is wrong with the others; `names` are other columns."""
-    values: dict[str, Value] = {}
-    problems = []
-    for name in schema.names:
-        column = next((c for c in names.get(name, (name,)) if table.column(c)), name)
-        text = table.cell(cells, column)
-        if not text:
-            continue
-        try:
-            values[name] = schema.check_value(name, text, f"column {table.column(column)}")
-        except UsageError as error:
-            problems.append(str(error))
-    return values, problems

@@ -8,52 +8,58 @@ the same bytes.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
-from cfgen.errors import ImageError, UsageError
+from cfgen.data.grid import AFFINE_TOLERANCE_MM, Grid, affines_agree
+from cfgen.data.image_file import (
+    READ_FAULTS,
+    SUFFIXES,
+    absent,
+    damaged,
+    image_stream,
+    is_compressed,
+    is_image_path,
+    is_mgh,
+    read_to_end,
+    strip_suffix,
+)
+from cfgen.data.image_header import StoredImage, open_header
+from cfgen.errors import ImageError, Notice, UsageError
+
+__all__ = [
+    "AFFINE_TOLERANCE_MM",
+    "SUFFIXES",
+    "SYNTHETIC",
+    "Grid",
+    "Volume",
+    "affines_agree",
+    "file_sha256",
+    "header_notices",
+    "is_image_path",
+    "is_synthetic",
+    "open_channels",
+    "read_volume",
+    "refuse_existing",
+    "strip_suffix",
+    "write_atomically",
+    "write_like",
+    "write_new",
+]
 
 # How the `descrip` of every image that a model made begins.
 SYNTHETIC = "SYNTHETIC: cfgen"
-SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
-# Two affines agree when no corner of the volume moves by more than this between them.
-AFFINE_TOLERANCE_MM = 0.1
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A lattice of voxels in the world: `shape` (I, J, K), `affine` (4, 4) voxel -> RAS+ mm."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel edge lengths in mm."""
-        a, b, c = np.sqrt((self.affine[:3, :3] ** 2).sum(0))
-        return float(a), float(b), float(c)
-
-    @property
-    def voxel_mm3(self) -> float:
-        return float(abs(np.linalg.det(self.affine[:3, :3])))
-
-    @property
-    def orientation(self) -> str:
-        """Axis codes of the directions in which i, j and k grow, such as 'LAS'."""
-        return "".join(nib.aff2axcodes(self.affine))
-
-    def matches(self, other: Grid) -> bool:
-        return self.shape == other.shape and affines_agree(self.affine, other.affine, self.shape)
 
 
 @dataclass(frozen=True)
@@ -74,34 +80,18 @@ class Volume:
         return Volume(np.asarray(data, np.float32), self.affine, self.path)
 
 
-def affines_agree(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether two affines put every corner of a volume within `AFFINE_TOLERANCE_MM`."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
-    return bool(np.abs((a - b) @ corners).max() <= AFFINE_TOLERANCE_MM)
-
-
-def strip_suffix(path: Path) -> str:
-    """The file's name without an image suffix: 'a/sub-01_T1w.nii.gz' -> 'sub-01_T1w'."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
-
-
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hexadecimal text."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The SHA-256 of a file's bytes, as hexadecimal text. Raises ImageError."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise absent(path, error) from error
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises UsageError when an output is there already and is not to be replaced."""
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise UsageError(path, "exists already", fix="use --overwrite or another --out")
-
-
-def is_image_path(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES)
 
 
 def read_volume(path: Path | str, *, blank: bool = False) -> Volume:
@@ -113,110 +103,81 @@ def read_volume(path: Path | str, *, blank: bool = False) -> Volume:
     and right are.
     """
     path = Path(path)
-    image = _open(path)
-    affine = _affine(image, path)
-    try:
-        data = np.asanyarray(image.dataobj, dtype=np.float32)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise ImageError(
-            path,
-            f"the image data end too early or are damaged ({error})",
-            f"{_describe(image)}",
-            "copy or export the file again",
-        ) from error
+    with image_stream(path) as stream:
+        stored = open_header(stream, path)
+        # Values beyond float32 are found below, with all that are no number.
+        with np.errstate(all="ignore"):
+            data = _read(stored, stream, path, np.float32)
     data = _one_frame(data, path)
     if not np.isfinite(data).all():
         n = int((~np.isfinite(data)).sum())
+        integers = stored.image.get_data_dtype().kind in "iu"
         raise ImageError(
             path,
-            f"{n} voxels are NaN or infinite",
+            f"{n} voxels are NaN or infinite" + (" by scl_slope and scl_inter" if integers else ""),
             "finite intensities",
             "replace them, for example by 0, and run again",
         )
     if not (blank or data.any()):
         raise ImageError(path, "every voxel is zero", "a brain scan")
-    return Volume(np.ascontiguousarray(data), affine, path)
+    return Volume(np.ascontiguousarray(data), stored.affine, path)
 
 
-def open_channels(path: Path) -> tuple[Any, Grid]:
-    """A 4D image as nibabel's `dataobj` (I, J, K, channels), read when it is sliced, and its grid.
+def _read(stored: StoredImage, stream: BinaryIO, path: Path, dtype: Any) -> np.ndarray:
+    """The values as `dtype`, or what is stored where it is None; the file is read to its end."""
+    stored.check_length(path)
+    proxy = stored.image.dataobj
+    try:
+        data = proxy.get_unscaled() if dtype is None else np.asanyarray(proxy, dtype=dtype)
+    except READ_FAULTS as error:
+        raise damaged(path, error, stored.description) from error
+    read_to_end(stream, path)
+    return np.asarray(data)
+
+
+class Channels:
+    """The channels of a 4D image, `shape` (I, J, K, channels): each is read when it is sliced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._opened = path, ExitStack()
+        stream = self._opened.enter_context(image_stream(path))
+        read_to_end(stream, path)
+        stream.seek(0)
+        self._stored = open_header(stream, path)
+        self._stored.check_length(path)
+        self.shape = tuple(int(n) for n in self._stored.image.shape)
+        self.affine = self._stored.affine
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._stored.image.dataobj[index])
+        except READ_FAULTS as error:
+            raise damaged(self._path, error, self._stored.description) from error
+
+
+def open_channels(path: Path) -> tuple[Channels, Grid]:
+    """A 4D image (I, J, K, channels), read when it is sliced, and its grid.
 
     Raises ImageError when it is no 4D image or its header does not say where it lies.
     """
-    image = _open(path)
-    shape = tuple(image.shape)
+    channels = Channels(path)
+    shape = channels.shape
     if len(shape) != 4:
         raise ImageError(path, f"{len(shape)}D image", "4D: a channel for each region")
-    return image.dataobj, Grid((shape[0], shape[1], shape[2]), _affine(image, path))
+    return channels, Grid((shape[0], shape[1], shape[2]), channels.affine)
 
 
-def _open(path: Path) -> Any:
-    if not path.exists():
-        raise ImageError(path, "no such file", "a .nii, .nii.gz or .mgz image")
-    if path.is_dir():
-        raise ImageError(path, "is a folder", "one .nii, .nii.gz or .mgz image")
-    try:
-        image = nib.load(path)
-    except (ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ImageError(
-            path,
-            f"not a readable image ({error})",
-            "a NIfTI-1, NIfTI-2 or MGH file (.nii, .nii.gz, .mgz)",
-            "convert DICOM with dcm2niix, or copy the file again if it was cut short",
-        ) from error
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image | nib.MGHImage):
-        raise ImageError(path, f"is a {type(image).__name__}", "NIfTI-1, NIfTI-2 or MGH")
-    dtype = image.get_data_dtype()
-    if dtype.fields is not None or dtype.kind == "c":
-        kind = "complex numbers" if dtype.kind == "c" else "colours (RGB)"
-        raise ImageError(path, f"header field datatype: {kind}", "one grey value a voxel")
-    return image
-
-
-def _affine(image: Any, path: Path) -> np.ndarray:
-    header = image.header
-    if isinstance(image, nib.MGHImage):
-        if not int(header["goodRASFlag"]):
-            raise ImageError(path, "header field goodRASFlag is 0: no orientation", "a valid one")
-    else:
-        if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
-            raise ImageError(
-                path,
-                "header fields sform_code and qform_code are both 0: left and right are unknown",
-                "an affine",
-                "export the scan again with its orientation; cfgen never guesses it",
-            )
-    affine = np.array(image.affine, dtype=np.float64)
-    spans = np.sqrt((affine[:3, :3] ** 2).sum(0)) if np.isfinite(affine).all() else np.zeros(3)
-    volume = abs(np.linalg.det(affine[:3, :3])) if spans.all() else 0.0
-    # A volume far under the product of the edges means axes that (nearly) fall together.
-    if volume <= 1e-3 * float(np.prod(spans)) or volume == 0:
-        raise ImageError(
-            path,
-            f"the affine is singular (voxel volume {volume:.3g} mm3)",
-            "three independent axes in header fields srow_x, srow_y, srow_z or the qform",
-        )
-    return affine
-
-
-def header_warnings(path: Path | str) -> list[str]:
+def header_notices(path: Path | str) -> list[Notice]:
     """What is odd about a readable header: said once, never mended silently."""
-    image = _open(Path(path))
-    if isinstance(image, nib.MGHImage):
-        return []
-    header, found = image.header, []
-    if int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0:
-        sform, qform = header.get_sform(), header.get_qform()
-        if not affines_agree(sform, qform, image.shape[:3]):
-            found.append("sform and qform disagree; the sform is used")
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        found.append(f"xyzt_units says {header.get_xyzt_units()[0]}; read as mm")
-    return found
+    path = Path(path)
+    with image_stream(path) as stream:
+        return [Notice("header", said) for said in open_header(stream, path).warnings]
 
 
 def is_synthetic(path: Path) -> bool:
     """Does the header say that cfgen made the image? An .mgz cannot say it."""
-    image = _open(path)
+    with image_stream(path) as stream:
+        image = open_header(stream, path).image
     if isinstance(image, nib.MGHImage):
         return False
     return bytes(image.header["descrip"].tobytes()).startswith(SYNTHETIC.encode())
@@ -238,10 +199,7 @@ def _one_frame(data: np.ndarray, path: Path) -> np.ndarray:
     return data
 
 
-def _describe(image: Any) -> str:
-    return f"{'x'.join(map(str, image.shape))} voxels of {image.get_data_dtype()}"
-
-
+@np.errstate(all="ignore")
 def write_like(source: Volume, data: np.ndarray, path: Path, *, description: str = "") -> None:
     """Write `data` on the file that `source` was read from: same header, type, scale and codes.
 
@@ -249,19 +207,23 @@ def write_like(source: Volume, data: np.ndarray, path: Path, *, description: str
     float64 or a scaled integer. `description` (79 characters at most) goes into `descrip`.
     """
     assert source.path is not None
-    image = _open(source.path)
-    slope, inter = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
-    stored = image.dataobj.get_unscaled()
-    raw = np.array(stored).reshape(source.data.shape)
+    with image_stream(source.path) as stream:
+        stored = open_header(stream, source.path)
+        kept = _read(stored, stream, source.path, None)
+    if kept.size != source.data.size:
+        raise ImageError(source.path, "is not the image that was read", fix="run again")
+    slope, inter = stored.scale
+    raw = np.array(kept).reshape(source.data.shape)
     changed = np.asarray(data, np.float32) != source.data
     values = (np.asarray(data, np.float64)[changed] - inter) / slope
     if raw.dtype.kind in "iu":
         limits = np.iinfo(raw.dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
     raw[changed] = values.astype(raw.dtype)
-    _write(image, raw.reshape(image.shape), path, (slope, inter), description)
+    _write(stored, raw.reshape(kept.shape), path, (slope, inter), description)
 
 
+@np.errstate(all="ignore")
 def write_new(
     volume: Volume,
     path: Path,
@@ -278,62 +240,85 @@ def write_new(
     """
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
+    like = _nifti_header(geometry_of) if geometry_of else None
     header.set_xyzt_units("mm")
+    affine = volume.affine
+    if like is not None and like.units_per_mm != 1:
+        # The numbers of a scan in another unit are kept, and so is the unit.
+        header["xyzt_units"] = like.image.header["xyzt_units"]
+        affine = like.stored_affine
     raw = volume.data
     if np.dtype(dtype).kind in "iu" and raw.dtype != np.dtype(dtype):
         limits = np.iinfo(dtype)
         raw = np.clip(np.rint(raw), limits.min, limits.max)
-    image = nib.Nifti1Image(raw.astype(dtype, copy=False), volume.affine, header)
-    source = nib.load(geometry_of) if geometry_of else None
-    if isinstance(source, nib.Nifti1Pair):
-        # A qform that was never set cannot be read, and is not asked for.
-        for name in ("sform", "qform"):
-            code = int(source.header[f"{name}_code"])
-            matrix = getattr(source.header, f"get_{name}")(coded=False) if code else None
-            getattr(image, f"set_{name}")(matrix, code)
+    image = nib.Nifti1Image(raw.astype(dtype, copy=False), affine, header)
+    if like is None:
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)
     else:
-        image.set_sform(volume.affine, 1)
-        image.set_qform(volume.affine, 1)
-    _write(image, np.asarray(image.dataobj), path, (slope, 0.0), description)
+        image.set_sform(*like.sform)
+        image.set_qform(*like.qform)
+    _write(
+        StoredImage(image, volume.affine),
+        np.asarray(image.dataobj),
+        path,
+        (slope, 0.0),
+        description,
+    )
+
+
+def _nifti_header(path: Path) -> StoredImage | None:
+    """The header of a NIfTI file; an MGH header has no two forms to copy."""
+    with image_stream(path) as stream:
+        stored = open_header(stream, path)
+    return None if isinstance(stored.image, nib.MGHImage) else stored
 
 
 def _write(
-    image: Any, raw: np.ndarray, path: Path, scale: tuple[float, float], description: str
+    stored: StoredImage, raw: np.ndarray, path: Path, scale: tuple[float, float], description: str
 ) -> None:
-    header = image.header.copy()
+    image = stored.image
     if not is_image_path(path):
         raise UsageError(path, "no image suffix", "one of " + ", ".join(SUFFIXES))
-    if path.name.endswith((".mgz", ".mgh")):
+    if is_mgh(path):
         # MGH knows no scale: scaled integers become float32 there.
         if scale != (1.0, 0.0) or raw.dtype not in (np.uint8, np.int16, np.int32, np.float32):
             raw = (raw * scale[0] + scale[1]).astype(np.float32)
-        out: Any = nib.MGHImage(raw, image.affine)
+        out: Any = nib.MGHImage(raw, stored.affine)
     elif isinstance(image, nib.MGHImage):
-        out = nib.Nifti1Image(raw, image.affine)
-        out.set_qform(image.affine, 1)
+        out = nib.Nifti1Image(raw, stored.affine)
+        out.set_qform(stored.affine, 1)
         out.header.set_slope_inter(*scale)
     else:
-        out = type(image)(raw, None, header)
+        out = type(image)(raw, None, image.header.copy())
         out.header.set_data_dtype(raw.dtype)
         out.header.set_slope_inter(*scale)
     if description and not isinstance(out, nib.MGHImage):
         out.header["descrip"] = description.encode("ascii", "replace")[:79]
     payload = out.to_bytes()
-    if path.name.endswith((".gz", ".mgz")):
+    if not isinstance(out, nib.MGHImage):
+        payload = stored.with_own_fields(payload)
+    if is_compressed(path):
         payload = gzip.compress(payload, compresslevel=4, mtime=0)
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path`, then rename: readers see all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A part of the name and its checksum: the longest name that the disk takes has room for it.
+    name = f"{path.name[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}"
+    temporary = path.with_name(f".{name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
+        fix = {errno.ENOSPC: "check disk space", errno.ENAMETOOLONG: "use a shorter name"}
         raise ImageError(
-            path, f"could not be written ({error.strerror or error})", fix="check disk space"
+            path,
+            f"could not be written ({error.strerror or error})",
+            fix=fix.get(error.errno or 0, "check the folder and its permissions"),
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

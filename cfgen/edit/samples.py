@@ -7,16 +7,16 @@ how far the answer rests on the noise. It is not the uncertainty of the model or
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from cfgen.edit.sidecar import RegionInterval, SamplesRecord
 from cfgen.measure.volumes import RegionVolume, sums
+from cfgen.streams import Purpose, torch_stream
 
 Measure = Callable[[np.ndarray], list[RegionVolume]]
 LEVEL = 0.95
@@ -55,33 +55,35 @@ def summarise(images: Iterable[np.ndarray], measure: Measure | None = None) -> S
 
 
 def sample_noise(
-    shape: Sequence[int], seed: int, sample: int, device: torch.device
+    shape: Sequence[int], seed: int, subject: str, sample: int, device: torch.device
 ) -> torch.Tensor | None:
-    """Standard normal noise of a sample, float32, the same on any device; None for sample 0."""
+    """Standard normal noise of a sample, float32, the same on any device; None for sample 0.
+
+    `subject` names the scan, by its hash: people of a cohort do not share their noise.
+    """
     if sample == 0:
         return None
-    digest = hashlib.sha256(f"{seed} {sample}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch_stream(seed, Purpose.SAMPLES, subject, sample)
     return torch.randn(tuple(shape), generator=generator).to(device)
 
 
-def record(sampled: Sampled, count: int, sd_file: str) -> dict[str, Any]:
+def record(sampled: Sampled, count: int, sd_file: str) -> SamplesRecord:
     """The samples for a sidecar."""
-    return {
-        "Count": count,
-        "Spread": "of the sampler alone, not of the model or of a population",
-        "StandardDeviation": sd_file,
-        "Volumes": (
+    return SamplesRecord(
+        count=count,
+        spread="of the sampler alone, not of the model or of a population",
+        standard_deviation=sd_file,
+        volumes=(
             "summed probabilities of the bundle's segmenter in each sample's image; Low95 and "
             "High95 hold a further sample with probability 95 % (t distribution)"
             if sampled.volumes
             else "not measured: the bundle has no segmenter"
         ),
-        "Regions": intervals(sampled.volumes),
-    }
+        regions=intervals(sampled.volumes),
+    )
 
 
-def intervals(volumes: Sequence[Sequence[RegionVolume]]) -> list[dict[str, Any]]:
+def intervals(volumes: Sequence[Sequence[RegionVolume]]) -> list[RegionInterval]:
     """Mean, SD and prediction interval of every region over two or more samples, in mm3."""
     tables = [sums(v) for v in volumes]
     out = []
@@ -91,13 +93,13 @@ def intervals(volumes: Sequence[Sequence[RegionVolume]]) -> list[dict[str, Any]]
         mean, sd = float(values.mean()), float(values.std(ddof=1))
         reach = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * sd * (1 + 1 / n) ** 0.5
         out.append(
-            {
-                "Structure": structure,
-                "Side": side,
-                "Mean_mm3": round(mean, 1),
-                "SD_mm3": round(sd, 1),
-                "Low95_mm3": round(max(mean - reach, 0.0), 1),
-                "High95_mm3": round(mean + reach, 1),
-            }
+            RegionInterval(
+                structure,
+                side,
+                mean=round(mean, 1),
+                sd=round(sd, 1),
+                low95=round(max(mean - reach, 0.0), 1),
+                high95=round(mean + reach, 1),
+            )
         )
     return out

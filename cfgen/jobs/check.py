@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from cfgen.batch.rows import reason
 from cfgen.config import Preprocess
 from cfgen.data.table import Row
-from cfgen.data.volume import header_warnings, read_volume
-from cfgen.errors import CfgenError
-from cfgen.scan.brain import BrainFinder, find_brain
-from cfgen.scan.gate import Card, Finding, Verdict, before_fit, fit_measures, judge, verdict
-from cfgen.scan.prepare import prepare
+from cfgen.progress import working
+from cfgen.scan.brain import BrainFinder
+from cfgen.scan.gate import Card, Finding, Gate, Verdict, verdict
+from cfgen.scan.open import look_at
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,21 @@ def check_scans(
     rows: Sequence[Row], recipe: Preprocess, finder: BrainFinder, card: Card
 ) -> Iterator[Checked]:
     """The verdict on every row, one by one. A scan that cannot be read is refused, never raised."""
-    for row in rows:
-        try:
-            yield _check(row, recipe, finder, card)
-        except CfgenError as error:
-            yield Checked(row, "refuse", reasons=[" ".join(str(error).split())])
+    with working("scans", len(rows)) as step:
+        for row in rows:
+            try:
+                checked = _check(row, recipe, finder, card)
+            except Exception as error:
+                checked = Checked(row, "refuse", reasons=[reason(error)])
+            step()
+            yield checked
 
 
 def _check(row: Row, recipe: Preprocess, finder: BrainFinder, card: Card) -> Checked:
-    scan = read_volume(row.image)
-    brain = find_brain(scan, row.mask or row.labels, finder)
-    findings = before_fit(scan, brain, card)
-    # What no brain looks like is not registered; else every finding is told, not the first alone.
-    if verdict(findings) != "refuse":
-        findings += judge(fit_measures(prepare(scan, brain.mask, recipe)), card)
-    reasons = [f.text for f in findings if f.verdict != "ok"]
-    notes = [*header_warnings(row.image), *([brain.warning] if brain.warning else [])]
-    worst = verdict(findings)
+    looked = look_at(row.image, row.mask or row.labels, finder, recipe, Gate(card))
+    reasons = [f.text for f in looked.findings if f.verdict != "ok"]
+    notes = [n.text for n in looked.notices if not n.code.startswith("gate-")]
+    worst = verdict(looked.findings)
     if worst == "ok" and notes:
         worst = "warn"
-    return Checked(row, worst, brain.source, reasons + notes, findings)
+    return Checked(row, worst, looked.brain.source, reasons + notes, looked.findings)

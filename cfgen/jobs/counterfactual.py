@@ -3,56 +3,52 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from cfgen import __version__
-from cfgen.batch.resume import fingerprint
-from cfgen.bundle import Bundle, read_bundle
-from cfgen.config import EDIT, RENDER, SEED, SKULL_STRIP, Edit, Render, SkullStrip
-from cfgen.data.conditions import Intervention
+from cfgen.batch.resume import digests, fingerprint
+from cfgen.config import EDIT, RENDER, SEED, Edit, Render
+from cfgen.data.conditions import Intervention, Values
+from cfgen.data.record import Source, this_software, write_record
 from cfgen.data.volume import (
     SYNTHETIC,
-    Volume,
     file_sha256,
-    header_warnings,
     is_synthetic,
     read_volume,
     refuse_existing,
     strip_suffix,
-    write_atomically,
     write_like,
     write_new,
 )
-from cfgen.device import pick_device
-from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, Models, edit_latent, load_models
-from cfgen.edit.samples import Measure, Sampled, sample_noise, summarise
+from cfgen.device import number_type
+from cfgen.edit.engine import Drawing, Edited, Engine, edit_scan, images, measure
+from cfgen.edit.latent import ROUND_TRIP_LIMIT
+from cfgen.edit.samples import Sampled, summarise
 from cfgen.edit.samples import record as samples_record
-from cfgen.errors import UsageError
-from cfgen.measure.ruler import Regions, Ruler
-from cfgen.measure.segmenter import segment
-from cfgen.report.page import Run, write_page
-from cfgen.scan.brain import Brain, BrainFinder, brain_finder, find_brain
-from cfgen.scan.factual import (
-    Factual,
-    Values,
-    check_targets,
-    complete,
-    known_conditions,
-    value_text,
+from cfgen.edit.sidecar import (
+    BundleName,
+    FactualValue,
+    Sampler,
+    Sidecar,
+    TargetValue,
+    library_versions,
 )
-from cfgen.scan.gate import Finding, Gate, cautions, examine, record
+from cfgen.errors import Notice, UsageError
+from cfgen.measure.ruler import Regions
+from cfgen.progress import working
+from cfgen.report.page import Run, write_page
+from cfgen.scan.brain import SkullStripping
+from cfgen.scan.factual import Factual, check_targets, complete, known_conditions, value_text
+from cfgen.scan.gate import Gate, GateRecord
+from cfgen.scan.open import Opened, open_scan
 from cfgen.scan.pictures import counterfactual_picture
-from cfgen.scan.prepare import Prepared
 from cfgen.scan.render import render
-from cfgen.space.grids import grid_text
 
 log = logging.getLogger("cfgen")
 
@@ -75,16 +71,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A bundle with its networks on a device; one serves any number of scans."""
-
-    bundle: Bundle
-    models: Models
-    finder: BrainFinder
-    device: torch.device
-
-
-@dataclass(frozen=True)
 class Result:
     """The files of one target and what was said about it."""
 
@@ -92,17 +78,7 @@ class Result:
     label: str
     target: dict[str, float | str]
     round_trip: float
-    warnings: list[str] = field(default_factory=list)
-
-
-def load_engine(
-    bundle: Path, device: str = "auto", skull_strip: SkullStrip = SKULL_STRIP
-) -> Engine:
-    """Raises BundleError when the bundle is damaged or lacks a part."""
-    where = pick_device(device)
-    found = read_bundle(bundle)
-    finder = brain_finder(found, skull_strip, where)
-    return Engine(found, load_models(found, where), finder, where)
+    notices: list[Notice] = field(default_factory=list)
 
 
 def counterfactual(
@@ -127,68 +103,61 @@ def counterfactual(
     for group in files.values():
         _clear_leftovers(group)
     _refuse_existing([f for group in files.values() for f in group.values()], options.overwrite)
-    scan = read_volume(scan_path)
-    log.info("%s: %s", scan_path.name, grid_text(scan.grid))
-    warnings = header_warnings(scan_path)
     known = known_conditions(engine.bundle, scan_path, given or {}, given_source)
     check_targets(list(outputs), known, engine.bundle)
-
-    brain = find_brain(scan, mask_path, engine.finder)
-    warnings += [brain.warning] if brain.warning else []
-    volume_ml = float(brain.mask.sum()) * scan.grid.voxel_mm3 / 1e3
-    log.info("brain: %.0f mL, from %s (%s)", volume_ml, brain.source, brain.note)
     gate = Gate(engine.bundle.card, options.force)
-    prepared, findings = examine(scan, brain, engine.bundle.preprocess, gate)
-    warnings += cautions(findings)
-    log.info("aligned with the template")
-    factual, predicted = complete(engine.bundle, prepared.image, engine.device, known)
-    warnings += predicted
+    opened = open_scan(scan_path, mask_path, engine.finder, engine.bundle.preprocess, gate)
+    factual, predicted = complete(engine.bundle, opened.prepared.image, engine.device, known)
     for name, value in factual.values.items():
         log.info("factual %s %s: %s", name, value_text(value), factual.sources[name])
     targets = {i: i.apply(factual.values) for i in outputs}
-    edits = _edits(engine, prepared, factual, list(targets.values()), options)
-    edit, rebuilt = edits[0], [_decode(engine, e.reconstruction) for e in edits]
-    log.info("inverted in %d steps, round trip %.3f %%", options.edit.steps, 100 * edit.round_trip)
-    if edit.round_trip > ROUND_TRIP_LIMIT:
-        warnings.append(
-            f"the round trip lost {edit.round_trip:.1%} of the latent "
-            f"(expected at most {ROUND_TRIP_LIMIT:.0%}); more --steps bring it down"
-        )
-    regions = _regions(engine, scan) if options.report else None
-    results, written = [], []
+    digest = file_sha256(scan_path)
+    how = Drawing(options.edit, options.samples, options.seed, digest)
+    edited = edit_scan(engine, opened, factual.values, list(targets.values()), how)
+    log.info("inverted in %d steps, round trip %.3f %%", how.edit.steps, 100 * edited.round_trip)
+    notices = opened.notices + predicted + _of_round_trip(edited)
+    common = _provenance(engine, opened, factual, edited, digest, options)
+    regions = engine.ruler.measure(opened.volume) if options.report else None
+    seen = _seen(opened, edited) if options.report or options.reconstruction else None
+    results: list[Result] = []
+    written: list[Path] = []
     try:
-        for number, (intervention, target) in enumerate(targets.items()):
-            own = [*warnings, *engine.bundle.schema.support_warnings(target)]
-            images: Iterable[np.ndarray]
-            if intervention.is_null(factual.values):
-                images = itertools.repeat(scan.data, options.samples)
-            else:
-                images = _images(engine, scan, prepared, edits, rebuilt, number, options.render)
-            sampled = summarise(images, _measure(engine, scan) if options.samples > 1 else None)
-            paths = files[intervention]
-            written += list(paths.values())
-            label = intervention.label()
-            sidecar = _provenance(
-                engine, scan, brain, prepared, findings, factual, target, label, edit, own, options
-            )
-            sidecar["Fingerprint"] = request(
-                engine, scan_path, mask_path, known.values, label, options
-            )
-            if "sd" in paths:
-                # Only here, so that one sample leaves the bytes it always left.
-                sidecar["Samples"] = samples_record(sampled, options.samples, paths["sd"].name)
-            if "reconstruction" in paths:
-                sidecar["Reconstruction"] = paths["reconstruction"].name
-            seen = None
-            if options.reconstruction or options.report:
-                seen = render(scan, prepared, rebuilt[0], rebuilt[0], "latent")
-            _write(scan, sampled, seen, label, paths, prepared)
-            if "report" in paths:
-                assert regions is not None
-                _report(engine, scan, sampled, seen, sidecar, paths, regions)
-            _write_record(sidecar, paths["sidecar"])
-            log.info("%s written", label)
-            results.append(Result(paths["image"], label, target, edit.round_trip, own))
+        with working("writing", len(targets)) as step:
+            for number, (intervention, target) in enumerate(targets.items()):
+                label, paths = intervention.label(), files[intervention]
+                said = [*notices, *engine.bundle.schema.extrapolations(factual.values, target)]
+                made: Iterable[np.ndarray] = images(engine, opened, edited, number, options.render)
+                if intervention.is_null(factual.values):
+                    made = itertools.repeat(opened.volume.data, options.samples)
+                volumes = measure(engine, opened) if options.samples > 1 else None
+                sampled = summarise(made, volumes)
+                sidecar = replace(
+                    common,
+                    intervention=label,
+                    target=_with_units(engine, target),
+                    warnings=said,
+                    fingerprint=request(
+                        engine, [digest, *digests(mask_path)], known.values, label, options
+                    ),
+                    samples=(
+                        samples_record(sampled, options.samples, paths["sd"].name)
+                        if "sd" in paths
+                        else None
+                    ),
+                    reconstruction=(
+                        paths["reconstruction"].name if "reconstruction" in paths else None
+                    ),
+                )
+                # A run that is killed now must not leave an old record beside a new image.
+                paths["sidecar"].unlink(missing_ok=True)
+                written += list(paths.values())
+                _write(opened, sampled, seen, sidecar, paths)
+                if regions is not None:
+                    _report(engine, opened, sampled, seen, sidecar, paths, regions)
+                write_record(sidecar, paths["sidecar"])
+                log.info("%s written", label)
+                results.append(Result(paths["image"], label, target, edited.round_trip, said))
+                step()
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
@@ -197,19 +166,12 @@ def counterfactual(
 
 
 def request(
-    engine: Engine,
-    scan: Path,
-    mask: Path | None,
-    known: Values,
-    label: str,
-    options: Options,
+    engine: Engine, hashes: Sequence[str], known: Values, label: str, options: Options
 ) -> str:
-    """The fingerprint of one target: all that decides its image, before anything is computed.
-
-    Raises ImageError when a file is missing.
-    """
+    """The fingerprint of one target: all that decides its image, before anything is computed;
+    `hashes` are SHA-256 of the scan and of its mask, if there is one."""
     how = [engine.bundle.identity, engine.finder.how, options.render, asdict(options.edit)]
-    return fingerprint((scan, mask), [*how, options.seed, options.samples, dict(known), label])
+    return fingerprint(hashes, [*how, options.seed, options.samples, dict(known), label])
 
 
 def output_files(image: Path, options: Options) -> dict[str, Path]:
@@ -245,162 +207,106 @@ def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
         refuse_existing(path, overwrite)
 
 
-def _edits(
-    engine: Engine, prepared: Prepared, factual: Factual, targets: list[Any], options: Options
-) -> list[LatentEdit]:
-    """The latent edit of every sample, the deterministic one first."""
-    schema, models = engine.bundle.schema, engine.models
-
-    def condition(values: Values) -> torch.Tensor:
-        return torch.from_numpy(schema.encode(values))[None].to(engine.device)
-
-    z0 = models.encode(torch.from_numpy(prepared.image)[None, None])
-    c, others = condition(factual.values), [condition(t) for t in targets]
-    edits = []
-    for sample in range(options.samples):
-        noise = sample_noise(z0.shape, options.seed, sample, z0.device)
-        edits.append(edit_latent(models, z0, c, others, options.edit, noise))
-    return edits
+def _of_round_trip(edited: Edited) -> list[Notice]:
+    if edited.round_trip <= ROUND_TRIP_LIMIT:
+        return []
+    text = (
+        f"the round trip lost {edited.round_trip:.1%} of the latent "
+        f"(expected at most {ROUND_TRIP_LIMIT:.0%}); more --steps bring it down"
+    )
+    return [Notice("round-trip", text)]
 
 
-def _decode(engine: Engine, z0: torch.Tensor) -> np.ndarray:
-    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid."""
-    return np.asarray(engine.models.decode(z0)[0, 0].cpu().numpy())
+def _with_units(engine: Engine, values: Values) -> dict[str, TargetValue]:
+    units = {v.name: v.unit for v in engine.bundle.schema.variables}
+    return {n: TargetValue(v, units[n]) for n, v in values.items()}
 
 
-def _images(
+def _provenance(
     engine: Engine,
-    scan: Volume,
-    prepared: Prepared,
-    edits: list[LatentEdit],
-    rebuilt: list[np.ndarray],
-    number: int,
-    how: Render,
-) -> Iterator[np.ndarray]:
-    """The counterfactual scan of every sample, for target `number`."""
-    for edit, factual in zip(edits, rebuilt, strict=True):
-        yield render(scan, prepared, factual, _decode(engine, edit.counterfactuals[number]), how)
+    opened: Opened,
+    factual: Factual,
+    edited: Edited,
+    digest: str,
+    options: Options,
+) -> Sidecar:
+    """What the sidecars of all targets have in common."""
+    path = opened.volume.path
+    assert path is not None
+    return Sidecar(
+        synthetic=True,
+        description="Counterfactual MRI made by a model; research use, not for diagnosis",
+        generated_by=this_software(),
+        sources=[Source(path.name, digest)],
+        bundle=BundleName.of(engine.bundle),
+        intervention="",
+        factual={
+            n: FactualValue(v.value, v.unit, factual.sources[n], n in factual.predicted or None)
+            for n, v in _with_units(engine, factual.values).items()
+        },
+        target={},
+        round_trip_error=round(edited.round_trip, 6),
+        render=options.render,
+        sampler=Sampler.of(options.edit),
+        seed=options.seed,
+        skull_stripping=SkullStripping(opened.brain.source, opened.brain.note),
+        preprocessing={
+            **asdict(engine.bundle.preprocess),
+            "IntensityScale": opened.prepared.scale,
+            "TemplateToScan": opened.prepared.to_native.round(6).tolist(),
+        },
+        gate=GateRecord.of(opened.findings),
+        versions=library_versions(),
+        device=str(engine.device),
+        number_type=number_type(engine.device),
+        threads=torch.get_num_threads(),
+    )
 
 
-def _measure(engine: Engine, scan: Volume) -> Measure | None:
-    """Volumes of an image on the scan's grid, where the bundle can measure them."""
-    net = engine.finder.segmenter
-    if net is None:
-        return None
-    return lambda image: segment(net, scan.like(image), engine.device).volumes
+def _seen(opened: Opened, edited: Edited) -> np.ndarray:
+    """What the model sees of the scan, on the scan's grid."""
+    rebuilt = edited.rebuilt[0]
+    return render(opened.volume, opened.prepared, rebuilt, rebuilt, "latent")
 
 
 def _write(
-    scan: Volume,
+    opened: Opened,
     sampled: Sampled,
     seen: np.ndarray | None,
-    label: str,
+    sidecar: Sidecar,
     paths: dict[str, Path],
-    prepared: Prepared,
 ) -> None:
-    data = sampled.mean
+    """Every image and the picture of one target."""
+    scan, data, label = opened.volume, sampled.mean, sidecar.intervention
     description = f"{SYNTHETIC} {__version__} counterfactual {label}"
     write_like(scan, data, paths["image"], description=description)
     if "difference" in paths:
         difference = scan.like(data - scan.data)
         write_new(difference, paths["difference"], np.float32, description=description)
-    if "sd" in paths:
-        assert sampled.sd is not None
+    if sampled.sd is not None and "sd" in paths:
         said = f"{SYNTHETIC} {__version__} SD of samples {label}"
         write_new(scan.like(sampled.sd), paths["sd"], np.float32, description=said)
-    if "reconstruction" in paths:
-        assert seen is not None
+    if seen is not None and "reconstruction" in paths:
         said = f"{SYNTHETIC} {__version__} reconstruction"
         write_like(scan, seen, paths["reconstruction"], description=said)
     if "picture" in paths:
-        title = f"{scan.path.name if scan.path else 'scan'}: counterfactual {label} (synthetic)"
-        counterfactual_picture(
-            scan.data, data, scan.grid, prepared.native_mask, paths["picture"], title
-        )
-
-
-def _write_record(sidecar: dict[str, Any], path: Path) -> None:
-    """The last file of a target: without it nothing counts as done."""
-    text = json.dumps(sidecar, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def _regions(engine: Engine, scan: Volume) -> Regions:
-    net = engine.finder.segmenter
-    missing = "" if net else "the bundle has no segmenter"
-    return Ruler(net, engine.device, engine.bundle.name, missing).measure(scan)
+        title = f"{sidecar.sources[0].file}: counterfactual {label} (synthetic)"
+        mask = opened.prepared.native_mask
+        counterfactual_picture(scan.data, data, scan.grid, mask, paths["picture"], title)
 
 
 def _report(
     engine: Engine,
-    scan: Volume,
+    opened: Opened,
     sampled: Sampled,
     seen: np.ndarray | None,
-    sidecar: dict[str, Any],
+    sidecar: Sidecar,
     paths: dict[str, Path],
     regions: Regions,
 ) -> None:
     """The page of what was written: the image is read back, as a reader of it would."""
-    made = read_volume(paths["image"])
-    after = _regions(engine, made)
-    reconstruction = None if seen is None else scan.like(seen)
+    scan, made = opened.volume, read_volume(paths["image"])
+    after = engine.ruler.measure(made)
     sd = None if sampled.sd is None else scan.like(sampled.sd)
+    reconstruction = None if seen is None else scan.like(seen)
     write_page(Run(scan, made, sidecar, regions, after, reconstruction, sd), paths["report"])
-
-
-def _provenance(
-    engine: Engine,
-    scan: Volume,
-    brain: Brain,
-    prepared: Prepared,
-    findings: list[Finding],
-    factual: Factual,
-    target: Values,
-    label: str,
-    edit: LatentEdit,
-    warnings: list[str],
-    options: Options,
-) -> dict[str, Any]:
-    """The sidecar. No time and no absolute path: the same run writes the same bytes."""
-    assert scan.path is not None
-    units = {v.name: v.unit for v in engine.bundle.schema.variables}
-    return {
-        "Synthetic": True,
-        "Description": "Counterfactual MRI made by a model; research use, not for diagnosis",
-        "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
-        "Sources": [
-            {
-                "File": scan.path.name,
-                "SHA256": file_sha256(scan.path),
-            }
-        ],
-        "Bundle": {"Name": engine.bundle.name, "SHA256": engine.bundle.identity},
-        "Intervention": label,
-        "Factual": {
-            n: {"Value": v, "Unit": units[n], "Source": factual.sources[n]}
-            for n, v in factual.values.items()
-        },
-        "Target": {n: {"Value": v, "Unit": units[n]} for n, v in target.items()},
-        "RoundTripError": round(edit.round_trip, 6),
-        "Render": options.render,
-        "Sampler": {"Name": "DDIM", **asdict(options.edit)},
-        "Seed": options.seed,
-        "SkullStripping": {"Method": brain.source, "Note": brain.note},
-        "Preprocessing": {
-            **asdict(engine.bundle.preprocess),
-            "IntensityScale": prepared.scale,
-            "TemplateToScan": prepared.to_native.round(6).tolist(),
-        },
-        "Gate": record(findings),
-        "Versions": _versions(),
-        "Device": str(engine.device),
-        "Threads": torch.get_num_threads(),
-        "Warnings": warnings,
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy")
-    return {name: version(name) for name in names}

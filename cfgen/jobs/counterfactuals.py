@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfgen.batch.resume import finished, stop_signal
+from cfgen.batch.lists import write_lists
+from cfgen.batch.resume import digests, finished
+from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.data.conditions import Intervention, number_text
-from cfgen.data.manifest import unique_key, write_manifest
+from cfgen.data.manifest import unique_key
 from cfgen.data.table import Row
 from cfgen.data.volume import is_image_path, strip_suffix
-from cfgen.errors import CfgenError, UsageError
-from cfgen.jobs.counterfactual import (
-    Engine,
-    Options,
-    Result,
-    counterfactual,
-    output_files,
-    request,
-)
+from cfgen.edit.engine import Engine
+from cfgen.edit.sidecar import Sidecar
+from cfgen.errors import UsageError
+from cfgen.jobs.counterfactual import Options, Result, counterfactual, output_files, request
 from cfgen.scan.factual import known_conditions
 
 log = logging.getLogger("cfgen")
@@ -32,16 +29,6 @@ class Plan:
 
     row: Row
     outputs: dict[Intervention, Path]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was written, as manifest rows, which rows failed and why, and which were not reached
-    before a signal."""
-
-    done: list[Row] = field(default_factory=list)
-    failed: list[Row] = field(default_factory=list)
-    left: list[Row] = field(default_factory=list)
 
 
 def plan(
@@ -94,43 +81,24 @@ def _suffix(image: Path) -> str:
 
 def run(
     engine: Engine, plans: Sequence[Plan], options: Options, source: str, keep_going: bool
-) -> Outcome:
+) -> Outcome[list[Row]]:
     """Run the plans one after another, each as if it were alone. Raises CfgenError.
 
-    `source` says where the rows' conditions come from. With `keep_going` a scan that fails is
-    logged and collected, one that was made before by the same request is kept, and SIGTERM or
-    SIGINT stop between two scans.
+    `source` says where the rows' conditions come from, where a row does not say it. With
+    `keep_going` a scan that fails is logged and collected, one that was made before by the same
+    request is kept, and SIGTERM or SIGINT stop between two scans.
     """
-    if not keep_going:
-        return Outcome([row for one in plans for row in _make(engine, one, options, source)])
-    with stop_signal() as stopped:
-        return _run_all(engine, plans, options, source, stopped)
 
+    def work(one: Plan) -> tuple[list[Row], str]:
+        rows = _made_before(engine, one, options) if keep_going and not options.overwrite else []
+        if rows:
+            return rows, "is there already"
+        return _make(engine, one, options, source), "done"
 
-def _run_all(
-    engine: Engine,
-    plans: Sequence[Plan],
-    options: Options,
-    source: str,
-    stopped: Callable[[], bool],
-) -> Outcome:
-    outcome = Outcome()
-    for number, one in enumerate(plans, 1):
-        if stopped():
-            outcome.left.extend(p.row for p in plans[number - 1 :])
-            break
-        try:
-            rows = [] if options.overwrite else _made_before(engine, one, options)
-            said = "is there already" if rows else "done"
-            outcome.done.extend(rows or _make(engine, one, options, source))
-        except CfgenError as error:
-            log.error("%s: %s", one.row.source, error)
-            outcome.failed.append(
-                replace(one.row, extra=one.row.extra | {"error": " ".join(str(error).split())})
-            )
-            continue
-        log.info("%d/%d %s %s", number, len(plans), one.row.subject, said)
-    return outcome
+    def finish(one: Plan, found: tuple[list[Row], str]) -> Made[list[Row]]:
+        return Made(*found)
+
+    return run_rows(plans, lambda one: one.row, work, finish, keep_going=keep_going)
 
 
 def _make(engine: Engine, one: Plan, options: Options, source: str) -> list[Row]:
@@ -139,32 +107,37 @@ def _make(engine: Engine, one: Plan, options: Options, source: str) -> list[Row]
         one.row.image,
         one.outputs,
         given=one.row.values,
-        given_source=source,
+        given_source=one.row.source or source,
         mask_path=one.row.mask or one.row.labels,
         options=options,
     )
     for result in results:
-        for warning in result.warnings:
-            log.warning("%s: warning: %s", result.image.name, warning)
+        for notice in result.notices:
+            log.warning("%s: warning: %s", result.image.name, notice.text)
     return [_row(one.row, result) for result in results]
 
 
 def _made_before(engine: Engine, one: Plan, options: Options) -> list[Row]:
     """The rows of a plan whose files are all there, from the same scan, bundle and options; none
     where one is missing or was made otherwise."""
-    known = known_conditions(engine.bundle, one.row.image, one.row.values, "").values
-    mask = one.row.mask or one.row.labels
-    rows = []
+    found = {}
     for intervention, image in one.outputs.items():
-        files, label = output_files(image, options), intervention.label()
-        said = finished(list(files.values()), files["sidecar"])
-        # Scans are hashed only where there is something to compare with.
-        if not said or said.get("Fingerprint") != request(
-            engine, one.row.image, mask, known, label, options
-        ):
+        files = output_files(image, options)
+        sidecar = finished(list(files.values()), files["sidecar"], Sidecar)
+        if sidecar is None:
             return []
-        target = {name: entry["Value"] for name, entry in said["Target"].items()}
-        rows.append(_row(one.row, Result(image, label, target, said["RoundTripError"])))
+        found[intervention] = sidecar
+    # Scans are hashed only where there is something to compare with.
+    known = known_conditions(engine.bundle, one.row.image, one.row.values, "").values
+    hashes = digests(one.row.image, one.row.mask or one.row.labels)
+    rows = []
+    for intervention, sidecar in found.items():
+        label = intervention.label()
+        if sidecar.fingerprint != request(engine, hashes, known, label, options):
+            return []
+        target = {name: entry.value for name, entry in sidecar.target.items()}
+        result = Result(one.outputs[intervention], label, target, sidecar.round_trip_error)
+        rows.append(_row(one.row, result))
     return rows
 
 
@@ -187,14 +160,7 @@ def _row(row: Row, result: Result) -> Row:
     )
 
 
-def write_outcome(outcome: Outcome, folder: Path) -> list[Path]:
-    """manifest.csv of what was done and, where rows failed, failed.csv: a manifest again."""
-    written = []
-    for name, rows in (("manifest.csv", outcome.done), ("failed.csv", outcome.failed)):
-        path = folder / name
-        if rows:
-            write_manifest(path, rows)
-            written.append(path)
-        elif name == "failed.csv":
-            path.unlink(missing_ok=True)
-    return written
+def write_outcome(outcome: Outcome[list[Row]], plans: Sequence[Plan], folder: Path) -> list[Path]:
+    """manifest.csv of what is in the folder and, where rows failed, failed.csv."""
+    done = [row for rows in outcome.done for row in rows]
+    return write_lists(folder, done, outcome.failed, [one.row for one in plans])

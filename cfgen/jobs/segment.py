@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from cfgen import __version__
-from cfgen.batch.resume import fingerprint, finished, stop_signal
+from cfgen.batch.resume import digests, fingerprint, finished
+from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
 from cfgen.data.manifest import unique_key
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     Volume,
     file_sha256,
-    header_warnings,
+    header_notices,
     read_volume,
     refuse_existing,
     strip_suffix,
-    write_atomically,
     write_new,
 )
-from cfgen.errors import CfgenError
+from cfgen.errors import Notice
 from cfgen.measure.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.measure.segmenter import (
     Segmentation,
@@ -37,8 +36,8 @@ from cfgen.measure.segmenter import (
     load_segmenter,
     segment,
 )
-from cfgen.scan.gate import Gate, cautions, judge, refuse, scan_measures
-from cfgen.scan.gate import record as gate_record
+from cfgen.progress import working
+from cfgen.scan.gate import Finding, Gate, GateRecord, cautions, judge, refuse, scan_measures
 from cfgen.scan.pictures import segmentation_picture
 
 log = logging.getLogger("cfgen")
@@ -65,28 +64,52 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class VolumeRecord:
+    structure: str
+    side: str
+    hard: float = key("Hard_mm3")
+    soft: float | None = key("Soft_mm3")
+
+
+@dataclass(frozen=True)
+class SegmentationRecord:
+    """The record of a segmented scan."""
+
+    generated_by: list[Software]
+    sources: list[Source]
+    segmenter: str
+    labels: dict[str, list[int]]
+    posterior_channels: list[str]
+    confidence: float | None
+    volumes: list[VolumeRecord]
+    gate: GateRecord
+    warnings: list[Notice]
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class Segmented:
-    """Rows with their label maps, rows that failed, and the lines of the two tables."""
+    """A row with its label map, and its lines of the two tables."""
 
-    done: list[Row] = field(default_factory=list)
-    failed: list[Row] = field(default_factory=list)
-    volumes: list[dict[str, str]] = field(default_factory=list)
-    quality: list[dict[str, str]] = field(default_factory=list)
-    # Not reached before a signal.
-    left: list[Row] = field(default_factory=list)
+    row: Row
+    volumes: list[dict[str, str]]
+    quality: dict[str, str]
 
-    def add(self, row: Row, files: Outputs, record: Mapping[str, Any]) -> None:
-        """A row that was done, by the record of it."""
-        self.done.append(replace(row, labels=files.labels, mask=files.mask or row.mask))
+    @staticmethod
+    def of(row: Row, files: Outputs, record: SegmentationRecord) -> Segmented:
         who = {"subject": row.subject, "session": row.session}
-        score = record["Confidence"]
-        score = "" if score is None else f"{score:.4f}"
-        self.quality.append(who | {"verdict": record["Gate"]["Verdict"], "confidence": score})
-        for v in record["Volumes"]:
-            soft = "" if v["Soft_mm3"] is None else f"{v['Soft_mm3']:.1f}"
-            names = {"structure": v["Structure"], "side": v["Side"]}
-            values = {"volume_mm3": f"{v['Hard_mm3']:.1f}", "soft_volume_mm3": soft}
-            self.volumes.append(who | names | values)
+        score = "" if record.confidence is None else f"{record.confidence:.4f}"
+        volumes = [
+            who
+            | {"structure": v.structure, "side": v.side, "volume_mm3": f"{v.hard:.1f}"}
+            | {"soft_volume_mm3": "" if v.soft is None else f"{v.soft:.1f}"}
+            for v in record.volumes
+        ]
+        return Segmented(
+            replace(row, labels=files.labels, mask=files.mask or row.mask),
+            volumes,
+            who | {"verdict": record.gate.verdict, "confidence": score},
+        )
 
 
 def name_outputs(
@@ -147,64 +170,54 @@ def segment_scans(
     source: str = "",
     keep_going: bool,
     overwrite: bool,
-) -> Segmented:
+) -> Outcome[Segmented]:
     """Find the regions of every row and write its files.
 
     With `keep_going` a scan that fails is logged and collected, one whose files are there from the
     same scan and `source` is kept, and SIGTERM or SIGINT stop between two scans; otherwise an error
     is raised.
     """
-    result = Segmented()
-    if not keep_going:
-        for row, files in zip(rows, outputs, strict=True):
-            result.add(row, files, _segment_one(find, row, files, gate, "", overwrite))
-        return result
-    with stop_signal() as stopped:
-        for number, (row, files) in enumerate(zip(rows, outputs, strict=True), 1):
-            if stopped():
-                result.left.extend(rows[number - 1 :])
-                break
-            try:
-                wanted = fingerprint((row.image,), source) if source else ""
-                record = {} if overwrite else finished(files.paths(), files.sidecar)
-                there = bool(wanted) and record.get("Fingerprint") == wanted
-                if not there:
-                    record = _segment_one(find, row, files, gate, wanted, overwrite)
-            except CfgenError as error:
-                log.error("%s: %s", row.source, error)
-                said = {"error": " ".join(str(error).split())}
-                result.failed.append(replace(row, extra=row.extra | said))
-                continue
-            result.add(row, files, record)
-            done = "is there already" if there else "segmented"
-            log.info("%d/%d %s %s", number, len(rows), row.subject, done)
-    return result
+
+    def work(item: tuple[Row, Outputs]) -> tuple[SegmentationRecord, str]:
+        row, files = item
+        wanted = fingerprint(digests(row.image), source) if source and keep_going else ""
+        if wanted and not overwrite:
+            record = finished(files.paths(), files.sidecar, SegmentationRecord)
+            if record is not None and record.fingerprint == wanted:
+                return record, "is there already"
+        return _segment_one(find, row, files, gate, wanted, overwrite), "segmented"
+
+    def finish(item: tuple[Row, Outputs], found: tuple[SegmentationRecord, str]) -> Made[Segmented]:
+        record, said = found
+        return Made(Segmented.of(*item, record), said)
+
+    items = list(zip(rows, outputs, strict=True))
+    return run_rows(items, lambda item: item[0], work, finish, keep_going=keep_going)
 
 
 def _segment_one(
     find: FindRegions, row: Row, files: Outputs, gate: Gate, wanted: str, overwrite: bool
-) -> dict[str, Any]:
+) -> SegmentationRecord:
     """Write the files of one scan; the record of them. Raises CfgenError."""
     for path in files.paths():
         refuse_existing(path, overwrite)
     scan = read_volume(row.image)
-    found = find(scan, row)
+    with working("finding the regions"):
+        found = find(scan, row)
     findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
     refuse(scan, findings, gate)
-    warnings = [*header_warnings(row.image), *cautions(findings)]
-    for warning in warnings:
-        log.warning("%s: warning: %s", row.image.name, warning)
-    record = _record(scan, found) | {
-        "Gate": gate_record(findings),
-        "Warnings": warnings,
-        "Fingerprint": wanted,
-    }
+    notices = [*header_notices(row.image), *cautions(findings)]
+    for notice in notices:
+        log.warning("%s: warning: %s", row.image.name, notice.text)
+    record = _record(scan, found, findings, notices, wanted)
     _write(scan, found, files, record)
     return record
 
 
-def _write(scan: Volume, found: Segmentation, files: Outputs, record: dict[str, Any]) -> None:
+def _write(scan: Volume, found: Segmentation, files: Outputs, record: SegmentationRecord) -> None:
     """All files of a scan, the record last: without it nothing counts as done."""
+    # A run that is killed now must not leave an old record beside new files.
+    files.sidecar.unlink(missing_ok=True)
     said = f"cfgen {__version__} segment"
     like = scan.path
     labels = files.labels
@@ -232,28 +245,35 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, record: dict[str, 
         picture = files.sidecar.with_suffix(".png")
         title = f"{name}: regions (cfgen)"
         segmentation_picture(scan.data, numbers[found.labels], scan.grid, picture, title)
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
+    write_record(record, files.sidecar)
 
 
-def _record(scan: Volume, found: Segmentation) -> dict[str, Any]:
+def _record(
+    scan: Volume,
+    found: Segmentation,
+    findings: list[Finding],
+    notices: list[Notice],
+    wanted: str,
+) -> SegmentationRecord:
     assert scan.path is not None
     sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
-    digest = file_sha256(scan.path)
-    return {
-        "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
-        "Sources": [{"File": scan.path.name, "SHA256": digest}],
-        "Segmenter": found.source,
-        "Labels": {name: codes for name, codes in sides.items() if name not in ("head",)},
-        "PosteriorChannels": channel_names(),
-        "Confidence": found.confidence and round(found.confidence, 4),
-        "Volumes": [
-            {
-                "Structure": v.structure,
-                "Side": v.side,
-                "Hard_mm3": round(v.hard_mm3, 1),
-                "Soft_mm3": None if v.soft_mm3 is None else round(v.soft_mm3, 1),
-            }
+    return SegmentationRecord(
+        generated_by=this_software(),
+        sources=[Source(scan.path.name, file_sha256(scan.path))],
+        segmenter=found.source,
+        labels={name: codes for name, codes in sides.items() if name != "head"},
+        posterior_channels=channel_names(),
+        confidence=found.confidence and round(found.confidence, 4),
+        volumes=[
+            VolumeRecord(
+                v.structure,
+                v.side,
+                hard=round(v.hard_mm3, 1),
+                soft=None if v.soft_mm3 is None else round(v.soft_mm3, 1),
+            )
             for v in found.volumes
         ],
-    }
+        gate=GateRecord.of(findings),
+        warnings=notices,
+        fingerprint=wanted,
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from cfgen.data.volume import (
     Volume,
     file_sha256,
     read_volume,
-    refuse_existing,
-    strip_suffix,
     write_atomically,
 )
-from cfgen.errors import ImageError, ManifestError, UsageError
+from cfgen.edit.sidecar import Sidecar, read_sidecar
+from cfgen.errors import ImageError, ManifestError
 from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.report import text as report_text
@@ -35,29 +33,13 @@ class Run:
 
     factual: Volume
     edited: Volume
-    sidecar: dict[str, Any]
+    sidecar: Sidecar
     before: Regions
     after: Regions
     reconstruction: Volume | None = None
     sd: Volume | None = None
     # Volumes that the edit should have reached, where they are known.
     targets: report_text.Volumes = field(default_factory=dict)
-
-
-def report_one(
-    edited: Path,
-    factual: Path | None,
-    out: Path,
-    ruler: Ruler,
-    targets: report_text.Volumes,
-    overwrite: bool = False,
-) -> Path:
-    """Write the page of a counterfactual that lies on disk. Raises CfgenError."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError("--out", f"'{out}' is no page", "a file named *.html")
-    refuse_existing(out, overwrite)
-    write_page(replace(read_run(edited, factual, ruler), targets=targets), out)
-    return out
 
 
 def read_run(
@@ -71,26 +53,26 @@ def read_run(
     """
     edited = read_volume(edited_path)
     sidecar = read_sidecar(edited_path)
-    source = sidecar["Sources"][0]
-    found = factual_path or edited_path.parent / Path(str(source["File"])).name
+    source = sidecar.sources[0]
+    found = factual_path or edited_path.parent / Path(source.file).name
     if not found.is_file():
         raise ImageError(
             found, "no such file", f"the scan that {edited_path.name} was made of", "give --factual"
         )
     digest = file_sha256(found)
-    if digest != source["SHA256"]:
+    if digest != source.sha256:
         raise ImageError(
             found,
             f"is not the scan that {edited_path.name} was made of: SHA-256 {digest[:12]}",
-            f"{str(source['SHA256'])[:12]} ({source['File']})",
+            f"{source.sha256[:12]} ({source.file})",
             "give that file with --factual",
         )
     factual = read_volume(found)
 
-    def beside(name: object) -> Volume | None:
+    def beside(name: str | None) -> Volume | None:
         if not name:
             return None
-        path = edited_path.parent / Path(str(name)).name
+        path = edited_path.parent / Path(name).name
         if not path.is_file():
             return None
         volume = read_volume(path, blank=True)
@@ -98,47 +80,16 @@ def read_run(
         return volume
 
     _same_grid(edited, factual)
-    known = last if last and last.sidecar["Sources"][0]["SHA256"] == digest else None
+    known = last if last and last.sidecar.sources[0].sha256 == digest else None
     return Run(
         factual,
         edited,
         sidecar,
         known.before if known else ruler.measure(factual),
         ruler.measure(edited),
-        beside(sidecar.get("Reconstruction")),
-        beside(sidecar.get("Samples", {}).get("StandardDeviation")),
+        beside(sidecar.reconstruction),
+        beside(sidecar.samples.standard_deviation if sidecar.samples else None),
     )
-
-
-def read_sidecar(edited: Path) -> dict[str, Any]:
-    """The JSON that `counterfactual` wrote beside an image.
-
-    Raises ImageError when it is not there or says something else.
-    """
-    path = edited.with_name(strip_suffix(edited) + ".json")
-    expected = "the sidecar that 'cfgen counterfactual' writes beside its image"
-    if not path.exists():
-        raise ImageError(path, "no such file", expected, f"keep it beside {edited.name}")
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        source = said["Sources"][0]
-        missing = [name for name in _NEEDED if name not in said]
-        missing += [name for name in ("File", "SHA256") if name not in source]
-        if missing:
-            raise ImageError(path, f"does not say {', '.join(missing)}", expected)
-        # What can be told once can be told on the page.
-        report_text.flags(said)
-        report_text.methods(said, "")
-        report_text.provenance(said, ())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ImageError(path, f"cannot be read ({error!r})", expected) from error
-    return dict(said)
-
-
-_NEEDED = (
-    *("GeneratedBy", "Bundle", "Intervention", "Factual", "Target", "RoundTripError", "Render"),
-    *("Sampler", "SkullStripping", "Preprocessing"),
-)
 
 
 def _same_grid(volume: Volume, scan: Volume) -> None:
@@ -206,15 +157,15 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
         run.before.volumes,
         run.after.volumes,
         run.targets,
-        said.get("Samples", {}).get("Regions", []),
+        said.samples.regions if said.samples else [],
     )
     digest = file_sha256(run.edited.path) if run.edited.path else ""
     files = [("counterfactual", f"{edited}, SHA-256 {digest}")]
     return {
         "version": __version__,
         "statement": report_text.STATEMENT,
-        "scan": said["Sources"][0]["File"],
-        "label": said["Intervention"],
+        "scan": said.sources[0].file,
+        "label": said.intervention,
         "edited": edited,
         "conditions": report_text.conditions(said),
         "flags": report_text.flags(said),
@@ -225,10 +176,10 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
         "groups": groups,
         "has_targets": any(line.target is not None for _, lines in groups for line in lines),
         "has_samples": any(line.interval for _, lines in groups for line in lines),
-        "samples": said.get("Samples"),
+        "samples": said.samples.count if said.samples else None,
         "missing": run.before.missing or run.after.missing,
         "measured_by": run.before.by,
-        "measures": said.get("Gate", {}).get("Measures", {}),
+        "measures": said.gate.measures,
         "provenance": report_text.provenance(said, files),
         "methods": report_text.methods(said, run.before.by),
         "stops": STOPS,

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cfgen import config
 from cfgen.data.conditions import number_text
 from cfgen.data.regions import LOBES
 from cfgen.edit.latent import ROUND_TRIP_LIMIT
+from cfgen.edit.sidecar import FactualValue, RegionInterval, Sidecar, TargetValue
 from cfgen.measure.volumes import RegionVolume, sums
 
 STATEMENT = "Synthetic image. Research use, not for diagnosis."
-Sidecar = Mapping[str, Any]
 # Of (structure, side) in mm3; a structure with two sides has its sum under 'both'.
 Volumes = Mapping[tuple[str, str], float]
 _GROUPS = (
@@ -80,11 +80,11 @@ def region_groups(
     before: Sequence[RegionVolume],
     after: Sequence[RegionVolume],
     targets: Volumes,
-    samples: Sequence[Mapping[str, Any]],
+    samples: Sequence[RegionInterval],
 ) -> list[tuple[str, list[RegionLine]]]:
     """The table of regions, a heading and its lines at a time."""
     factual, edited = sums(before), sums(after)
-    spread = {(s["Structure"], s["Side"]): s for s in samples}
+    spread = {(s.structure, s.side): s for s in samples}
 
     def pair(name: str, side: str) -> Pair | None:
         key = (name, side)
@@ -101,7 +101,7 @@ def region_groups(
             pair(name, "left"),
             pair(name, "right"),
             targets.get((name, "both")),
-            (own["Low95_mm3"], own["High95_mm3"]) if own else None,
+            (own.low95, own.high95) if own else None,
         )
 
     found = [(title, [x for n in names if (x := line(n))]) for title, names in _GROUPS]
@@ -130,10 +130,9 @@ _GATE = {
 def flags(sidecar: Sidecar) -> list[Flag]:
     """What a reader must know before believing the picture, the worst first."""
     out = []
-    gate = str(sidecar.get("Gate", {}).get("Verdict", "unknown"))
-    code, said = _GATE.get(gate, ("gate unknown", "The sidecar says nothing of the gate."))
-    out.append(Flag("ok" if gate == "ok" else "warn", code, said))
-    error = float(sidecar["RoundTripError"])
+    gate = sidecar.gate.verdict
+    out.append(Flag("ok" if gate == "ok" else "warn", *_GATE[gate]))
+    error = sidecar.round_trip_error
     high = error > ROUND_TRIP_LIMIT
     out.append(
         Flag(
@@ -143,15 +142,15 @@ def flags(sidecar: Sidecar) -> list[Flag]:
             f"reconstruction (at most {100 * ROUND_TRIP_LIMIT:g} % expected).",
         )
     )
-    predicted = [n for n, v in sidecar["Factual"].items() if "predicted" in str(v.get("Source"))]
+    predicted = [n for n, v in sidecar.factual.items() if v.predicted]
     if predicted:
         words = " and ".join(predicted)
         out.append(Flag("warn", "factual predicted", f"Factual {words} guessed from the image."))
-    for warning in sidecar.get("Warnings", []):
-        if "an extrapolation" in warning:
-            out.append(Flag("warn", "extrapolation", _sentence(warning)))
-        elif not (predicted and "predicted from the image" in warning):
-            out.append(Flag("note", "warning", _sentence(warning)))
+    for notice in sidecar.warnings:
+        if notice.code == "extrapolation":
+            out.append(Flag("warn", "extrapolation", _sentence(notice.text)))
+        elif notice.code not in ("predicted", "round-trip"):
+            out.append(Flag("note", "warning", _sentence(notice.text)))
     order = ("warn", "note", "ok")
     return sorted(out, key=lambda flag: order.index(flag.level))
 
@@ -163,40 +162,39 @@ def _sentence(text: str) -> str:
 def conditions(sidecar: Sidecar) -> list[tuple[str, str, str, str, bool]]:
     """Name, factual value, its source, target and whether it changed, for each condition."""
     out = []
-    for name, own in sidecar["Factual"].items():
-        target = sidecar["Target"].get(name, own)
-        changed = target["Value"] != own["Value"]
-        source = str(own.get("Source", "")).replace("--from", "given")
+    for name, own in sidecar.factual.items():
+        target = sidecar.target.get(name, own)
+        changed = target.value != own.value
+        source = own.source.replace("--from", "given")
         out.append((name, value_text(own), source, value_text(target), changed))
     return out
 
 
-def value_text(entry: Mapping[str, Any]) -> str:
+def value_text(entry: FactualValue | TargetValue) -> str:
     """'62 years', 'F'."""
-    value, unit = entry["Value"], entry.get("Unit") or ""
-    text = number_text(round(float(value), 2)) if isinstance(value, int | float) else str(value)
-    return f"{text} {unit}".strip()
+    value = entry.value
+    text = number_text(round(value, 2)) if isinstance(value, int | float) else value
+    return f"{text} {entry.unit}".strip()
 
 
 def provenance(sidecar: Sidecar, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Name and value of everything that made the image; `files` are names and hashes beside it."""
-    source = sidecar["Sources"][0]
-    strip, recipe = sidecar.get("SkullStripping", {}), sidecar.get("Preprocessing", {})
-    sampler = dict(sidecar.get("Sampler", {}))
+    source, strip, sampler = sidecar.sources[0], sidecar.skull_stripping, sidecar.sampler
+    samples = sidecar.samples.count if sidecar.samples else 1
     rows = [
-        ("scan", f"{source['File']}, SHA-256 {source['SHA256']}"),
+        ("scan", f"{source.file}, SHA-256 {source.sha256}"),
         *((name, value) for name, value in files),
-        ("made by", ", ".join(f"{g['Name']} {g['Version']}" for g in sidecar["GeneratedBy"])),
-        ("bundle", f"{sidecar['Bundle']['Name']}, SHA-256 {sidecar['Bundle']['SHA256']}"),
-        ("intervention", str(sidecar["Intervention"])),
-        ("sampler", ", ".join(f"{k.lower()} {v}" for k, v in sampler.items())),
-        ("samples", str(sidecar.get("Samples", {}).get("Count", 1))),
-        ("seed", str(sidecar.get("Seed"))),
-        ("render", str(sidecar.get("Render"))),
-        ("brain", f"{strip.get('Method')} ({strip.get('Note')})"),
-        ("model grid", str(recipe.get("grid"))),
-        ("device", f"{sidecar.get('Device')}, {sidecar.get('Threads')} threads"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in sidecar.get("Versions", {}).items())),
+        ("made by", ", ".join(f"{g.name} {g.version}" for g in sidecar.generated_by)),
+        ("bundle", f"{sidecar.bundle.name}, SHA-256 {sidecar.bundle.sha256}"),
+        ("intervention", sidecar.intervention),
+        ("sampler", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in vars(sampler).items())),
+        ("samples", str(samples)),
+        ("seed", str(sidecar.seed)),
+        ("render", sidecar.render),
+        ("brain", f"{strip.method} ({strip.note})"),
+        ("model grid", str(sidecar.preprocessing.get("grid"))),
+        ("device", f"{sidecar.device}, {sidecar.number_type}, {sidecar.threads} threads"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sidecar.versions.items())),
     ]
     return rows
 
@@ -221,33 +219,31 @@ _RENDER = {
 
 def methods(sidecar: Sidecar, segmenter: str) -> str:
     """A paragraph to paste; `segmenter` is the bundle that measured the regions, '' for none."""
-    made, sampler = sidecar["GeneratedBy"][0], sidecar["Sampler"]
-    recipe = sidecar["Preprocessing"]
-    shape, spacing = config.GRIDS.get(str(recipe["grid"]), ((0, 0, 0), 0.0))
+    made, sampler = sidecar.generated_by[0], sidecar.sampler
+    shape, spacing = config.GRIDS.get(str(sidecar.preprocessing.get("grid")), ((0, 0, 0), 0.0))
     rows = conditions(sidecar)
     before = ", ".join(f"{n} {was} ({where})" for n, was, where, _, _ in rows)
     after = ", ".join(f"{n} {will}" for n, _, _, will, changed in rows if changed)
-    brain = _BRAIN.get(str(sidecar["SkullStripping"]["Method"]), "was found")
+    brain = _BRAIN.get(sidecar.skull_stripping.method, "was found")
     parts = [
-        f"A counterfactual T1-weighted image was computed with {made['Name']} {made['Version']} "
-        f"(bundle {sidecar['Bundle']['Name']}, SHA-256 {sidecar['Bundle']['SHA256'][:12]}).",
+        f"A counterfactual T1-weighted image was computed with {made.name} {made.version} "
+        f"(bundle {sidecar.bundle.name}, SHA-256 {sidecar.bundle.sha256[:12]}).",
         f"The brain {brain}; the bias field was corrected (N4), and the brain was registered "
         f"affinely to {config.TEMPLATE_SPACE} and resampled to {'x'.join(map(str, shape))} voxels "
         f"of {spacing:g} mm.",
         f"The autoencoder's latent was expressed relative to the latent mean of the factual "
-        f"conditions ({before}), inverted by DDIM in {sampler['steps']} steps to "
-        f"{100 * sampler['depth']:g} % of the diffusion time, and denoised under the "
+        f"conditions ({before}), inverted by DDIM in {sampler.steps} steps to "
+        f"{100 * sampler.depth:g} % of the diffusion time, and denoised under the "
         f"counterfactual conditions ({after or 'unchanged'}) with guidance weight "
-        f"{sampler['guidance']:g}.",
+        f"{sampler.guidance:g}.",
         f"The round trip under the factual conditions lost "
-        f"{100 * float(sidecar['RoundTripError']):.2f} % of the latent.",
-        _RENDER.get(str(sidecar["Render"]), ""),
+        f"{100 * sidecar.round_trip_error:.2f} % of the latent.",
+        _RENDER[sidecar.render],
     ]
-    samples = sidecar.get("Samples")
-    if samples:
+    if sidecar.samples:
         parts.append(
-            f"The image is the mean of {samples['Count']} samples of the abduction (seed "
-            f"{sidecar['Seed']}); standard deviations and 95 % intervals are the sampler's spread."
+            f"The image is the mean of {sidecar.samples.count} samples of the abduction (seed "
+            f"{sidecar.seed}); standard deviations and 95 % intervals are the sampler's spread."
         )
     if segmenter:
         parts.append(

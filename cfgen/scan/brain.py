@@ -15,7 +15,7 @@ from torch import Tensor
 from cfgen.bundle import Bundle
 from cfgen.config import SkullStrip
 from cfgen.data.volume import Grid, Volume, read_volume
-from cfgen.errors import ImageError
+from cfgen.errors import ImageError, Notice
 from cfgen.measure.segmenter import load_segmenter, segment
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.external_strip import external_mask
@@ -39,13 +39,21 @@ BRAIN_PROBABILITY = 0.4
 @dataclass(frozen=True)
 class Brain:
     """`mask` (I, J, K) bool on the scan's grid, where it came from, and a note for the sidecar;
-    `confidence` is the segmenter's."""
+    `confidence` is the segmenter's, `notice` says that the outline is rough."""
 
     mask: np.ndarray
     source: Source
     note: str
-    warning: str = ""
+    notice: Notice | None = None
     confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class SkullStripping:
+    """Where the brain mask came from, in a record."""
+
+    method: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -142,13 +150,14 @@ def _from_template(scan: Volume, template: HeadTemplate) -> Brain:
             f"at least {SIMILARITY_LIMIT:g}, and {low:.0f} to {high:.0f} mL",
             "check that it is a T1w head scan with the right voxel size, or give a --mask",
         )
-    warning = ""
+    notice = None
     if similarity < SIMILARITY_GOOD:
-        warning = (
+        notice = Notice(
+            "brain-rough",
             f"the brain mask is rough: likeness to the head template {similarity:.2f}, "
-            f"good from {SIMILARITY_GOOD:g}; look at the picture, or give a --mask"
+            f"good from {SIMILARITY_GOOD:g}; look at the picture, or give a --mask",
         )
-    return Brain(mask, "template", f"likeness to the head template {similarity:.3f}", warning)
+    return Brain(mask, "template", f"likeness to the head template {similarity:.3f}", notice)
 
 
 def _given_mask(scan: Volume, path: Path) -> np.ndarray:

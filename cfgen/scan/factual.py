@@ -12,7 +12,7 @@ import torch
 from cfgen.bundle import Bundle
 from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention
-from cfgen.errors import UsageError
+from cfgen.errors import Notice, UsageError
 from cfgen.measure.predictor import predict_conditions
 
 Values = Mapping[str, float | str]
@@ -20,10 +20,11 @@ Values = Mapping[str, float | str]
 
 @dataclass(frozen=True)
 class Factual:
-    """The subject's conditions and where each came from."""
+    """The subject's conditions, where each came from in words, and which were predicted."""
 
     values: dict[str, float | str]
     sources: dict[str, str]
+    predicted: frozenset[str] = frozenset()
 
 
 def known_conditions(bundle: Bundle, scan: Path, given: Values, source: str) -> Factual:
@@ -55,7 +56,7 @@ def check_targets(interventions: Sequence[Intervention], known: Factual, bundle:
 
 def complete(
     bundle: Bundle, image: np.ndarray, device: torch.device, known: Factual
-) -> tuple[Factual, list[str]]:
+) -> tuple[Factual, list[Notice]]:
     """Fill what is missing by prediction from the prepared image (D, H, W), and say so."""
     missing = bundle.schema.missing(known.values)
     if not missing:
@@ -64,9 +65,8 @@ def complete(
     values = dict(known.values) | {name: guess[name] for name in missing}
     sources = dict(known.sources) | dict.fromkeys(missing, "predicted from the image")
     said = ", ".join(f"{n}={value_text(values[n])}" for n in missing)
-    return Factual(values, sources), [
-        f"factual {said} predicted from the image, not measured; say --from {said} to set it"
-    ]
+    text = f"factual {said} predicted from the image, not measured; say --from {said} to set it"
+    return Factual(values, sources, frozenset(missing)), [Notice("predicted", text)]
 
 
 def value_text(value: float | str) -> str:

@@ -12,15 +12,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from cfgen.config import Preprocess
 from cfgen.data.volume import Grid, Volume
-from cfgen.errors import ImageError
+from cfgen.errors import ImageError, Notice
 from cfgen.scan.brain import Brain
-from cfgen.scan.prepare import Prepared, prepare, template_brain
+from cfgen.scan.prepare import Prepared, template_brain
 from cfgen.space.grids import resample
 
 Verdict = Literal["ok", "warn", "refuse"]
@@ -219,21 +218,6 @@ def _text(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def examine(
-    scan: Volume, brain: Brain, recipe: Preprocess, gate: Gate
-) -> tuple[Prepared, list[Finding]]:
-    """Prepare a scan between the checks before registration and those after it.
-
-    Raises ImageError at the first refusal, unless forced.
-    """
-    findings = before_fit(scan, brain, gate.card)
-    refuse(scan, findings, gate)
-    prepared = prepare(scan, brain.mask, recipe)
-    findings += judge(fit_measures(prepared), gate.card)
-    refuse(scan, findings, gate)
-    return prepared, findings
-
-
 def before_fit(scan: Volume, brain: Brain, card: Card) -> list[Finding]:
     """What can be told without registration."""
     return judge(scan_measures(scan, brain.mask, brain.confidence), card)
@@ -247,10 +231,12 @@ def refuse(scan: Volume, findings: Iterable[Finding], gate: Gate) -> None:
         raise ImageError(where, f"refused: {refused[0]}", fix="--force goes on all the same")
 
 
-def cautions(findings: Iterable[Finding]) -> list[str]:
+def cautions(findings: Iterable[Finding]) -> list[Notice]:
     """What is not ok, in words."""
     said = {"refuse": "forced in spite of ", "warn": ""}
-    return [said[f.verdict] + f.text for f in findings if f.verdict != "ok"]
+    return [
+        Notice(f"gate-{f.measure}", said[f.verdict] + f.text) for f in findings if f.verdict != "ok"
+    ]
 
 
 def verdict(findings: Iterable[Finding]) -> Verdict:
@@ -272,8 +258,14 @@ def card_of(measured: Iterable[Mapping[str, float]]) -> dict[str, Range]:
     }
 
 
-def record(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The findings for a sidecar; a verdict 'refuse' there was forced."""
-    found = list(findings)
-    measures = {f.measure: round(f.found, 4) for f in found}
-    return {"Verdict": verdict(found), "Measures": measures}
+@dataclass(frozen=True)
+class GateRecord:
+    """The findings in a sidecar; a verdict 'refuse' there was forced."""
+
+    verdict: Verdict
+    measures: dict[str, float]
+
+    @staticmethod
+    def of(findings: Iterable[Finding]) -> GateRecord:
+        found = list(findings)
+        return GateRecord(verdict(found), {f.measure: round(f.found, 4) for f in found})

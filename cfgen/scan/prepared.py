@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +14,19 @@ from safetensors.torch import load, save
 
 from cfgen import __version__
 from cfgen.config import Preprocess
+from cfgen.data.record import Software, key, read_record, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     Grid,
     Volume,
-    header_warnings,
     read_volume,
     write_atomically,
     write_new,
 )
-from cfgen.errors import ImageError
-from cfgen.scan.brain import Brain, BrainFinder, find_brain
-from cfgen.scan.gate import Finding, Gate, cautions, examine
-from cfgen.scan.gate import record as gate_record
+from cfgen.errors import ImageError, Notice
+from cfgen.scan.brain import SkullStripping
+from cfgen.scan.gate import GateRecord
+from cfgen.scan.open import Opened
 from cfgen.scan.pictures import preparation_picture
 from cfgen.scan.prepare import Prepared, template_brain
 from cfgen.space.grids import grid_text, model_grid, resample
@@ -59,39 +59,35 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one scan, before anything is written."""
+class Preparation:
+    """The record of a prepared scan."""
 
-    scan: Volume
-    brain: Brain
-    labels: np.ndarray | None
-    prepared: Prepared
-    findings: list[Finding]
-    warnings: list[str]
-
-
-def find(row: Row, recipe: Preprocess, finder: BrainFinder, gate: Gate) -> Found:
-    scan = read_volume(row.image)
-    warnings = header_warnings(row.image)
-    brain = find_brain(scan, row.mask or row.labels, finder)
-    warnings += [brain.warning] if brain.warning else []
-    labels = _read_labels(row.labels, scan) if row.labels else None
-    prepared, findings = examine(scan, brain, recipe, gate)
-    warnings += cautions(findings)
-    return Found(scan, brain, labels, prepared, findings, warnings)
+    generated_by: list[Software]
+    sources: list[str]
+    fingerprint: str
+    skull_stripping: SkullStripping
+    preprocessing: dict[str, Any]
+    intensity_scale: float
+    template_to_scan: list[list[float]]
+    brain_volume: float = key("BrainVolume_mm3")
+    gate: GateRecord = field(default_factory=lambda: GateRecord("ok", {}))
+    warnings: list[Notice] = field(default_factory=list)
 
 
-def write_prepared(row: Row, files: Files, recipe: Preprocess, found: Found, wanted: str) -> None:
+def write_prepared(row: Row, files: Files, recipe: Preprocess, opened: Opened, wanted: str) -> None:
     """The files of one scan, the record last: without it nothing counts as done."""
-    scan, brain, labels, prepared = found.scan, found.brain, found.labels, found.prepared
-    for warning in found.warnings:
-        log.warning("%s: warning: %s", row.image.name, warning)
+    scan, brain, prepared = opened.volume, opened.brain, opened.prepared
+    for notice in opened.notices:
+        log.warning("%s: warning: %s", row.image.name, notice.text)
+    # A run that is killed now must not leave an old record beside new files.
+    files.sidecar.unlink(missing_ok=True)
     said = f"cfgen {__version__} preprocess"
     write_new(
         Volume(prepared.image, prepared.grid.affine), files.image, np.float32, description=said
     )
     write_new(scan.like(brain.mask), files.mask, np.uint8, description=said)
-    if labels is not None:
+    if row.labels is not None:
+        labels = _read_labels(row.labels, scan)
         moved = resample(labels, scan.grid, prepared.grid, prepared.to_native, order=0)
         write_new(Volume(moved, prepared.grid.affine), files.labels, np.int32, description=said)
     payload = save(_undo_tensors(prepared))
@@ -107,20 +103,19 @@ def write_prepared(row: Row, files: Files, recipe: Preprocess, found: Found, wan
         files.picture,
         f"{row.image.name}: brain from {brain.source}",
     )
-    record = {
-        "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
-        "Sources": [row.image.name],
-        "Fingerprint": wanted,
-        "SkullStripping": {"Method": brain.source, "Note": brain.note},
-        "Preprocessing": asdict(recipe),
-        "IntensityScale": prepared.scale,
-        "TemplateToScan": prepared.to_native.round(6).tolist(),
-        "BrainVolume_mm3": round(float(brain.mask.sum()) * scan.grid.voxel_mm3, 1),
-        "Gate": gate_record(found.findings),
-        "Warnings": found.warnings,
-    }
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(files.sidecar, lambda temporary: temporary.write_text(text))
+    record = Preparation(
+        generated_by=this_software(),
+        sources=[row.image.name],
+        fingerprint=wanted,
+        skull_stripping=SkullStripping(brain.source, brain.note),
+        preprocessing=asdict(recipe),
+        intensity_scale=prepared.scale,
+        template_to_scan=prepared.to_native.round(6).tolist(),
+        brain_volume=round(1e3 * opened.brain_ml, 1),
+        gate=GateRecord.of(opened.findings),
+        warnings=opened.notices,
+    )
+    write_record(record, files.sidecar)
 
 
 def _read_labels(path: Path, scan: Volume) -> np.ndarray:
@@ -158,19 +153,19 @@ def load_prepared(image: Path) -> Prepared:
     model, mask = read_volume(files.image), read_volume(files.mask)
     try:
         tensors = {k: v.numpy() for k, v in load(files.undo.read_bytes()).items()}
-        recipe = json.loads(files.sidecar.read_text())["Preprocessing"]
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ImageError(
             files.undo,
             f"the way back is missing or damaged ({error})",
             "the files of preprocess",
             "run preprocess again with --overwrite",
         ) from error
+    record = read_record(Preparation, files.sidecar, "the record that 'cfgen preprocess' writes")
     i, j, k = tensors["log_bias"].shape
     return Prepared(
         image=model.data,
         mask=model.data > 0,
-        grid=model_grid(recipe["grid"]),
+        grid=model_grid(record.preprocessing["grid"]),
         native=mask.grid,
         native_mask=mask.data > 0,
         to_native=tensors["to_native"],

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from cfgen.data.volume import Grid
 from cfgen.errors import UsageError
-from cfgen.sim import streams
 from cfgen.sim.graph import Exogenous as Noise
 from cfgen.sim.graph import Graph, Parents, Volumes, predict
 from cfgen.sim.reference import CORTEX, Reference
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import exponential, voxels
+from cfgen.streams import Purpose, stream
 
 # The reference is a young adult's head (nilearn's template: 152 adults of 18 to 44 years).
 REFERENCE_AGE = 25.0
@@ -100,7 +100,7 @@ def scale_to_rendered(model: Graph, head: Reference) -> np.ndarray:
 
 def sample_shape(head: Reference, seed: int, subject: int) -> Shape:
     """The shape of a subject, from its own stream."""
-    draw = streams.generator(seed, streams.SHAPE, subject)
+    draw = stream(seed, Purpose.SHAPE, subject)
     angles = np.deg2rad(ROTATION_DEGREES) * draw.standard_normal(3)
     skew = np.array(
         [[0, -angles[2], angles[1]], [angles[2], 0, -angles[0]], [-angles[1], angles[0], 0]]

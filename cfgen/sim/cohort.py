@@ -18,7 +18,6 @@ from scipy.special import betaincinv
 from cfgen.data.acquisition import FIELDS_T, MAKERS, PARAMETERS, SEQUENCES
 from cfgen.data.conditions import Intervention, Schema, Value, Variable
 from cfgen.errors import UsageError
-from cfgen.sim import streams
 from cfgen.sim.graph import (
     PLAIN,
     Exogenous,
@@ -32,6 +31,7 @@ from cfgen.sim.graph import (
 )
 from cfgen.sim.physics import Acquisition
 from cfgen.sim.protocols import Scanner, acquisition, draw_scanner, one_scanner
+from cfgen.streams import Purpose, normals, stream, uniforms
 
 # Between visits: years, the spread of a person's own slope, and of a volume measured again.
 VISIT_YEARS = 1.5
@@ -120,12 +120,12 @@ def sample(
 
     Raises UsageError when a visit's age leaves the support of the graph.
     """
-    u = streams.uniforms(seed, streams.PARENTS, start, stop, 8)
+    u = uniforms(seed, Purpose.PARENTS, start, stop, 8)
     parents = _parents(chosen, u, np.arange(start, stop))
     noise = sample_noise(model, seed, start, stop)
     if stress.confounded:
         parents, noise = _confound(parents, noise, u[:, 7])
-    scan = streams.uniforms(seed, streams.ACQUISITION, start, stop, 9)
+    scan = uniforms(seed, Purpose.ACQUISITION, start, stop, 9)
     out = []
     for visit in range(visits):
         then = replace(parents, age=parents.age + VISIT_YEARS * visit)
@@ -189,7 +189,7 @@ def _later(
     """The noise at a later visit: a person's own slope, and what measuring again adds."""
     if visit == 0:
         return noise
-    z = streams.normals(seed, streams.TEXTURE, start, stop, 1 + 16 * len(model.regions))
+    z = normals(seed, Purpose.VISITS, start, stop, 1 + 16 * len(model.regions))
     slope = OWN_SLOPE * z[:, :1] * (VISIT_YEARS * visit / 10)
     first = 1 + (visit % 16) * len(model.regions)
     again = RETEST * z[:, first : first + len(model.regions)]
@@ -257,7 +257,7 @@ def observed(
         regions = s.volumes.regions[0]
         if stress.measured:
             # An intraclass correlation of 0.9: noise of a third of the spread between people.
-            draw = streams.generator(seed, streams.VOLUMES, s.number, 1 + s.visit)
+            draw = stream(seed, Purpose.MEASUREMENT, s.number, s.visit)
             regions = regions * np.exp(model.sigma / 3 * draw.standard_normal(len(regions)))
         out.append(dict(zip(model.regions, map(float, regions), strict=True)))
     return out

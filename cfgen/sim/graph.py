@@ -19,7 +19,7 @@ from importlib import resources
 import numpy as np
 
 from cfgen.errors import UsageError
-from cfgen.sim import streams
+from cfgen.streams import Purpose, normals
 
 TERMS = ("x", "x2", "size", "sex", "x_sex", "ad", "aud", "aud_late")
 SIZE_REFERENCE_ML = 1460.0
@@ -125,7 +125,7 @@ def graph() -> Graph:
 
 def sample_noise(model: Graph, seed: int, start: int, stop: int) -> Exogenous:
     """The noise of subjects `start` to `stop` - 1."""
-    z = streams.normals(seed, streams.VOLUMES, start, stop, len(model.regions) + 2)
+    z = normals(seed, Purpose.VOLUMES, start, stop, len(model.regions) + 2)
     tiv, common, own = z[:, 0], z[:, 1:2], z[:, 2:]
     return Exogenous(tiv, np.sqrt(model.shared) * common + np.sqrt(1 - model.shared) * own)
 

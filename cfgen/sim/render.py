@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cfgen.data.parcellation import NAMES, STRUCTURES
-from cfgen.sim import streams
 from cfgen.sim.anatomy import Anatomy, make_anatomy, sample_shape, smooth_noise
 from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import Graph
 from cfgen.sim.physics import acquire
 from cfgen.sim.reference import CORTEX, FIXED, Reference
+from cfgen.streams import Purpose, stream
 
 # Of a tissue's brightness, over about this length (mm): white, grey, fluid.
 TEXTURE_EVERY_MM = 5.0
@@ -72,16 +72,16 @@ def render(
 
 def _image(head: Reference, anatomy: Anatomy, subject: Subject, seed: int, noise: bool) -> Tensor:
     scan, spacing = subject.acquisition, head.grid.spacing[0]
-    draw = streams.generator(seed, streams.TEXTURE, subject.number)
+    draw = stream(seed, Purpose.TEXTURE, subject.number)
     # A vector field of length 1 on average: each of its parts has a variance of a third.
     field = smooth_noise(draw, head.grid, TEXTURE_EVERY_MM, 3**0.5)
     texture = 1 + torch.tensor(TEXTURE)[:, None, None, None] * field
-    draw = streams.generator(seed, streams.BIAS, subject.number)
+    draw = stream(seed, Purpose.BIAS, subject.number)
     receive = _field(draw, head, RECEIVE[scan.field_tesla])
     transmit = 1 + TRANSMIT[scan.field_tesla] * _centre(head)
     added = None
     if noise:
-        draw = streams.generator(seed, streams.NOISE, subject.number, subject.visit)
+        draw = stream(seed, Purpose.NOISE, subject.number, subject.visit)
         added = torch.from_numpy(draw.standard_normal((2, *head.grid.shape), np.float32))
     maps = torch.stack([anatomy.white, anatomy.grey, anatomy.fluid])
     age = float(subject.parents.age[0])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from cfgen import config
-from cfgen.data.volume import Grid
+from cfgen.data.grid import AFFINE_TOLERANCE_MM, Grid
 from cfgen.errors import UsageError
 
 
@@ -69,6 +70,46 @@ def resample(
     return np.asarray(out)
 
 
+def describe_difference(a: Grid, b: Grid) -> str:
+    """What sets the first grid apart from the second, in words; nothing where they match."""
+    if a.matches(b):
+        return ""
+    found = []
+    if a.shape != b.shape:
+        found.append(f"shape {_numbers(a.shape)} against {_numbers(b.shape)}")
+    size = np.maximum(a.shape, b.shape)
+    if (np.abs(np.subtract(a.spacing, b.spacing)) * size).max() > AFFINE_TOLERANCE_MM:
+        found.append(f"spacing {_numbers(a.spacing)} mm against {_numbers(b.spacing)} mm")
+    if a.orientation != b.orientation:
+        found.append(f"axes {a.orientation} against {b.orientation}")
+    else:
+        apart = np.abs(_directions(a) - _directions(b)) * size * b.spacing
+        if apart.max() > AFFINE_TOLERANCE_MM:
+            cosines = np.clip((_directions(a) * _directions(b)).sum(0), -1, 1)
+            angle = float(np.degrees(np.arccos(cosines)).max())
+            found.append(f"axes turned by {angle:.3g} degrees")
+    first, second = a.affine[:3, 3], b.affine[:3, 3]
+    if np.abs(first - second).max() > AFFINE_TOLERANCE_MM or not found:
+        found.append(
+            f"first voxel at {_place(first)} mm against {_place(second)} mm, "
+            f"{np.linalg.norm(first - second):.3g} mm apart"
+        )
+    return "; ".join(found)
+
+
+def _directions(grid: Grid) -> np.ndarray:
+    """Unit vectors (3, 3) in the world of i, j and k, in columns."""
+    return grid.affine[:3, :3] / np.array(grid.spacing)
+
+
+def _numbers(numbers: Sequence[float]) -> str:
+    return "x".join(f"{n:.6g}" for n in numbers)
+
+
+def _place(point: np.ndarray) -> str:
+    return "(" + ", ".join(f"{x + 0.0:.2f}" for x in np.round(point, 2)) + ")"
+
+
 def work_grid(grid: Grid, spacing_mm: float) -> Grid:
     """The same box and axes at about `spacing_mm`; axes that are nearly as coarse stay.
 
@@ -89,7 +130,7 @@ def work_grid(grid: Grid, spacing_mm: float) -> Grid:
 
 
 def _is_orthogonal(grid: Grid) -> bool:
-    axes = grid.affine[:3, :3] / np.array(grid.spacing)
+    axes = _directions(grid)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
 
 

@@ -18,6 +18,7 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
 )
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
+from cfgen.train.fit import seed_weights
 
 # Four times the voxels a second of a plain stem, and three resolutions down to 20 x 24 x 22. The
 # channels are what the detail of a 2 mm cortex needs: of the 64 cosines of a latent voxel's block
@@ -67,7 +68,7 @@ class AutoencoderTask:
         from monai.losses import PatchAdversarialLoss
         from monai.networks.nets import PatchDiscriminator
 
-        torch.manual_seed(fit.seed)
+        seed_weights(fit.seed)
         self.images, self.weights, self.held_out, self.masks = images, weights, held_out, masks
         self.device, self.weight, self.augmentation, self.fit = device, loss, augmentation, fit
         autoencoder = Autoencoder(net)

@@ -28,6 +28,7 @@ from cfgen.config import FitConfig
 from cfgen.data.volume import write_atomically
 from cfgen.device import autocast
 from cfgen.errors import Interrupted, UsageError
+from cfgen.streams import Purpose, torch_stream
 
 log = logging.getLogger("cfgen")
 CHECKPOINT = "checkpoint.safetensors"
@@ -72,9 +73,9 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
     started, first = time.monotonic(), step
     with stop_signal() as stopped:
         while step < config.steps:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            # Losses may draw from the global generator (dropout, noise_like).
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            generator = torch_stream(config.seed, Purpose.BATCHES, step=step)
+            # Losses may draw from the global generator (dropout, randn_like).
+            torch.manual_seed(torch_stream(config.seed, Purpose.LOSS, step=step).initial_seed())
             task.net.train()
             with autocast(device):
                 loss, figures = task.loss(step, generator)
@@ -120,6 +121,11 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
                     fix="the same command goes on from there",
                 )
     return average.module.eval()
+
+
+def seed_weights(seed: int) -> None:
+    """First weights of networks that are made next: torch's modules draw from its own generator."""
+    torch.manual_seed(torch_stream(seed, Purpose.WEIGHTS).initial_seed())
 
 
 def _adamw(net: nn.Module, config: FitConfig) -> torch.optim.AdamW:

@@ -23,6 +23,7 @@ from cfgen.device import channels_last
 from cfgen.measure.judge import VOLUME
 from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.train.augmentation import Augmentation, mirror, random_acquisition, random_view
+from cfgen.train.fit import seed_weights
 from cfgen.train.judge_data import JudgeData
 
 # No warps: they blur, and networks that saw blurred brains alone were years off on sharp ones.
@@ -62,7 +63,7 @@ class JudgeTask:
         config: FitConfig,
         augmentation: Augmentation = JUDGE_AUGMENTATION,
     ) -> None:
-        torch.manual_seed(config.seed)
+        seed_weights(config.seed)
         net = Judge(judge_config(targets, train.images.shape[1:]))
         self.targets, self.train, self.val = targets, train, val
         # Once, not at every step.

@@ -17,7 +17,9 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.nets.autoencoder import Autoencoder
 from cfgen.nets.tokens import condition_tokens, token_width
 from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
+from cfgen.train.fit import seed_weights
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
 
@@ -59,7 +61,7 @@ def encode_views(
     shape = (images.shape[1], images.shape[2], images.shape[3])
     bank = []
     for number, image in enumerate(images.float()):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch_stream(seed, Purpose.VIEWS, number)
         seen = [image, mirror(image)]
         for _ in range(views - 2):
             view = random_view(image, shape, generator, AUGMENTATION)
@@ -110,7 +112,7 @@ class LatentDiffusionTask:
         fit: FitConfig,
         config: LatentDiffusionConfig = LATENT_DIFFUSION,
     ) -> None:
-        torch.manual_seed(fit.seed)
+        seed_weights(fit.seed)
         self.latents, self.conditions, self.weights = latents, conditions, weights
         self.mean, self.held_out, self.device = latent_mean, held_out, device
         self.fit, self.config = fit, config
@@ -151,7 +153,7 @@ class LatentDiffusionTask:
         """Held-out error at fixed noise, at an early, middle and late level."""
         latents, c = self.held_out
         r = self.mean.residual(latents.float(), c)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch_stream(0, Purpose.PICTURES)
         eps = torch.randn(r.shape, generator=generator)
         figures = {}
         for level in (100, 400, 700):
@@ -166,7 +168,9 @@ class LatentDiffusionTask:
         from matplotlib.image import imsave
 
         shape = (len(c), *self.latents.shape[2:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        noise = torch.randn(shape, generator=torch_stream(0, Purpose.PICTURES, step=1)).to(
+            self.device
+        )
         tokens = condition_tokens(c).to(self.device)
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:

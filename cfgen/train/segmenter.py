@@ -23,6 +23,7 @@ from cfgen.measure.segmenter import SPACING_MM, scaled
 from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
+from cfgen.train.fit import seed_weights
 from cfgen.train.painting import (
     GENTLE,
     SYNTHESIS,
@@ -97,7 +98,7 @@ class SegmenterTask:
         synthesis: Synthesis = SYNTHESIS,
         gentle: Synthesis = GENTLE,
     ) -> None:
-        torch.manual_seed(fit.seed)
+        seed_weights(fit.seed)
         self.maps, self.scans, self.held_out = maps, scans, held_out
         self.device, self.weight = device, loss
         self.synthesis, self.gentle = synthesis, gentle

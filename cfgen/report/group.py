@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from cfgen import __version__
-from cfgen.data.manifest import unique_key, write_manifest
+from cfgen.data.manifest import unique_key
 from cfgen.data.table import Row
-from cfgen.data.volume import refuse_existing, write_atomically
-from cfgen.errors import CfgenError
-from cfgen.measure.ruler import Ruler
+from cfgen.data.volume import write_atomically
 from cfgen.measure.volumes import sums
 from cfgen.report import text as report_text
 from cfgen.report.layers import thumbnail
-from cfgen.report.page import Run, read_run, show, template, write_page
+from cfgen.report.page import Run, show, template, write_page
 
 log = logging.getLogger("cfgen")
 # Whose change the list shows; a page has all regions.
@@ -41,46 +39,7 @@ class Line:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Group:
-    """The list that was written, and the rows without a page."""
-
-    index: Path
-    failed: list[Row] = field(default_factory=list)
-
-
-def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool = False) -> Group:
-    """A page and a thumbnail for every row of a manifest of counterfactuals, and index.html.
-
-    The scan of a row is its column `factual_image`, else looked for beside the image. A row that
-    fails is logged, listed with its error, and goes to failed.csv. Raises UsageError where the list
-    exists already.
-    """
-    index = out / "index.html"
-    refuse_existing(index, overwrite)
-    lines, failed = [], []
-    run: Run | None = None
-    for number, row in enumerate(rows, 1):
-        try:
-            factual = row.extra.get("factual_image")
-            run = read_run(row.image, Path(factual) if factual else None, ruler, run)
-            lines.append(_one(row, run, out))
-            log.info("%d/%d %s", number, len(rows), unique_key(row))
-        except CfgenError as error:
-            log.error("%s: %s", row.source, error)
-            said = " ".join(str(error).split())
-            failed.append(replace(row, extra=row.extra | {"error": said}))
-            bad = report_text.Flag("warn", "failed", said)
-            lines.append(Line(row.subject, row.session, flags=(bad,), error=said))
-    write_index(lines, index)
-    if failed:
-        write_manifest(out / "failed.csv", failed)
-    else:
-        (out / "failed.csv").unlink(missing_ok=True)
-    return Group(index, failed)
-
-
-def _one(row: Row, run: Run, out: Path) -> Line:
+def write_entry(row: Row, run: Run, out: Path) -> Line:
     """The page, the thumbnail and the line of one row."""
     shown = show(run)
     key = unique_key(row)
@@ -99,9 +58,9 @@ def _one(row: Row, run: Run, out: Path) -> Line:
         session=row.session,
         page="pages/" + quote(f"{key}.html"),
         picture="thumbnails/" + quote(f"{key}.jpg"),
-        label=str(run.sidecar["Intervention"]),
+        label=run.sidecar.intervention,
         conditions=said,
-        round_trip=100 * float(run.sidecar["RoundTripError"]),
+        round_trip=100 * run.sidecar.round_trip_error,
         changes=_changes(run),
         flags=tuple(report_text.flags(run.sidecar)),
     )
@@ -114,6 +73,12 @@ def _changes(run: Run) -> tuple[float | None, ...]:
         report_text.Pair(was, now).percent if was is not None and now is not None else None
         for was, now in pairs
     )
+
+
+def failed_line(row: Row, said: str) -> Line:
+    """The line of a row that has no page."""
+    bad = report_text.Flag("warn", "failed", said)
+    return Line(row.subject, row.session, flags=(bad,), error=said)
 
 
 def write_index(lines: Sequence[Line], path: Path) -> None:

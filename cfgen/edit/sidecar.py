@@ -1,0 +1,127 @@
+"""The sidecar of a counterfactual: all that made the image, and what to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cfgen.bundle import Bundle
+from cfgen.config import Edit, Render
+from cfgen.data.record import Software, Source, key, read_record
+from cfgen.data.volume import strip_suffix
+from cfgen.errors import ImageError, Notice
+from cfgen.scan.brain import SkullStripping
+from cfgen.scan.gate import GateRecord
+
+LIBRARIES = ("torch", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class BundleName:
+    name: str
+    sha256: str = key("SHA256")
+
+    @staticmethod
+    def of(bundle: Bundle) -> BundleName:
+        return BundleName(bundle.name, bundle.identity)
+
+
+@dataclass(frozen=True)
+class FactualValue:
+    """A condition of the scan; `predicted` says that nobody told it."""
+
+    value: float | str
+    unit: str
+    source: str
+    predicted: bool | None = None
+
+
+@dataclass(frozen=True)
+class TargetValue:
+    value: float | str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Sampler:
+    name: str
+    steps: int
+    depth: float
+    fixed_point: int
+    guidance: float
+
+    @staticmethod
+    def of(edit: Edit) -> Sampler:
+        return Sampler("DDIM", edit.steps, edit.depth, edit.fixed_point, edit.guidance)
+
+
+@dataclass(frozen=True)
+class RegionInterval:
+    """A region over samples, mm3."""
+
+    structure: str
+    side: str
+    mean: float = key("Mean_mm3")
+    sd: float = key("SD_mm3")
+    low95: float = key("Low95_mm3")
+    high95: float = key("High95_mm3")
+
+
+@dataclass(frozen=True)
+class SamplesRecord:
+    count: int
+    spread: str
+    standard_deviation: str
+    volumes: str
+    regions: list[RegionInterval]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """No time and no absolute path: the same run writes the same bytes.
+
+    `number_type` is bf16 or fp32, what the networks ran in: results differ a little between them.
+    """
+
+    synthetic: bool
+    description: str
+    generated_by: list[Software]
+    sources: list[Source]
+    bundle: BundleName
+    intervention: str
+    factual: dict[str, FactualValue]
+    target: dict[str, TargetValue]
+    round_trip_error: float
+    render: Render
+    sampler: Sampler
+    seed: int
+    skull_stripping: SkullStripping
+    preprocessing: dict[str, Any]
+    gate: GateRecord
+    versions: dict[str, str]
+    device: str
+    number_type: str
+    threads: int
+    warnings: list[Notice] = field(default_factory=list)
+    fingerprint: str = ""
+    samples: SamplesRecord | None = None
+    reconstruction: str | None = None
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def read_sidecar(image: Path) -> Sidecar:
+    """What `counterfactual` wrote beside an image.
+
+    Raises ImageError when it is not there or says something else.
+    """
+    path = image.with_name(strip_suffix(image) + ".json")
+    expected = f"the sidecar that 'cfgen counterfactual' writes beside {image.name}"
+    sidecar = read_record(Sidecar, path, expected)
+    if not (sidecar.sources and sidecar.generated_by):
+        raise ImageError(path, "names no Sources or no GeneratedBy", expected)
+    return sidecar

@@ -5,10 +5,10 @@
     python benchmarks/truth.py --out build/tiny --tiny      # two queries, to see that it runs
 
 Simulates a cohort with its true counterfactuals, trains a bundle on the train split, edits the test
-split, and prints errors against the truth with bootstrap intervals over subjects. Baselines: `copy`
-is the factual scan, `group-mean` adds the mean true change of the training subjects, `oracle` is
-the truth itself. Ventricles are counted in the images, of all methods in the same way, in
-and around what the factual label map calls ventricle.
+split, and prints errors against the truth with 95 % BCa bootstrap intervals over people. Baselines:
+`copy` is the factual scan, `group-mean` adds the mean true change of the training subjects,
+`oracle` is the truth itself. Ventricles are counted in the images, of all methods in the same way,
+in and around what the factual label map calls ventricle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from cfgen.data.conditions import Intervention, Schema, parse_interventions
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import read_volume
-from cfgen.jobs.counterfactual import Engine, Options, load_engine
+from cfgen.edit.engine import Engine, load_engine
+from cfgen.jobs.counterfactual import Options
 from cfgen.jobs.counterfactuals import plan, run
 from cfgen.jobs.simulate import Plan, simulate
 from cfgen.jobs.train_autoencoder import train_autoencoder
 from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
 from cfgen.metrics.morphometry import ventricle_count
-from cfgen.metrics.statistics import Estimate, interval
+from cfgen.metrics.statistics import Estimate, mean_over_people
 from cfgen.metrics.truth import group_mean_shift, image_truth, volume_truth
 from cfgen.scan.brain import BrainFinder
 from cfgen.scan.gate import Gate
@@ -116,19 +117,25 @@ def measure(
         shift = mean_change(out, [r for r in rows if r.split == "train"], group, truths)
         scores: dict[str, list] = defaultdict(list)
         volumes: dict[str, list] = defaultdict(list)
+        whose: list[str] = []
         for row in (r for r in rows if r.split == "test"):
             for label in (i.label() for i in group):
                 if label in edits[row.subject]:
                     truth, made = truths[row.subject, label], edits[row.subject][label]
                     score(out, row, truth, read_volume(made).data, shift, scores, volumes)
+                    whose.append(row.subject)
         for method, found in scores.items():
-            line = {"query": query, "method": method, "n": str(len(found))}
+            line = {"query": query, "method": method, "n": str(len(set(whose)))}
             for name in ("skill", "slope", "correlation", "leakage", "mae"):
-                line[name] = _text(interval(np.array([getattr(f, name) for f in found])))
-            of = volume_truth(*np.array(volumes[method]).T)
+                values = np.array([getattr(f, name) for f in found])
+                line[name] = _text(mean_over_people(values, whose))
+            of = volume_truth(*np.array(volumes[method]).T, subjects=whose)
             if query in ACQUISITION:
-                of = replace(of, slope=float("nan"), nmse=float("nan"))
-            line |= {"ventricles slope": f"{of.slope:.2f}", "ventricles nmse": f"{of.nmse:.2f}"}
+                of = replace(of, slope=Estimate(np.nan), nmse=Estimate(np.nan))
+            line |= {
+                "ventricles slope": f"{of.slope.value:.2f}",
+                "ventricles nmse": f"{of.nmse.value:.2f}",
+            }
             table.append(line)
     return table
 

@@ -11,63 +11,80 @@ from cfgen.metrics import aud
 from cfgen.metrics import axioms as ax
 from cfgen.metrics import morphometry as morph
 from cfgen.metrics.image import ssim, ssim_structure
+from cfgen.metrics.statistics import PERCENTILE_OF_SETS
 from cfgen.sim import cohort
 from cfgen.sim.graph import do, graph
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Each test's own draws, whatever ran before it."""
+    return np.random.default_rng(0)
 
 
-def test_adherence_of_a_predictor_that_draws_to_the_mean():
-    age = RNG.integers(20, 80, 300).astype(float)
-    asked = RNG.choice([-10.0, 10.0, 20.0], 300)
+def test_adherence_of_a_predictor_that_draws_to_the_mean(rng):
+    age = rng.integers(20, 80, 300).astype(float)
+    asked = rng.choice([-10.0, 10.0, 20.0], 300)
 
     def predictor(true: np.ndarray) -> np.ndarray:
         return 25 + 0.5 * true
 
     bias = ax.bias_line(predictor(age), age)
     assert bias == (pytest.approx(25), pytest.approx(0.5))
-    found = ax.adherence(predictor(age), predictor(age + asked), age, age + asked, bias)
-    assert found.mae > 5
-    assert found.corrected_mae == pytest.approx(0, abs=1e-9)
-    assert found.slope == pytest.approx(0.5)
+    whose = [f"s{k}" for k in range(300)]
+    found = ax.adherence(predictor(age), predictor(age + asked), age, age + asked, bias, whose)
+    assert found.mae.value == pytest.approx(np.abs(25 - 0.5 * (age + asked)).mean())
+    assert found.corrected_mae.value == pytest.approx(0, abs=1e-9)
+    assert found.slope.value == pytest.approx(0.5)
     assert found.spearman == pytest.approx(1)
-    copy = ax.adherence(age, age, age, age + asked, (0.0, 1.0))
-    assert (copy.slope, copy.spearman) == (pytest.approx(0), 0)
-    assert copy.mae == pytest.approx(np.abs(asked).mean())
+    copy = ax.adherence(age, age, age, age + asked, (0.0, 1.0), whose)
+    assert (copy.slope.value, copy.spearman) == (pytest.approx(0), 0)
+    assert copy.mae.value == pytest.approx(np.abs(asked).mean())
 
 
-def test_agreement():
-    target = RNG.random(200) < 0.7
-    score = np.clip(0.3 + 0.3 * target + 0.2 * RNG.normal(size=200), 0, 1).round(1)
+def test_adherence_is_over_people():
+    """One whose edits arrive by half, thrice, and two whose arrive."""
+    asked, moved = np.array([10.0, 10, 10, 10, 10]), np.array([5.0, 5, 5, 10, 10])
+    age = np.array([30.0, 30, 30, 50, 60])
+    found = ax.adherence(age, age + moved, age, age + asked, (0.0, 1.0), "aaabc")
+    assert found.slope.value == pytest.approx((0.5 + 1 + 1) / 3)
+    assert (found.mae.value, found.signed.value) == (pytest.approx(5 / 3), pytest.approx(-5 / 3))
+    target, error = np.array([40.0, 60, 70]), np.array([-5.0, 0, 0])
+    assert found.r2.value == pytest.approx(ax.variance_met(error, target))
+
+
+def test_agreement(rng):
+    target = rng.random(200) < 0.7
+    score = np.clip(0.3 + 0.3 * target + 0.2 * rng.normal(size=200), 0, 1).round(1)
     found = ax.agreement(score, target)
     assert found.auc == pytest.approx(roc_auc_score(target, score))
     assert found.accuracy == pytest.approx(((score > 0.5) == target).mean())
     assert np.isnan(ax.agreement(score, np.ones(200, bool)).auc)
 
 
-def test_agreement_of_three_levels():
-    level = RNG.choice(3, 300, p=[0.7, 0.2, 0.1])
-    guess = np.where(RNG.random(300) < 0.6, level, 0)
+def test_agreement_of_three_levels(rng):
+    level = rng.choice(3, 300, p=[0.7, 0.2, 0.1])
+    guess = np.where(rng.random(300) < 0.6, level, 0)
     found = ax.agreement(np.eye(3)[guess], level)
     assert found.accuracy == pytest.approx((guess == level).mean())
     assert found.balanced == pytest.approx(balanced_accuracy_score(level, guess))
     assert np.isnan(found.auc)
 
 
-def test_variance_met_is_r2():
-    target = RNG.normal(size=50)
+def test_variance_met_is_r2(rng):
+    target = rng.normal(size=50)
     guess = 0.8 * target + 0.1
     assert ax.variance_met(guess - target, target) == pytest.approx(r2_score(target, guess))
     assert np.isnan(ax.variance_met(guess - 1, np.ones(50)))
 
 
-def test_structure_is_what_brightness_and_contrast_leave():
-    image = RNG.random((24, 24, 24))
+def test_structure_is_what_brightness_and_contrast_leave(rng):
+    image = rng.random((24, 24, 24))
     mask = np.ones(image.shape, bool)
     assert ssim_structure(image, image, mask) == pytest.approx(1)
     assert ssim_structure(0.9 * image + 0.1, image, mask) == pytest.approx(1, abs=2e-3)
     assert ssim(0.9 * image + 0.1, image, mask) < 0.99
-    assert abs(ssim_structure(RNG.random(image.shape), image, mask)) < 0.05
+    assert abs(ssim_structure(rng.random(image.shape), image, mask)) < 0.05
 
 
 def test_divergence_is_lowest_for_a_small_step_into_the_target_group():
@@ -80,16 +97,29 @@ def test_divergence_is_lowest_for_a_small_step_into_the_target_group():
     assert near < far
 
 
-def test_people_are_found_again():
-    people = RNG.normal(size=(40, 16))
-    own = np.arange(40)
-    assert ax.retrieval(ax.retrieval_ranks(people, people + 0.01, own)) == ax.Retrieval(1, 1, 1)
-    others = RNG.permutation(40)
-    chance = ax.retrieval(ax.retrieval_ranks(people, people[others], own))
-    assert chance.top1 == pytest.approx((others == own).mean())
+def test_people_are_found_again(rng):
+    people = rng.normal(size=(40, 16))
+    own = [f"s{k}" for k in range(40)]
+    found = ax.retrieval(ax.retrieval_ranks(people, own, people + 0.01, own), own)
+    assert (found.top1.value, found.top5.value, found.mrr.value) == (1, 1, 1)
+    others = rng.permutation(40)
+    chance = ax.retrieval(ax.retrieval_ranks(people, own, people[others], own), own)
+    assert chance.top1.value == pytest.approx(
+        np.mean([own[k] == own[n] for n, k in enumerate(others)])
+    )
     # An embedding that is the same for all finds nobody.
-    flat = ax.retrieval_ranks(np.ones((40, 16)), np.ones((40, 16)), own)
+    flat = ax.retrieval_ranks(np.ones((40, 16)), own, np.ones((40, 16)), own)
     assert (flat == 40).all()
+
+
+def test_a_second_visit_is_no_stranger(rng):
+    people = rng.normal(size=(10, 16))
+    own = [f"s{k}" for k in range(10)]
+    # The second visit is nearer to what was made than the first, of which it was made.
+    scans, whose = np.concatenate([people, people + 0.1]), own * 2
+    ranks = ax.retrieval_ranks(scans, whose, people + 0.09, own)
+    assert (ranks == 1).all()
+    assert ax.retrieval_ranks(-scans, whose, people, own).max() == 10
 
 
 def test_percent_change():
@@ -98,21 +128,25 @@ def test_percent_change():
     assert np.isnan(found[0, 1])
 
 
-def test_cohens_d_closed_form():
+def test_cohens_d_closed_form(rng):
     a, b = np.array([[2.0], [4], [6]]), np.array([[1.0], [2], [3], [4]])
     pooled = (2 * 4 + 3 * (5 / 3)) / 5
     assert morph.cohens_d(a, b)[0] == pytest.approx(1.5 / np.sqrt(pooled))
     assert morph.hedges_g(a, b)[0] == pytest.approx(morph.cohens_d(a, b)[0] * (1 - 3 / 19))
-    x, y = RNG.normal(2, 1, (400, 3)), RNG.normal(size=(400, 3))
-    low, high = morph.d_interval(x, y, samples=300)
-    assert (low < 2.3).all()
-    assert (high > 1.7).all()
+    x, y = rng.normal(2, 1, (400, 3)), rng.normal(size=(400, 3))
+    for d, found in zip(morph.cohens_d(x, y), morph.d_interval(x, y), strict=True):
+        # The large-sample standard error of d.
+        error = np.sqrt(2 / 400 + d**2 / (2 * 800))
+        assert found.value == pytest.approx(d)
+        assert found.low == pytest.approx(d - 1.96 * error, abs=0.3 * error)
+        assert found.high == pytest.approx(d + 1.96 * error, abs=0.3 * error)
+        assert found.interval == PERCENTILE_OF_SETS
 
 
-def test_transport():
-    x = RNG.normal(size=(50, 4))
+def test_transport(rng):
+    x = rng.normal(size=(50, 4))
     assert morph.gaussian_w2(x, x + 1) == pytest.approx(4)
-    assert morph.exact_w2(x, x[RNG.permutation(50)] + 1) == pytest.approx(4)
+    assert morph.exact_w2(x, x[rng.permutation(50)] + 1) == pytest.approx(4)
     with pytest.raises(UsageError, match="50 and 49"):
         morph.exact_w2(x, x[:49])
 

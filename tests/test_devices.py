@@ -366,10 +366,10 @@ def test_edits_of_the_command_and_of_the_protocol(far, tiny_bundle, monkeypatch)
         made = [decoded(engine, e.counterfactuals[0]) for e in edited.latents]
         scan = SimpleNamespace(mask=image > 0.5)
         tools = SimpleNamespace(bundle=tiny_bundle)
-        back = axioms._edited(
+        rebuilt, back = axioms._edited(
             tools, models, scan, image[None], older, [older, {**older, "age": 50.0}]
         )
-        return factual.values["age"], [*made, *back]
+        return factual.values["age"], [*made, rebuilt, *back]
 
     (age, expected), (age_there, found) = run(CPU), run(far)
     assert age_there == pytest.approx(age, abs=0.2)

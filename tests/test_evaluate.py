@@ -18,7 +18,11 @@ from cfgen.data.manifest import read_manifest, write_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import BundleError, ManifestError
-from cfgen.evaluate import edits, sets
+from cfgen.evaluate import edits, sets, truth
+from cfgen.evaluate.files import methods_text, write_evaluation
+from cfgen.evaluate.pairs import Truths, pair, read_truths
+from cfgen.evaluate.read import make
+from cfgen.evaluate.regions import cohort_response, region_response
 from cfgen.evaluate.scans import (
     Instruments,
     Made,
@@ -26,28 +30,27 @@ from cfgen.evaluate.scans import (
     Seen,
     conditions_of,
     copies,
-    pair,
 )
-from cfgen.evaluate.suite import Asked, check, replication
+from cfgen.evaluate.suite import Asked, Evaluation, check, replication
 from cfgen.evaluate.tables import tables
 from cfgen.evaluate.targets import effectiveness
-from cfgen.evaluate.truth import read_truths
 from cfgen.jobs.simulate import Plan, simulate
 from cfgen.measure.judge import Judges, pack
 from cfgen.measure.medicalnet import MedicalNet, dilated_resnet, normalised
 from cfgen.metrics import aud
-from cfgen.metrics.result import Result
+from cfgen.metrics.result import Extractor, Result
+from cfgen.metrics.statistics import BCA, FIT, PERCENTILE, PERCENTILE_OF_SETS, Estimate
 from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.scan.prepare import prepare
 from cfgen.sim import cohort
 from cfgen.sim.graph import graph
 from tests.conftest import shipped_schema
 
-RNG = np.random.default_rng(0)
 SHAPE = (20, 20, 20)
 GRID = Grid(SHAPE, np.diag([2.0, 2, 2, 1]))
 CPU = torch.device("cpu")
 MAKERS = ("GE", "Philips", "Siemens")
+SOME = Extractor("judge", "some features")
 
 
 def judge_config(shape: tuple[int, int, int], levels: tuple[int, ...] = (2,)) -> JudgeConfig:
@@ -68,7 +71,7 @@ def seen(age: float, sex: str, image: np.ndarray) -> Seen:
 
 def person(k: int) -> Real:
     age, sex = float(20 + 3 * k), "FM"[k % 2]
-    image = RNG.random(SHAPE).astype(np.float32)
+    image = np.random.default_rng(k).random(SHAPE).astype(np.float32)
     row = Row(f"s{k}", Path(f"/s{k}.nii.gz"), values={"age": age, "sex": sex})
     return Real(row, row.image, np.ones(SHAPE, bool), GRID, GRID, seen(age, sex, image))
 
@@ -96,30 +99,46 @@ def tools(tiny_bundle: Bundle) -> Instruments:
     return Instruments(bundle, judges, None, None, CPU)  # type: ignore[arg-type]
 
 
-def value(results: list[Result], metric: str, group: str | None = None, method: str = "") -> float:
+def result(results: list[Result], metric: str, **fields: str) -> Result:
+    """The last line of a metric whose fields are these."""
     found = [
         r
         for r in results
-        if r.metric == metric and group in (None, r.group) and method in ("", r.method)
+        if r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
     ]
-    assert found, metric
-    return found[-1].value
+    assert found, (metric, fields)
+    return found[-1]
+
+
+def value(results: list[Result], metric: str, **fields: str) -> float:
+    return result(results, metric, **fields).value
 
 
 def test_the_oracle_arrives_and_the_copy_stays(tools, people):
     made = [oracle(r, years) for r in people for years in (10.0, 20.0)]
     arrived = effectiveness(tools, "oracle", made, people)
-    assert value(arrived, "age_mae", "all") == 0
-    assert value(arrived, "age_slope") == pytest.approx(1)
-    assert value(arrived, "sex_accuracy", "kept") == 1
+    assert value(arrived, "mae", variable="age", group="all") == 0
+    assert value(arrived, "slope", variable="age") == pytest.approx(1)
+    assert value(arrived, "accuracy", variable="sex", group="kept") == 1
     stayed = effectiveness(tools, "copy", copies(made), people)
-    assert value(stayed, "age_mae", "age+20") == pytest.approx(20)
-    assert value(stayed, "age_mae", "all") == pytest.approx(15)
-    assert value(stayed, "age_slope") == pytest.approx(0, abs=1e-9)
-    kept = edits.preservation(tools, "copy", copies(made))
-    assert value(kept, "ssim_to_factual") == pytest.approx(1)
-    assert value(kept, "perceptual_to_factual") == 0
-    assert np.isinf(value(kept, "psnr_to_factual"))
+    assert value(stayed, "mae", variable="age", group="age+20") == pytest.approx(20)
+    assert value(stayed, "mae", variable="age", group="all") == pytest.approx(15)
+    assert value(stayed, "slope", variable="age") == pytest.approx(0, abs=1e-9)
+    assert result(stayed, "mae", variable="age", group="age+20").asked == 20
+    assert np.isnan(result(stayed, "mae", variable="age", group="all").asked)
+
+
+def test_what_is_said_of_copies_is_what_is_measured_of_them(tools, people):
+    """Copies are not measured; an image that is the same and not known for a copy is."""
+    made = [oracle(r, 10.0) for r in people[:4]]
+    same = [replace(m, seen=replace(m.real.seen)) for m in made]
+    said, measured = (edits.preservation(tools, "x", some) for some in (copies(made), same))
+    assert len(said) == len(edits.COPIED)
+    for a, b in zip(said, measured, strict=True):
+        assert (a.metric, a.variant, a.n) == (b.metric, b.variant, b.n)
+        assert b.value == pytest.approx(a.value, abs=1e-6)
+    changed = edits.preservation(tools, "x", made)
+    assert all(b.value != a.value for a, b in zip(said, changed, strict=True))
 
 
 def test_targets_outside_the_training_range_are_left_out(tools, people):
@@ -127,7 +146,8 @@ def test_targets_outside_the_training_range_are_left_out(tools, people):
     high = shipped_schema().variable("age").support[1]
     inside = sum(float(m.target["age"]) <= high for m in made)
     assert 0 < inside < len(made)
-    own = [r for r in effectiveness(tools, "x", made, people) if r.group == "age+40"]
+    found = effectiveness(tools, "x", made, people)
+    own = [r for r in found if (r.variable, r.group) == ("age", "age+40")]
     assert {r.n for r in own} == {inside}
     assert own[0].note.startswith(f"{len(made) - inside} targets outside 20")
 
@@ -136,7 +156,23 @@ def test_the_judges_own_error_is_the_floor(tools, people):
     floor = next(
         r for r in effectiveness(tools, "x", [oracle(people[0], 5.0)], people) if r.method == "real"
     )
-    assert (floor.metric, floor.value, floor.n) == ("age_mae", 0, 16)
+    assert (floor.metric, floor.variable, floor.value, floor.n) == ("mae", "age", 0, 16)
+
+
+def test_the_floor_is_over_people_and_not_over_scans(tools, people):
+    """Of two whom the judge misses by 4 and one, with nine visits, whom it misses by 1."""
+
+    def missed(r: Real, by: float, session: str = "") -> Real:
+        guess = {"judge": {**r.seen.guesses["judge"], "age": r.row.values["age"] + by}}
+        seen_so = replace(r.seen, guesses=guess)
+        return replace(r, row=replace(r.row, session=session), seen=seen_so)
+
+    real = [missed(people[0], 4.0), missed(people[1], 4.0)]
+    real += [missed(people[2], 1.0, f"ses-{k}") for k in range(9)]
+    found = effectiveness(tools, "x", [oracle(people[0], 5.0)], real)
+    floor = result(found, "mae", variable="age", method="real")
+    assert floor.value == pytest.approx((4 + 4 + 1) / 3)
+    assert (floor.n, floor.interval) == (3, BCA)
 
 
 def rescanned(r: Real, maker: str, te_ms: float, seen_as: str, seen_ms: float) -> Made:
@@ -173,14 +209,15 @@ def test_scanners_are_recognised(tools, people):
         for k, r in enumerate(scans)
     ]
     found = effectiveness(tools, "x", made, scans)
-    assert value(found, "manufacturer_accuracy", "changed") == pytest.approx(6 / 8)
-    assert value(found, "manufacturer_accuracy", "", "real") == 1
-    assert value(found, "sequence_accuracy", "kept") == 1
-    assert value(found, "acquisition_accuracy") == pytest.approx(6 / 8)
-    assert value(found, "te_ms_mse", "all") == pytest.approx(0.25)
-    assert value(found, "te_ms_r2", "all") == pytest.approx(1 - 8 * 0.25 / 42)
-    assert value(found, "te_ms_mse", "", "real") == pytest.approx(0.25)
-    assert {r.unit for r in found if r.metric == "te_ms_mse"} == {"ms2"}
+    maker = {"variable": "manufacturer"}
+    assert value(found, "accuracy", group="changed", **maker) == pytest.approx(6 / 8)
+    assert value(found, "accuracy", method="real", **maker) == 1
+    assert value(found, "accuracy", variable="sequence", group="kept") == 1
+    assert value(found, "accuracy", variable="acquisition") == pytest.approx(6 / 8)
+    assert value(found, "mse", variable="te_ms", group="all") == pytest.approx(0.25)
+    assert value(found, "r2", variable="te_ms", group="all") == pytest.approx(1 - 8 * 0.25 / 42)
+    assert value(found, "mse", variable="te_ms", method="real") == pytest.approx(0.25)
+    assert {r.unit for r in found if (r.metric, r.variable) == ("mse", "te_ms")} == {"ms2"}
     text = tables(found, ["x"])
     assert "## As in cDDGM, tables 1 and 3" in text
     assert "| method | manufacturer accuracy | sequence accuracy | te ms mse |" in text
@@ -196,15 +233,63 @@ def test_strangers_are_not_found_again(people):
     strangers = [replace(m, seen=other.seen) for m, other in zip(made, shift, strict=True)]
     assert value(edits.identity("shuffled", strangers, people), "identity_top1") == 0
 
+    # Another visit of the same person is no stranger, and no second person to be found.
+    again = [replace(r, row=replace(r.row, session="ses-2")) for r in people]
+    twice = edits.identity("oracle", made, [*people, *again])
+    assert value(twice, "identity_top1") == 1
+    assert result(twice, "identity_top1").note == "chance 0.062"
 
-def test_region_response_is_the_slope_of_the_volumes(people):
-    made = [oracle(r, years) for r in people for years in (-10.0, 20.0)]
-    found = edits.region_response("oracle", made, people, ["lateral_ventricle", "cortex"])
-    ventricles, cortex = found
-    due = float(ventricles.note.split(":")[1].split("%")[0])
-    assert due == pytest.approx(ventricles.value, rel=0.25)
-    assert cortex.value < 0 < ventricles.value
-    assert ventricles.low < ventricles.value < ventricles.high
+
+def grown(r: Real, years: float, a_year: float, name: str = "lateral_ventricle") -> Made:
+    """An edit by which the log of a volume grows so much a year."""
+    m = oracle(r, years)
+    volumes = {**r.seen.volumes, name: r.seen.volumes[name] * np.exp(a_year * years)}
+    return replace(m, seen=replace(m.seen, volumes=volumes))
+
+
+def test_the_response_of_a_region_is_in_percent(people):
+    made = [grown(r, years, 0.03) for r in people for years in (-10.0, 20.0)]
+    (found,) = region_response("x", made, ["lateral_ventricle"])
+    # 0.3 of the log are 35 % more.
+    assert found.value == pytest.approx(100 * (np.exp(0.3) - 1))
+    assert (found.unit, found.n) == ("%", 16)
+
+
+def test_a_person_weighs_the_same_however_often_edited(people):
+    """Three people who shrink, each edited once, and one who grows, edited six times."""
+    made = [grown(r, 20.0, -0.01) for r in people[:3]]
+    made += [grown(people[3], 20.0, 0.03)] * 6
+    (found,) = region_response("x", made, ["lateral_ventricle"])
+    assert found.value == pytest.approx(0, abs=1e-9)
+    assert found.n == 4
+    once = made[:4]
+    (alone,) = region_response("x", once, ["lateral_ventricle"])
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    assert found.interval == BCA
+
+
+def test_real_people_of_different_age_are_a_line_of_their_own(people):
+    def of(r: Real, session: str = "") -> Real:
+        size = 1400.0 + 10 * (sum(map(ord, r.row.subject)) % 7)
+        grows = (
+            np.exp(0.02 * r.row.values["age"])
+            * size**0.5
+            * (1.1 if r.row.values["sex"] == "M" else 1)
+        )
+        volumes = {"lateral_ventricle": grows, "tiv": size}
+        return replace(
+            r, row=replace(r.row, session=session), seen=replace(r.seen, volumes=volumes)
+        )
+
+    real = [of(r) for r in people]
+    (found,) = cohort_response(real, ["lateral_ventricle"])
+    assert found.value == pytest.approx(100 * (np.exp(0.2) - 1))
+    assert (found.method, found.metric, found.n) == ("real", "change_per_decade", 16)
+    off = [replace(r, seen=replace(r.seen, volumes=people[0].seen.volumes)) for r in real[:1]]
+    (once,) = cohort_response([*off, *real[1:]], ["lateral_ventricle"])
+    (often,) = cohort_response([*off * 5, *real[1:]], ["lateral_ventricle"])
+    assert once.value != pytest.approx(found.value)
+    assert often == once
 
 
 def test_divergence_prefers_the_smaller_of_two_edits(tools, people):
@@ -219,36 +304,43 @@ def test_divergence_prefers_the_smaller_of_two_edits(tools, people):
 
 def test_sets_that_are_the_same_have_no_distance(people):
     own = [r.seen for r in people]
-    features = {"e": (np.stack([s.embedding for s in own]),) * 2}
+    features = {SOME: (np.stack([s.embedding for s in own]),) * 2}
     found = sets.feature_distances("same", features, 0, papers=True)
     assert value(found, "fid") == pytest.approx(0, abs=1e-6)
-    floors = sets.feature_floors({"e": features["e"][0]}, 0)
+    assert result(found, "fid_infinite").interval == FIT
+    floors = sets.feature_floors({SOME: features[SOME][0]}, 0)
     assert value(floors, "fid_floor") > 0.1
-    assert sets.feature_floors({"e": features["e"][0][:3]}, 0) == []
+    assert sets.feature_floors({SOME: features[SOME][0][:3]}, 0) == []
     assert "mostly bias" in next(r for r in found if r.metric == "fid").note
     volumes = sets.volume_distances("same", own, own, ["lateral_ventricle", "cortex"], 0)
-    assert value(volumes, "cohens_d", "cortex") == 0
+    assert value(volumes, "cohens_d", region="cortex", variant="raw") == 0
+    assert result(volumes, "cohens_d").interval == PERCENTILE_OF_SETS
     assert value(volumes, "regions_with_small_d") == 100
     older = [seen(80.0, "F", who.image) for who in own]
     apart = sets.volume_distances("old", own, older, ["lateral_ventricle", "cortex"], 0)
-    d, g = (value(apart, name, "cortex") for name in ("cohens_d", "hedges_g"))
+    raw = [r for r in apart if r.variant == "raw"]
+    d, g = (value(raw, name, region="cortex") for name in ("cohens_d", "hedges_g"))
     assert g == pytest.approx(d * (1 - 3 / (4 * 30 - 1)))
-    assert "the largest" in next(r for r in apart if r.metric == "regions_with_large_d").note
+    largest = result(raw, "largest_d")
+    assert largest.value == value(raw, "cohens_d", region=largest.region)
+    assert abs(largest.value) == max(abs(r.value) for r in raw if r.metric == "cohens_d")
     assert value(volumes, "volume_w2_exact") == 0
 
 
 def test_a_set_that_repeats_itself_has_less_variety():
-    own = [seen(50.0, "F", RNG.random((32, 32, 32))) for _ in range(6)]
+    draw = np.random.default_rng(0)
+    own = [seen(50.0, "F", draw.random((32, 32, 32))) for _ in range(6)]
     found = sets.variety(own, {"same": own, "one": [own[0], own[1]] * 3}, 0)
     assert value(found, "ms_ssim", method="same") == value(found, "ms_ssim", method="real")
     assert value(found, "ms_ssim_difference", method="same") == 0
     assert value(found, "ms_ssim", method="one") > value(found, "ms_ssim", method="real") + 0.1
+    assert result(found, "ms_ssim", method="real").interval == PERCENTILE
 
 
 def test_figures_do_not_depend_on_the_order_of_people(people):
     own = [r.seen for r in people]
     other = [oracle(r, 20.0).seen for r in people]
-    order = RNG.permutation(len(other))
+    order = np.random.default_rng(0).permutation(len(other))
     regions = ["lateral_ventricle", "cortex"]
     a = sets.volume_distances("x", own, other, regions, 0)
     b = sets.volume_distances("x", own, [other[i] for i in order], regions, 0)
@@ -264,11 +356,14 @@ def test_a_classifier_of_made_images_knows_real_people(tools, people):
         image = r.seen.image.astype(np.float32)
         flipped.append((r.row.subject, sex, seen(float(r.row.values["age"]), sex, image)))
     found = sets.transfer(tools, "oracle", real, flipped, "sex", "F")
-    assert [r.metric for r in found] == ["auc_real_sex", "auc_train_made_sex", "auc_test_made_sex"]
+    assert [r.metric for r in found] == ["auc_real", "auc_train_made", "auc_test_made"]
+    assert {r.variable for r in found} == {"sex"}
     assert min(r.value for r in found) > 0.9
-    chance = [(s, sex, replace(who, embedding=RNG.normal(size=8))) for s, sex, who in flipped]
-    none = sets.transfer(tools, "noise", real, chance, "sex", "F")
-    assert value(none, "auc_test_made_sex") < 0.9
+    wrong = [(s, "M" if sex == "F" else "F", who) for s, sex, who in flipped]
+    turned = sets.transfer(tools, "wrong", real, wrong, "sex", "F")
+    # What is labelled the wrong way round is known the wrong way round.
+    assert value(turned, "auc_test_made") == pytest.approx(1 - value(found, "auc_test_made"))
+    assert value(turned, "auc_train_made") < 0.1
 
 
 def test_visits_follow_their_trajectory(people):
@@ -317,8 +412,14 @@ def test_the_study_of_drinkers_is_repeated(true, right):
     found = [r for r in replication("x", made, real) if r.metric == "aud_correct"]
     # Counterfactual groups that were copied still differ, the wrong way round.
     assert [r.value for r in found][:3] == right
-    d = value(replication("x", made, real), "aud_d", f"{found[0].group}: frontal")
-    assert (d > 1) is true
+    lines = replication("x", made, real)
+    own = {"group": found[0].group, "region": "cortex_frontal"}
+    assert (value(lines, "aud_d", **own) > 1) is true
+    assert value(lines, "aud_p", **own) < 0.001
+    # Counterfactual controls and counterfactual patients are not the same people.
+    assert "aud_paired_p" not in {r.metric for r in lines if r.group == found[0].group}
+    twice = replication("x", [*made, *made], [*real, *real])
+    assert {r.n for r in twice} == {80}
     assert replication("x", made[:3], real[:3]) == []
 
 
@@ -345,18 +446,137 @@ def test_manifests_that_cannot_be_compared_are_named():
 
 
 def test_tables_leave_out_what_was_not_measured():
-    base = Result(n=4, method="ours", group="all", extractor="judge")
+    base = Result(n=4, method="ours", variable="age", group="all", by="judge")
     rows = [
-        base.named("age_mae", 7.87),
-        replace(base, method="real", group="").named("age_mae", 2.23),
-        replace(base, group="age-10").named("age_mae", 6.14),
-        replace(base, group="age+10").named("age_mae", 8.62),
+        base.named("mae", 7.87),
+        replace(base, method="real", group="").named("mae", 2.23),
+        replace(base, group="ten more", asked=10.0).named("mae", 8.62),
+        replace(base, group="ten less", asked=-10.0).named("mae", Estimate(6.14, 5.0, 7.0, BCA)),
+        replace(base, variable="", group="age-10").named("mae", 99.0),
     ]
     text = tables(rows, ["ours"])
     assert "| method | age MAE |" in text
     assert "| real | 2.23 |" in text
-    assert text.index("MAE, -10 years") < text.index("MAE, +10 years")
+    assert "| method | MAE, -10 years | MAE, +10 years |" in text
+    assert "| ours | 6.14 [5, 7] | 8.62 |" in text
+    assert "99" not in text
     assert "sex" not in text
+    assert BCA in text
+    assert PERCENTILE not in text
+
+
+def test_a_cell_is_found_by_its_fields_and_not_by_a_beginning():
+    """A condition called auc_of and an extractor called judged are no AUC and no judge."""
+    base = Result(n=4, method="ours", by="judged", extractor="judge of a bundle")
+    rows = [
+        base.named("fid", 7.0),
+        replace(base, by="judge", variable="auc_of", group="all").named("mse", 3.0),
+        replace(base, by="judge", variable="sex").named("auc_train_made", 0.75),
+    ]
+    text = tables(rows, ["ours"])
+    assert "| 7 |" not in text
+    assert "| method | auc of mse |" in text
+    assert "| method | AUC of sex, learned from made, tested on real |" in text
+
+
+def evaluation(tools: Instruments, people: list[Real], results: list[Result]) -> Evaluation:
+    return Evaluation(results, people, {"ours": [oracle(people[0], 10.0)]}, tools)
+
+
+def test_the_methods_say_what_was_computed_and_nothing_else(tools, people, tmp_path):
+    quick = [
+        *effectiveness(tools, "ours", [oracle(r, 10.0) for r in people], people),
+        *edits.identity("ours", [oracle(r, 10.0) for r in people], people),
+    ]
+    text = methods_text(evaluation(tools, people, quick), "quick", 0)
+    for absent in ("FID", "Frechet", "KID", "MS-SSIM", "omposition", "@", "percentile"):
+        assert absent not in text
+    write_evaluation(evaluation(tools, people, quick), "quick", 0, tmp_path)
+    assert (tmp_path / "references.bib").read_text() == ""
+    assert "omparable" not in (tmp_path / "metrics.csv").read_text()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert "Interval" not in record
+    base = Result(n=4, method="ours", by="judge")
+    more = [
+        base.named("kid", 0.1),
+        base.named("fid_infinite", Estimate(1.0, 0.5, 1.5, FIT)),
+        base.named("ms_ssim", Estimate(0.8, 0.7, 0.9, PERCENTILE)),
+        base.named("l1", Estimate(0.8, 0.7, 0.9, BCA)),
+    ]
+    text = methods_text(evaluation(tools, people, more), "standard", 0)
+    assert "KID is unbiased [@binkowski2018]" in text
+    assert f"Those of ms_ssim are {PERCENTILE}." in text
+    assert f"Those of fid_infinite are {FIT}." in text
+    assert f"Intervals are {BCA}" in text
+    write_evaluation(evaluation(tools, people, more), "standard", 0, tmp_path / "more")
+    cited = (tmp_path / "more" / "references.bib").read_text()
+    assert "binkowski2018" in cited
+    assert "monteiro2023" not in cited
+
+
+@pytest.fixture
+def visited(people, tmp_path, monkeypatch) -> tuple[list[Made], Truths, list[Row]]:
+    """Three people, of whom the first has two visits: a counterfactual that is the truth of each
+    visit but the second, which was left as it is; and the truths."""
+    monkeypatch.setattr(truth, "_seen_volumes", lambda *_: {})
+    made, rows = [], []
+    for r, session in ((people[0], ""), (people[0], "ses-2"), (people[1], ""), (people[2], "")):
+        stem = f"{r.row.subject}_{session}"
+        before = np.random.default_rng(len(made)).random(SHAPE).astype(np.float32) + 1
+        after = before.copy()
+        after[:4] += 0.5 + len(made)
+        factual, true = tmp_path / f"{stem}.nii.gz", tmp_path / f"{stem}_true.nii.gz"
+        for path, data in ((factual, before), (true, after)):
+            write_new(Volume(data, GRID.affine), path, np.float32)
+        real = replace(r, row=replace(r.row, image=factual, session=session))
+        label = "_".join(part for part in (session, "age+10") if part)
+        own = {"intervention": "age+10", "factual_image": str(factual)}
+        rows.append(Row(r.row.subject, true, label, extra=own))
+        image = factual if session else true
+        target = {**r.row.values, "age": float(r.row.values["age"]) + 10}
+        row = Row(r.row.subject, image, label, values=target, extra=own)
+        made.append(make(row, real, r.seen))
+    return made, read_truths(rows, "truth.csv"), rows
+
+
+def test_every_visit_is_compared_with_its_own_truth(tools, visited):
+    made, truths, rows = visited
+    assert [truths.of(m) for m in made] == rows
+    found = truth.truth_results(tools, {"ours": made}, truths, labels=False, workers=1)
+    ours = result(found, "truth_skill", method="ours")
+    # 1 and 0 of the first, 1 and 1 of the others: people, not visits.
+    assert ours.value == pytest.approx((0.5 + 1 + 1) / 3)
+    assert (ours.n, ours.interval, ours.group) == (3, BCA, "age+10")
+    assert value(found, "truth_skill", method="oracle") == 1
+    assert value(found, "truth_skill", method="copy") == 0
+    # Nobody is left out of a mean for being right.
+    assert value(found, "truth_psnr_db", method="ours") == np.inf
+    assert value(found, "truth_psnr_db", method="oracle") == np.inf
+
+
+def test_truths_of_a_folder_that_was_moved_are_found_by_visit(visited):
+    made, _, rows = visited
+    moved = [
+        replace(r, extra={**r.extra, "factual_image": f"/elsewhere/{k}.nii.gz"})
+        for k, r in enumerate(rows)
+    ]
+    truths = read_truths(moved, "truth.csv")
+    assert [truths.of(m) for m in made] == moved
+    elsewhere = replace(
+        made[1], real=replace(made[1].real, row=replace(made[1].real.row, session="ses-3"))
+    )
+    assert truths.of(elsewhere) is None
+    with pytest.raises(
+        ManifestError, match=r"two truths of subject 's0', session 'ses-2', age\+10"
+    ):
+        read_truths([*moved, moved[1]], "truth.csv")
+
+
+def test_a_session_names_the_intervention_where_nothing_else_does(people):
+    second = replace(people[0], row=replace(people[0].row, session="ses-2"))
+    for real, session in ((second, "ses-2_age+10"), (people[0], "age+10")):
+        row = replace(real.row, session=session, values={"age": 30.0})
+        assert make(row, real, real.seen).label == "age+10"
 
 
 def test_medicalnet_loads_its_own_kind_of_file(tmp_path):
@@ -368,7 +588,7 @@ def test_medicalnet_loads_its_own_kind_of_file(tmp_path):
     torch.save({"state_dict": state}, path)
     found = MedicalNet.load(path, CPU)
     image = np.zeros((48, 48, 48), np.float32)
-    image[10:40, 10:40, 10:40] = RNG.random((30, 30, 30))
+    image[10:40, 10:40, 10:40] = np.random.default_rng(0).random((30, 30, 30))
     features = found.embed(image)
     assert features.shape == (512,)
     assert np.array_equal(features, found.embed(image))
@@ -404,7 +624,7 @@ def measured(segmenter_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory)
     cells = [{"manufacturer": maker} for maker in MAKERS]
     nets = [Judge(config).eval() for _ in range(2)]
     settings = {
-        "net": net_config(config),
+        **net_config(config),
         "targets": with_columns(shipped_schema(), ["manufacturer"], cells).to_json(),
         "seeds": 2,
         "val": {},
@@ -441,16 +661,25 @@ def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
         rows = list(csv.DictReader(file))
     of = {(r["metric"], r["method"]): r for r in rows}
     assert {"fid", "kid", "ms_ssim", "truth_dice", "composition_l1"} <= {r["metric"] for r in rows}
-    assert of["manufacturer_accuracy", "ours"]["n"] == "3"
+    maker = [r for r in rows if (r["metric"], r["variable"]) == ("accuracy", "manufacturer")]
+    assert {r["n"] for r in maker if r["method"] == "ours"} == {"3"}
     assert float(of["untouched_region_change", "copy"]["value"]) == 0
     for method, skill in (("ours", 1), ("oracle", 1), ("copy", 0)):
         assert float(of["truth_skill", method]["value"]) == pytest.approx(skill)
-    assert float(of["ssim_to_factual", "copy"]["value"]) == pytest.approx(1, abs=1e-6)
-    assert float(of["ssim_to_factual", "ours"]["value"]) < 0.999
-    assert float(of["age_mae", "copy"]["value"]) > 0
+    assert 0.2 < float(of["ssim_to_factual", "ours"]["value"]) < 0.999
+    assert of["truth_mae", "ours"]["interval"] == ""
+    assert {r["interval"] for r in rows if r["low"]} <= {BCA, PERCENTILE, PERCENTILE_OF_SETS}
+    nothing = {how: of["composition_l1", f"bundle, {how}"] for how in ("residual", "latent")}
+    assert float(nothing["residual"]["value"]) < 1e-6
+    assert "by construction" in nothing["residual"]["note"]
+    through = of["composition_l1", "bundle, reconstruction"]
+    assert float(through["value"]) > 1e-3
+    assert float(through["value"]) == pytest.approx(float(nothing["latent"]["value"]))
+    assert "zero by construction" in (out / "tables.md").read_text()
     record = json.loads((out / "metrics.json").read_text())
     assert record["Scans"] == 3
-    assert {"tables.md", "methods.md", "references.bib"} <= {p.name for p in out.iterdir()}
+    assert "[@monteiro2023]" in (out / "methods.md").read_text()
+    assert "chong2020" not in (out / "references.bib").read_text()
     assert str(out / "figures" / "age_asked_and_seen.svg") in said
     # Again, where results are already.
     code, _, err = cfgen("evaluate", *options, *given)

@@ -16,15 +16,26 @@ from cfgen.metrics.msssim import (
     ms_ssim_pairs,
     scales_for,
 )
-from cfgen.metrics.statistics import by_subject, interval, resampled
+from cfgen.metrics.statistics import (
+    BCA,
+    FIT,
+    by_subject,
+    mean_over_people,
+    over_people,
+    ratio_over_people,
+)
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Each test's own draws, whatever ran before it."""
+    return np.random.default_rng(0)
 
 
-def test_frechet_is_the_formula_with_the_matrix_root():
+def test_frechet_is_the_formula_with_the_matrix_root(rng):
     x, y = (
-        RNG.normal(size=(300, 12)),
-        RNG.normal(0.5, 2, size=(200, 12)) @ RNG.normal(size=(12, 12)),
+        rng.normal(size=(300, 12)),
+        rng.normal(0.5, 2, size=(200, 12)) @ rng.normal(size=(12, 12)),
     )
     s1, s2 = np.cov(x.T), np.cov(y.T)
     root = linalg.sqrtm(s1 @ s2).real
@@ -32,42 +43,45 @@ def test_frechet_is_the_formula_with_the_matrix_root():
     assert dist.frechet(x, y) == pytest.approx(formula, rel=1e-8)
 
 
-def test_frechet_of_few_scans_in_many_dimensions():
-    x = RNG.normal(size=(20, 500))
+def test_frechet_of_few_scans_in_many_dimensions(rng):
+    x = rng.normal(size=(20, 500))
     assert dist.frechet(x, x) == pytest.approx(0, abs=1e-9)
     assert dist.frechet(x, x + 2) == pytest.approx(500 * 4)
-    assert dist.frechet(x, x[RNG.permutation(20)]) == pytest.approx(0, abs=1e-9)
+    assert dist.frechet(x, x[rng.permutation(20)]) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_of_two_samples_of_one_distribution_is_all_bias():
-    real = RNG.normal(size=(400, 30))
+def test_frechet_of_two_samples_of_one_distribution_is_all_bias(rng):
+    real = rng.normal(size=(400, 30))
     floor, half = dist.frechet_floor(real, 0)
     assert half == 200
     assert floor > 2
-    other = RNG.normal(size=(400, 30))
+    other = rng.normal(size=(400, 30))
     found = dist.frechet_extrapolated(real, other, 0)
     assert abs(found.value) < dist.frechet(real, other) / 3
     assert found.low < found.value < found.high
+    assert found.interval == FIT
     with pytest.raises(UsageError, match="n = 3"):
         dist.frechet_extrapolated(real[:3], other, 0)
 
 
-def test_mmd_of_one_distribution_is_zero_on_average():
-    x = RNG.normal(size=(200, 5))
+def test_mmd_of_one_distribution_is_zero_on_average(rng):
+    x = rng.normal(size=(200, 5))
     values = []
-    for _ in range(200):
-        order = RNG.permutation(200)
+    for _ in range(1000):
+        order = rng.permutation(200)
         a, b = x[order[:100]], x[order[100:]]
         values.append(dist.mmd_linear(a, b))
-    assert abs(np.mean(values)) < 2 * np.std(values) / np.sqrt(200)
+    # Three standard errors, 0.0013; the biased statistic is 0.02 on average.
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(1000)
     kid, spread = dist.kernel_distance(
-        RNG.normal(size=(500, 8)), RNG.normal(size=(500, 8)), 0, 50, 100
+        rng.normal(size=(500, 8)), rng.normal(size=(500, 8)), 0, 50, 100
     )
-    assert abs(kid) < 2 * spread / np.sqrt(50) + 0.02
+    # Subsets overlap: their spread is that of 100 drawn from 500, a fifth of it between the sets.
+    assert abs(kid) < 2 * spread / np.sqrt(5)
 
 
-def test_mmd_by_pairs_one_by_one():
-    x, y = RNG.normal(size=(6, 3)), RNG.normal(1, 1, size=(5, 3))
+def test_mmd_by_pairs_one_by_one(rng):
+    x, y = rng.normal(size=(6, 3)), rng.normal(1, 1, size=(5, 3))
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return float((a @ b / 3 + 1) ** 3)
@@ -79,8 +93,8 @@ def test_mmd_by_pairs_one_by_one():
     assert dist.mmd_unbiased(*kernels) == pytest.approx(own + theirs - 2 * cross)
 
 
-def test_the_papers_image_mmds():
-    x, y = RNG.random((16, 40)), RNG.random((16, 40)) + 0.3
+def test_the_papers_image_mmds(rng):
+    x, y = rng.random((16, 40)), rng.random((16, 40)) + 0.3
     biased = ((x.mean(0) - y.mean(0)) ** 2).sum()
     assert dist.mmd_linear_biased(x, y) == pytest.approx(biased / 40)
     assert dist.mmd_linear_batches(x, y, 16) == pytest.approx(biased)
@@ -91,10 +105,10 @@ def test_the_papers_image_mmds():
 
 
 @pytest.mark.parametrize("test", [dist.mmd_rbf, dist.mmd_rbf_median])
-def test_permutations_tell_apart_what_differs(test):
-    x = RNG.normal(size=(40, 4))
-    same = test(x, RNG.normal(size=(40, 4)), 0, 200)
-    other = test(x, RNG.normal(1, 1, size=(40, 4)), 0, 200)
+def test_permutations_tell_apart_what_differs(test, rng):
+    x = rng.normal(size=(40, 4))
+    same = test(x, rng.normal(size=(40, 4)), 0, 200)
+    other = test(x, rng.normal(1, 1, size=(40, 4)), 0, 200)
     assert same.p > 0.01
     assert other.p == pytest.approx(1 / 201)
     assert other.mmd2 > 5 * abs(same.mmd2)
@@ -161,22 +175,52 @@ def test_pairs_are_drawn_without_replacement():
     assert (some[:, 0] < some[:, 1]).all()
 
 
-def test_intervals_are_over_subjects():
+def test_a_person_counts_once(rng):
     values, subjects = by_subject(np.array([1.0, 3.0, 10.0]), ["b", "b", "a"])
     assert subjects == ["b", "a"]
     assert values.tolist() == [2, 10]
-    found = interval(RNG.normal(3, 1, 200))
-    assert 2.7 < found.low < found.value < found.high < 3.3
+    many = [f"s{k}" for k in range(200)]
+    found = mean_over_people(rng.normal(3, 1, 200), many)
     assert found.high - found.low == pytest.approx(2 * 1.96 / 200**0.5, rel=0.2)
-    x = RNG.normal(size=200)
-    y = x + RNG.normal(size=200)
+    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.01)
+    assert found.interval == BCA
+    x = rng.normal(size=200)
+    y = x + rng.normal(size=200)
 
     def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b = (c - c.mean(-1, keepdims=True) for c in (a, b))
         return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
 
-    r = resampled(correlation, x, y)
+    r = over_people(correlation, many, x, y)
     assert r.value == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert r.low < 0.5**0.5 < r.high
-    assert np.isnan(interval(np.array([1.0, 2.0])).low)
-    assert np.isnan(interval(np.array([2.0, 2.0, 2.0])).low)
+    # Fisher's transform: (r's) interval of two normal variables is as wide as this.
+    ends = np.tanh(np.arctanh(r.value) + np.array([-1.96, 1.96]) / 197**0.5)
+    assert (r.low, r.high) == pytest.approx(tuple(ends), abs=0.03)
+
+
+def test_rows_of_one_person_do_not_narrow_an_interval():
+    """Twenty people of five rows each that hardly differ within a person."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(0, 1, 20)
+    rows = np.repeat(own, 5) + rng.normal(0, 0.01, 100)
+    names = [f"s{k // 5}" for k in range(100)]
+    found = mean_over_people(rows, names)
+    once = mean_over_people(own, names[::5])
+    assert found.high - found.low == pytest.approx(once.high - once.low, rel=0.05)
+    # Of a slope, too: rows that are there again change nothing.
+    x, y = rng.random(20) + 1, rng.random(20)
+    slope = ratio_over_people(x * y, x * x, names[::5])
+    times = rng.integers(1, 6, 20)
+    again = [names[::5][k] for k in range(20) for _ in range(times[k])]
+    repeated = ratio_over_people(np.repeat(x * y, times), np.repeat(x * x, times), again)
+    assert repeated[:3] == pytest.approx(slope[:3])
+
+
+def test_where_there_is_no_interval_none_is_named():
+    for values in ([1.0, 2.0], [2.0, 2.0, 2.0], [1.0, 2.0, np.inf], [np.nan], []):
+        found = mean_over_people(np.array(values), [f"s{k}" for k in range(len(values))])
+        assert np.isnan(found.low)
+        assert found.interval == ""
+    assert mean_over_people(np.array([1.0, 2.0, np.inf]), "abc").value == np.inf
+    assert mean_over_people(np.array([1.0, np.nan, 3.0, 8.0]), "aabb").value == (1 + 5.5) / 2
+    assert np.isnan(ratio_over_people(np.ones(3), np.zeros(3), "abc").value)

@@ -25,3 +25,9 @@ def test_the_oracle_is_right_and_the_copy_does_nothing(tmp_path):
     skill = {r["method"]: float(r["skill"].split()[0]) for r in rows if r["query"] == "age=+20"}
     assert (skill["oracle"], skill["copy"]) == (1, 0)
     assert skill["cfgen"] < 1
+    of = {(r["query"], r["method"]): r for r in rows}
+    oracle, copy = of["age=+20", "oracle"], of["age=+20", "copy"]
+    assert (float(oracle["slope"]), float(oracle["leakage"]), float(oracle["mae"])) == (1, 0, 0)
+    assert (oracle["ventricles nmse"], copy["ventricles nmse"]) == ("0.00", "1.00")
+    # Where only brightness changes nobody's ventricles are counted.
+    assert of["sequence=SPGR", "oracle"]["ventricles nmse"] == "nan"

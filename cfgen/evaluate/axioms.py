@@ -2,7 +2,10 @@
 
 The whole edit runs on the model grid, again and again on its own output. With `residual` a change
 is added to the image, as `counterfactual` does by default, with `latent` the decoded image takes
-its place: then the autoencoder's losses pile up, which a null edit by default does not even see.
+its place: then the autoencoder's losses pile up. A null edit by `residual` does not see them: its
+target is the reconstruction itself, of which nothing is left when the reconstruction is taken off.
+That zero says nothing of the model; `reconstruction`, the image that the round trip through
+autoencoder and diffusion gives back, does.
 """
 
 from __future__ import annotations
@@ -17,16 +20,23 @@ import torch
 from cfgen.config import EDIT
 from cfgen.data.conditions import Values
 from cfgen.edit.latent import Models, condition_of, edit_latent
-from cfgen.evaluate.scans import Instruments, Real, volumes_of
+from cfgen.evaluate.scans import Instruments, Real, one_a_person, volumes_of
 from cfgen.metrics.image import ssim
-from cfgen.metrics.result import Result
-from cfgen.metrics.statistics import interval
+from cfgen.metrics.result import Extractor, Result
+from cfgen.metrics.statistics import mean_over_people
 from cfgen.nets.condition import Condition
 from cfgen.scan.prepare import Prepared
 
 log = logging.getLogger("cfgen")
-How = Literal["residual", "latent"]
+How = Literal["residual", "latent", "reconstruction"]
+# The write-backs of an edit.
 HOWS: tuple[How, ...] = ("residual", "latent")
+# What composition means by each, where it is not the plain distance.
+COMPOSED: dict[How, str] = {
+    "residual": "zero by construction: a null edit's target is the reconstruction itself",
+    "latent": "the decoded image in place of the scan, as --render latent has it",
+    "reconstruction": "once through autoencoder and diffusion and back, no edit",
+}
 # Subjects, spread over the cohort, that go round.
 SUBJECTS = 8
 # There and back by this many years, towards the middle of the training range.
@@ -38,7 +48,9 @@ def axioms(
 ) -> list[Result]:
     """Distances after each number of `cycles` of a null edit, and of an edit of age and back."""
     chosen = [r for r in real if not tools.bundle.schema.missing(r.row.values)]
+    chosen = one_a_person(chosen)
     chosen = chosen[:: max(1, len(chosen) // SUBJECTS)][:SUBJECTS]
+    subjects = [r.person for r in chosen]
     found: dict[tuple[str, How, int, str], list[float]] = {}
     for number, r in enumerate(chosen, 1):
         way = r.prepared()
@@ -47,17 +59,27 @@ def axioms(
                 found.setdefault((axiom, how, cycle, key), []).append(value)
         log.info("%d/%d scans edited there and back", number, len(chosen))
     out = []
+    seers = {"perceptual": tools.extractor("judge"), "volumes": Extractor("segmenter", "segmenter")}
     for (axiom, how, cycle, key), values in sorted(found.items()):
+        by, extractor = seers.get(key, Extractor("", ""))
         base = Result(
             n=len(chosen),
             method=f"bundle, {how}",
-            group=f"m = {cycle}",
-            extractor=tools.name("judge") if key == "perceptual" else "",
+            group=rounds(cycle),
+            by=by,
+            extractor=extractor,
             reference="Monteiro 2023",
+            note=COMPOSED[how] if axiom == "composition" else "",
         )
         unit = "%" if key == "volumes" else ""
-        out.append(base.named(f"{axiom}_{key}", interval(np.array(values)), "down", unit))
+        of = mean_over_people(np.array(values), subjects)
+        out.append(base.named(f"{axiom}_{key}", of, "down", unit))
     return out
+
+
+def rounds(cycle: int) -> str:
+    """The group of what was edited so many times."""
+    return f"m = {cycle}"
 
 
 def distances(tools: Instruments, r: Real, way: Prepared, image: np.ndarray) -> dict[str, float]:
@@ -79,17 +101,18 @@ def _rounds(
     tools: Instruments, models: Models, r: Real, start: np.ndarray, cycles: Sequence[int]
 ) -> Iterator[tuple[tuple[str, How, int], np.ndarray]]:
     """(axiom, how, cycle) and the image after that many null edits of `start` (D, H, W), or edits
-    there and back."""
+    there and back; and what the first abduction reconstructs."""
     own: Values = r.row.values
     low, high = tools.bundle.schema.variable("age").support or (20.0, 80.0)
     years = YEARS if float(own["age"]) < (low + high) / 2 else -YEARS
     other = {**own, "age": float(own["age"]) + years}
 
     def edited(images: np.ndarray, source: Values, *targets: Values) -> list[np.ndarray]:
-        return _edited(tools, models, r, images, source, targets)
+        return _edited(tools, models, r, images, source, targets)[1]
 
     # The first edits share their abduction.
-    same, gone = edited(start[None], own, own, other)
+    rebuilt, (same, gone) = _edited(tools, models, r, start[None], own, (own, other))
+    yield ("composition", "reconstruction", 1), rebuilt[0]
     for cycle in range(1, max(cycles) + 1):
         (back,) = edited(gone, other, own)
         if cycle in cycles:
@@ -107,9 +130,9 @@ def _edited(
     images: np.ndarray,
     own: Values,
     targets: Sequence[Values],
-) -> list[np.ndarray]:
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """The whole edit of images (2, D, H, W), one for each of HOWS, or of one (1, D, H, W) for both:
-    (2, D, H, W) for each target."""
+    their reconstructions (1 or 2, D, H, W), and (2, D, H, W) for each target."""
     schema, cap = tools.bundle.schema, tools.bundle.preprocess.intensity_cap
 
     def condition(values: Values) -> Condition:
@@ -124,4 +147,5 @@ def _edited(
         models.decode(z)[:, 0].cpu().numpy() for z in (edit.reconstruction, *edit.counterfactuals)
     )
     # First the change added to the image, then the decoded image itself.
-    return [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in made]
+    edits = [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in made]
+    return np.stack([inside(x) for x in same]), edits

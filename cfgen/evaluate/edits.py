@@ -8,54 +8,52 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from cfgen.data.acquisition import ACQUISITION
 from cfgen.data.conditions import Value
-from cfgen.evaluate.scans import Instruments, Made, Real, matrix
+from cfgen.evaluate.scans import Instruments, Made, Real, people
 from cfgen.metrics import axioms
 from cfgen.metrics.image import psnr, ssim, ssim_map, ssim_structure
 from cfgen.metrics.morphometry import trajectory
 from cfgen.metrics.result import Better, Result
-from cfgen.metrics.statistics import Estimate, interval, resampled
+from cfgen.metrics.statistics import (
+    Estimate,
+    mean_over_people,
+)
 
 # Sanchez and Tsaftaris 2022, with the weights of Melistas et al. 2024.
 DIVERGENCE_WEIGHTS = (0.8, 0.2)
-# An image is this like itself.
-COPIED = {
-    "ssim": 1.0,
-    "ssim_whole": 1.0,
-    "psnr": np.inf,
-    "psnr_whole": np.inf,
-    "l1": 0.0,
-    "perceptual": 0.0,
+INSIDE, WHOLE = "inside the brain", "whole volume"
+# (what, where): how like itself an image is, the direction of good, the unit.
+LIKENESS: dict[tuple[str, str], tuple[float, Better, str]] = {
+    ("ssim", INSIDE): (1.0, "up", ""),
+    ("ssim", WHOLE): (1.0, "up", ""),
+    ("psnr", INSIDE): (np.inf, "up", "dB"),
+    ("psnr", WHOLE): (np.inf, "up", "dB"),
+    ("l1", INSIDE): (0.0, "down", ""),
+    ("perceptual", WHOLE): (0.0, "down", ""),
 }
+COPIED = {key: value for key, (value, _, _) in LIKENESS.items()}
 # Detail below this (SD of a Gaussian, mm) is the person's own.
 DETAIL_MM = 4.0
 # Images whose detail is in memory beside everybody's.
 AT_ONCE = 64
-INSIDE = "inside the brain"
 
 
 def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[Result]:
     """Likeness of counterfactual and factual, by image and by the judge's features."""
-    rows: dict[str, list[float]] = {}
-    for m in made:
-        for name, value in _likeness(tools, m).items():
-            rows.setdefault(name, []).append(value)
+    likeness = [_likeness(tools, m) for m in made]
     base = Result(n=len(people(made)), method=method)
+    by, extractor = tools.extractor("judge")
     out = []
-    for name, values in rows.items():
-        better: Better = "down" if name in ("l1", "perceptual") else "up"
-        own = base
+    for (name, where), (_, better, unit) in LIKENESS.items():
+        own = replace(base, variant=where)
         if name == "perceptual":
-            own = replace(base, extractor=tools.name("judge"))
-        where = "whole volume" if name.endswith("_whole") else INSIDE
-        unit = "dB" if name.startswith("psnr") else ""
-        found = over_people(np.array(values), made)
-        out.append(own.named(f"{name}_to_factual", found, better, unit, where))
+            own = replace(own, by=by, extractor=extractor)
+        found = mean_of_edits([one[name, where] for one in likeness], made)
+        out.append(own.named(f"{name}_to_factual", found, better, unit))
     return out
 
 
-def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
+def _likeness(tools: Instruments, m: Made) -> dict[tuple[str, str], float]:
     if m.seen is m.real.seen:
         return COPIED
     after, before = m.seen.image.astype(np.float32), m.real.seen.image.astype(np.float32)
@@ -63,12 +61,14 @@ def _likeness(tools: Instruments, m: Made) -> dict[str, float]:
     whole = np.ones_like(mask)
     alike = ssim_map(after, before)
     return {
-        "ssim": float(alike[mask].mean()),
-        "ssim_whole": float(alike.mean()),
-        "psnr": psnr(after, before, mask),
-        "psnr_whole": psnr(after, before, whole),
-        "l1": float(np.abs(after - before)[mask].mean()),
-        "perceptual": float(tools.judges.perceptual_distance(after[None], before[None])[0]),
+        ("ssim", INSIDE): float(alike[mask].mean()),
+        ("ssim", WHOLE): float(alike.mean()),
+        ("psnr", INSIDE): psnr(after, before, mask),
+        ("psnr", WHOLE): psnr(after, before, whole),
+        ("l1", INSIDE): float(np.abs(after - before)[mask].mean()),
+        ("perceptual", WHOLE): float(
+            tools.judges.perceptual_distance(after[None], before[None])[0]
+        ),
     }
 
 
@@ -83,67 +83,15 @@ def acquisition_likeness(
         mask = m.real.mask
         after = m.seen.image.astype(np.float32)
         structure.append(ssim_structure(after, m.real.seen.image.astype(np.float32), mask))
-        others = [r for r in real if r.row.subject != m.row.subject]
+        others = [r for r in real if r.person != m.person]
         if others:
             other = others[int(draw.integers(len(others)))].seen.image.astype(np.float32)
             strange.append(ssim(after, other, mask))
-    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", note=INSIDE)
-    out = [base.named("ssim_structure_to_factual", over_people(np.array(structure), made), "up")]
+    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", variant=INSIDE)
+    out = [base.named("ssim_structure_to_factual", mean_of_edits(structure, made), "up")]
     if len(strange) == len(made):
-        out.append(base.named("ssim_to_stranger", over_people(np.array(strange), made), "down"))
+        out.append(base.named("ssim_to_stranger", mean_of_edits(strange, made), "down"))
     return out
-
-
-def region_response(
-    method: str, made: Sequence[Made], real: Sequence[Real], regions: Sequence[str]
-) -> list[Result]:
-    """The change of each region's volume, for every year that was asked for, against what the real
-    cohort's people of different age differ by: slopes of the log volume."""
-    aged = [m for m in made if m.changed == ("age",)]
-    if len(aged) < 3:
-        return []
-    years = np.array([m.asked("age") for m in aged])
-
-    def slope(y: np.ndarray, change: np.ndarray) -> np.ndarray:
-        return np.asarray(1000 * (y * change).sum(-1) / (y**2).sum(-1))
-
-    out = []
-    for region, due in zip(regions, cohort_slopes(real, regions), strict=True):
-        before, after = (
-            np.log([max(s.volumes[region], 1.0) for s in side])
-            for side in ([m.real.seen for m in aged], [m.seen for m in aged])
-        )
-        base = Result(n=len(people(aged)), method=method, group=region, extractor="segmenter")
-        said = f"real people of different age: {1000 * due:+.1f} % a decade"
-        found = resampled(slope, years, after - before)
-        out.append(base.named("change_per_decade", found, "", "%", said))
-    return out
-
-
-def cohort_slopes(real: Sequence[Real], regions: Sequence[str]) -> np.ndarray:
-    """d log(volume) / d age (K,) over real people, with sex and head size held."""
-    known = [r for r in real if "age" in r.row.values]
-    volumes = np.log(np.maximum(matrix([r.seen.volumes for r in known], regions), 1.0))
-    head = np.log([r.seen.volumes["tiv"] for r in known])
-    age = np.array([float(r.row.values["age"]) for r in known])
-    sex = np.array([r.row.values.get("sex") == "M" for r in known], float)
-    columns = [c - c.mean() for c in (age, head, sex) if np.ptp(c) > 0]
-    design = np.stack([np.ones_like(age), *columns], 1)
-    return np.asarray(np.linalg.lstsq(design, volumes, rcond=None)[0][1])
-
-
-def untouched_regions(method: str, made: Sequence[Made], regions: Sequence[str]) -> list[Result]:
-    """Volume change where there should be none: the regions of edits of the acquisition."""
-    imaged = [m for m in made if m.changed and set(m.changed) <= ACQUISITION]
-    if not imaged:
-        return []
-    before, after = (
-        matrix(side, regions)
-        for side in ([m.real.seen.volumes for m in imaged], [m.seen.volumes for m in imaged])
-    )
-    found = over_people(np.nanmean(axioms.percent_change(before, after), 1), imaged)
-    base = Result(n=len(people(imaged)), method=method, extractor="segmenter")
-    return [base.named("untouched_region_change", found, "down", "%")]
 
 
 def minimality(
@@ -157,7 +105,8 @@ def minimality(
         for m in (m for m in made if m.changed == (name,)):
             own = m.real.seen.embedding
             distance = np.linalg.norm(embeddings - own, axis=1)
-            others = [r is not m.real for r in real]
+            # Another visit of the same person is no other person.
+            others = [r.person != m.person for r in real]
             like_target = [
                 o and _alike(r.row.values.get(name), m.target[name])
                 for o, r in zip(others, real, strict=True)
@@ -175,15 +124,16 @@ def minimality(
                 )
                 some.append(m)
         if values:
+            by, extractor = tools.extractor("judge")
             base = Result(
                 n=len(people(some)),
                 method=method,
-                group=name,
-                extractor=tools.name("judge"),
+                variable=name,
+                by=by,
+                extractor=extractor,
                 reference="Melistas 2024",
             )
-            found = over_people(np.array(values), some)
-            out.append(base.named("latent_divergence", found, "down"))
+            out.append(base.named("latent_divergence", mean_of_edits(values, some), "down"))
     return out
 
 
@@ -198,18 +148,20 @@ def identity(method: str, made: Sequence[Made], real: Sequence[Real]) -> list[Re
     """Is the person found again among all, by the brain's own fine detail?"""
     brain = np.mean([r.mask for r in real], axis=0) > 0.5
     spacing = min(real[0].grid.spacing)
-    people_ = np.stack([_detail(r.seen.image, brain, spacing) for r in real])
-    own = np.array([next(k for k, r in enumerate(real) if r is m.real) for m in made])
+    everybody = np.stack([_detail(r.seen.image, brain, spacing) for r in real])
+    whose, own = [r.person for r in real], [m.person for m in made]
     ranks = []
     for start in range(0, len(made), AT_ONCE):
-        some = [_detail(m.seen.image, brain, spacing) for m in made[start : start + AT_ONCE]]
-        ranks.append(axioms.retrieval_ranks(people_, np.stack(some), own[start : start + AT_ONCE]))
-    found = axioms.retrieval(np.concatenate(ranks))
+        part = slice(start, start + AT_ONCE)
+        some = np.stack([_detail(m.seen.image, brain, spacing) for m in made[part]])
+        ranks.append(axioms.retrieval_ranks(everybody, whose, some, own[part]))
+    found = axioms.retrieval(np.concatenate(ranks), own)
     base = Result(
         n=len(people(made)),
         method=method,
+        by="detail",
         extractor=f"detail below {DETAIL_MM:g} mm",
-        note=f"chance {1 / len(real):.3f}",
+        note=f"chance {1 / len(people(real)):.3f}",
     )
     return [
         base.named("identity_top1", found.top1, "up"),
@@ -231,9 +183,9 @@ def trajectories(
     visits: dict[str, list[Real]] = {}
     for r in real:
         if "age" in r.row.values:
-            visits.setdefault(r.row.subject, []).append(r)
-    found = []
-    for own in visits.values():
+            visits.setdefault(r.person, []).append(r)
+    found, whose = [], []
+    for person, own in visits.items():
         own.sort(key=lambda r: float(r.row.values["age"]))
         made_at = {
             round(float(m.target["age"]), 1): m
@@ -248,33 +200,27 @@ def trajectories(
         true = np.array([r.seen.volumes[region] for r in series])
         shown = [own[0].seen, *(made_at[round(float(r.row.values["age"]), 1)].seen for r in later)]
         found.append(trajectory(ages, true, np.array([s.volumes[region] for s in shown])))
+        whose.append(person)
     if len(found) < 3:
         return []
     base = Result(
         n=len(found),
         method=method,
-        group=region,
-        extractor="segmenter",
+        region=region,
         reference="PCGM Fig. 3",
+        by="segmenter",
+        extractor="segmenter",
     )
-    out = [base.named("trajectory_nmse", interval(np.array([t.nmse for t in found])), "down")]
+    nmse = np.array([t.nmse for t in found])
+    out = [base.named("trajectory_nmse", mean_over_people(nmse, whose), "down")]
     pearson = np.array([t.pearson for t in found])
     if np.isfinite(pearson).any():
-        out.append(base.named("trajectory_pearson", interval(pearson), "to 1"))
-    slopes = np.array([(t.made_slope - t.real_slope) / 1e3 for t in found])
-    return [*out, base.named("trajectory_slope_error", interval(slopes), "to 0", "mL/year")]
+        known = replace(base, n=int(np.isfinite(pearson).sum()))
+        out.append(known.named("trajectory_pearson", mean_over_people(pearson, whose), "to 1"))
+    slopes = mean_over_people(np.array([t.made_slope - t.real_slope for t in found]) / 1e3, whose)
+    return [*out, base.named("trajectory_slope_error", slopes, "to 0", "mL/year")]
 
 
-def people(made: Sequence[Made]) -> list[str]:
-    return list(dict.fromkeys(m.row.subject for m in made))
-
-
-def over_people(values: np.ndarray, made: Sequence[Made]) -> Estimate:
+def mean_of_edits(values: Sequence[float] | np.ndarray, made: Sequence[Made]) -> Estimate:
     """Mean over people, each the mean of its edits, with an interval over people."""
-    own: dict[str, list[float]] = {}
-    for m, value in zip(made, values, strict=True):
-        own.setdefault(m.row.subject, []).append(float(value))
-    means = np.array([np.mean(v) for v in own.values()])
-    if np.isinf(means).any():
-        return Estimate(float(means.mean()), float("nan"), float("nan"))
-    return interval(means)
+    return mean_over_people(np.array(values), [m.person for m in made])

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from cfgen.data.volume import write_atomically
-from cfgen.evaluate.edits import cohort_slopes
+from cfgen.evaluate.edits import WHOLE
 from cfgen.evaluate.scans import Made, Seen
+from cfgen.evaluate.sets import SHARES
 from cfgen.evaluate.suite import TRAJECTORY, Evaluation
 from cfgen.evaluate.truth import COPY
-from cfgen.metrics.result import Result
+from cfgen.metrics.result import ALL, REAL, Result
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -64,23 +65,23 @@ def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[A
 
 
 def _methods(results: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(r.method for r in results if r.method != "real"))
+    return list(dict.fromkeys(r.method for r in results if r.method != REAL))
 
 
 def _bars(results: Sequence[Result]) -> Any:
     """Age error by the change that was asked for (CDM Tab. 2), over the judge's own error."""
-    judged = [r for r in results if r.metric == "age_mae" and r.extractor.startswith("judge")]
-    rows = [r for r in judged if r.group.startswith(("age+", "age-"))]
+    judged = [r for r in results if (r.metric, r.variable, r.by) == ("mae", "age", "judge")]
+    rows = [r for r in judged if np.isfinite(r.asked)]
     if not rows:
         return None
-    groups = sorted({r.group for r in rows}, key=lambda g: float(g.removeprefix("age")))
+    changes = sorted({r.asked for r in rows})
     methods = _methods(rows)
     figure, (axes,) = _figure()
     width = 0.8 / len(methods)
     for k, method in enumerate(methods):
-        own = {r.group: r for r in rows if r.method == method}
-        at = [i for i, g in enumerate(groups) if g in own]
-        some = [own[groups[i]] for i in at]
+        own = {r.asked: r for r in rows if r.method == method}
+        at = [i for i, years in enumerate(changes) if years in own]
+        some = [own[changes[i]] for i in at]
         values = np.array([r.value for r in some])
         reach = np.abs(np.array([[r.low, r.high] for r in some]).T - values)
         place = np.array(at) + (k - (len(methods) - 1) / 2) * width
@@ -94,10 +95,10 @@ def _bars(results: Sequence[Result]) -> Any:
             yerr=np.nan_to_num(reach),
             error_kw={"lw": 0.8},
         )
-    floor = next((r for r in judged if r.method == "real"), None)
+    floor = next((r for r in judged if r.method == REAL), None)
     if floor is not None:
         axes.axhline(floor.value, color="#555555", ls="--", lw=1, label="judge on real scans")
-    axes.set_xticks(range(len(groups)), [g.removeprefix("age") for g in groups])
+    axes.set_xticks(range(len(changes)), [f"{years:+g}" for years in changes])
     axes.set_xlabel("change of age that was asked for (years)")
     axes.set_ylabel("mean absolute error of age (years)")
     # Above: the bars may reach anywhere.
@@ -111,11 +112,12 @@ def _pareto(results: Sequence[Result]) -> Any:
     some = False
     for k, method in enumerate(_methods(results)):
         own = {
-            (r.metric, r.group): r
+            (r.metric, r.variable, r.group, r.variant): r
             for r in results
-            if r.method == method and r.extractor.startswith("judge")
+            if r.method == method and r.by == "judge"
         }
-        slope, kept = own.get(("age_slope", "all")), own.get(("perceptual_to_factual", ""))
+        slope = own.get(("slope", "age", ALL, ""))
+        kept = own.get(("perceptual_to_factual", "", "", WHOLE))
         if slope is None or kept is None:
             continue
         some = True
@@ -138,14 +140,16 @@ def _pareto(results: Sequence[Result]) -> Any:
 
 def _forest(results: Sequence[Result]) -> Any:
     """Cohen's d of every region, made against real (PCGM Fig. 4)."""
-    rows = [r for r in results if r.metric == "cohens_d" and r.note != "raw" and r.method != COPY]
+    rows = [
+        r for r in results if r.metric == "cohens_d" and r.variant == SHARES and r.method != COPY
+    ]
     if not rows:
         return None
-    regions = list(dict.fromkeys(r.group for r in rows))
+    regions = list(dict.fromkeys(r.region for r in rows))
     methods = _methods(rows)
     figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
     for k, method in enumerate(methods):
-        own = {r.group: r for r in rows if r.method == method}
+        own = {r.region: r for r in rows if r.method == method}
         for i, region in enumerate(regions):
             r = own[region]
             y = i + 0.5 * (k - (len(methods) - 1) / 2) / len(methods)
@@ -200,27 +204,29 @@ def _agreement(of: Evaluation) -> Any:
         return None
     axes.set_xlabel("mean of age seen and target (years)")
     axes.set_ylabel("age seen - target (years)")
-    axes.legend(frameon=False, fontsize=8, title="mean ± 1.96 SD", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title="mean ± 1.96 SD of edits", title_fontsize=8)
     return figure
 
 
 def _response(of: Evaluation) -> Any:
     """Change of region volumes a decade, beside what real people differ by."""
     rows = [r for r in of.results if r.metric == "change_per_decade"]
-    if not rows:
+    methods = _methods(rows)
+    if not methods:
         return None
-    regions = list(dict.fromkeys(r.group for r in rows))
+    regions = list(dict.fromkeys(r.region for r in rows))
     figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
+    people = {r.region: r.value for r in rows if r.method == REAL}
     axes.plot(
-        1000 * cohort_slopes(of.real, regions),
+        [people.get(g, np.nan) for g in regions],
         range(len(regions)),
         "|",
         ms=10,
         color="#000000",
         label="real people of different age",
     )
-    for k, method in enumerate(_methods(rows)):
-        own = {r.group: r.value for r in rows if r.method == method}
+    for k, method in enumerate(methods):
+        own = {r.region: r.value for r in rows if r.method == method}
         axes.plot(
             [own[g] for g in regions],
             range(len(regions)),
@@ -252,7 +258,7 @@ def _paths(of: Evaluation) -> Any:
     for r in of.real:
         if "age" in r.row.values:
             at = (float(r.row.values["age"]), _millilitres(r.seen))
-            visits.setdefault(r.row.subject, []).append(at)
+            visits.setdefault(r.person, []).append(at)
     for k, (name, made) in enumerate(aged.items()):
         axes = panels[k]
         for own in visits.values():

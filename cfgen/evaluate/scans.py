@@ -7,31 +7,25 @@ field and brightness: what differs then is the edit, and nothing of the preparat
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cfgen.batch.preparation import prepare_scans
-from cfgen.batch.workers import ahead
 from cfgen.bundle import Bundle
 from cfgen.data.conditions import Schema, Value
 from cfgen.data.table import Row
-from cfgen.data.volume import Grid, Volume, read_volume
-from cfgen.errors import ImageError, ManifestError, UsageError
+from cfgen.data.volume import Grid, Volume
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.measure.predictor import load_predictor, score_conditions
 from cfgen.measure.segmenter import load_segmenter, soft_volumes
+from cfgen.metrics.result import Extractor
 from cfgen.nets.segmenter import Segmenter
-from cfgen.scan.brain import brain_finder
-from cfgen.scan.gate import Gate
 from cfgen.scan.prepare import Prepared
 from cfgen.scan.prepared import load_prepared
-from cfgen.space.grids import grid_text
 
 log = logging.getLogger("cfgen")
 
@@ -47,11 +41,11 @@ class Instruments:
     ridge: torch.nn.Module | None
     device: torch.device
 
-    def name(self, of: str) -> str:
-        """Whose figures they are, for the tables."""
-        part = {"ridge": "predictor"}.get(of, of)
+    def extractor(self, by: str) -> Extractor:
+        """Whose figures they are: `by` is judge, ridge or segmenter."""
+        part = {"ridge": "predictor"}.get(by, by)
         digest = self.bundle.part(part).sha256[:12]
-        return f"{of} of {self.bundle.name}, SHA-256 {digest}"
+        return Extractor(by, f"{by} of {self.bundle.name}, SHA-256 {digest}")
 
     @property
     def opinions(self) -> dict[str, Schema]:
@@ -90,6 +84,10 @@ class Real:
     native: Grid
     seen: Seen
 
+    @property
+    def person(self) -> str:
+        return self.row.subject
+
     def prepared(self) -> Prepared:
         return load_prepared(self.image)
 
@@ -104,6 +102,11 @@ class Made:
     target: dict[str, Value]
     changed: tuple[str, ...]
     seen: Seen
+
+    @property
+    def person(self) -> str:
+        """Whose scan it was made of, whatever its own row calls them."""
+        return self.real.person
 
     def asked(self, name: str) -> float:
         """The change of a numeric condition that was asked for."""
@@ -152,126 +155,22 @@ def volumes_of(tools: Instruments, image: np.ndarray, prepared: Prepared) -> dic
     return {name: v * factor for name, v in found.items()}
 
 
-def read_real(
-    tools: Instruments, rows: Sequence[Row], work: Path, gate: Gate, overwrite: bool, workers: int
-) -> list[Real]:
-    """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
-
-    `workers` are processes (`ahead`). Raises UsageError when nothing is left.
-    """
-    finder = brain_finder(tools.bundle, "auto", tools.device)
-    done = prepare_scans(
-        rows,
-        work,
-        tools.bundle.preprocess,
-        finder,
-        gate,
-        keep_going=True,
-        overwrite=overwrite,
-        workers=workers,
-    ).done
-    if not done:
-        raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
-    own = {str(row.image.absolute()): row for row in rows}
-    out = []
-    for number, (row, found) in enumerate(ahead(partial(_see_real, tools), done, workers), 1):
-        out.append(replace(found(), row=own[row.extra["scan"]]))
-        say(number, len(done), "scans measured")
-    return out
-
-
-def _see_real(tools: Instruments, done: Row) -> Real:
-    prepared = load_prepared(done.image)
-    found = see(tools, prepared.image, prepared)
-    return Real(done, done.image, prepared.mask, prepared.grid, prepared.native, found)
-
-
-def read_made(
-    tools: Instruments,
-    methods: Mapping[str, Sequence[Row]],
-    real: Sequence[Real],
-    workers: int,
-) -> dict[str, list[Made]]:
-    """Counterfactuals of the real scans by method, measured.
-
-    Raises ManifestError with all rows that have no factual scan among the real ones, ImageError
-    when one is on another grid than its factual.
-    """
-    pairs = [(name, p) for name, rows in methods.items() for p in pair(rows, real, name)]
-    seen = ahead(partial(_see_made, tools), [p for _, p in pairs], workers)
-    out: dict[str, list[Made]] = {name: [] for name in methods}
-    for number, ((name, _), ((row, own), found)) in enumerate(zip(pairs, seen, strict=True), 1):
-        out[name].append(make(row, own, found()))
-        say(number, len(pairs), "counterfactuals measured")
-    return out
-
-
-def _see_made(tools: Instruments, of: tuple[Row, Real]) -> Seen:
-    row, own = of
-    scan = read_volume(row.image)
-    check_grid(scan, own)
-    prepared = own.prepared()
-    image = prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
-    return see(tools, image, prepared)
-
-
-def make(row: Row, own: Real, found: Seen) -> Made:
-    before = own.row.values
-    changed = tuple(n for n, v in row.values.items() if n in before and before[n] != v)
-    label = row.extra.get("intervention", row.session)
-    return Made(row, own, label, dict(row.values), changed, found)
-
-
 def copies(made: Sequence[Made]) -> list[Made]:
     """The baseline that leaves every scan as it is, whatever was asked for."""
     return [Made(m.row, m.real, m.label, m.target, m.changed, m.real.seen) for m in made]
 
 
-def check_grid(scan: Volume, own: Real) -> None:
-    if not scan.grid.matches(own.native):
-        raise ImageError(
-            scan.path,
-            f"{grid_text(scan.grid)} is not the grid of its factual scan {own.row.image.name}",
-            grid_text(own.native),
-            "compare images that were written on the scan's own grid",
-        )
+def people(scans: Iterable[Real | Made]) -> list[str]:
+    """Everybody whose scans they are, once."""
+    return list(dict.fromkeys(s.person for s in scans))
 
 
-def pair(rows: Sequence[Row], real: Sequence[Real], name: str) -> list[tuple[Row, Real]]:
-    """Each row with its factual scan: by 'factual_image', else by subject where that is one scan.
-
-    Scans that the gate refused are no error; rows whose factual is not in the manifest are.
-    """
-    by_image = {str(r.row.image.resolve()): r for r in real}
-    by_subject: dict[str, list[Real]] = {}
-    for r in real:
-        by_subject.setdefault(r.row.subject, []).append(r)
-    out, lost = [], []
-    for row in rows:
-        path = row.extra.get("factual_image", "")
-        found = by_image.get(str(Path(path).resolve())) if path else None
-        same = by_subject.get(row.subject, [])
-        if found is None and len(same) == 1:
-            found = same[0]
-        if found is None:
-            lost.append(f"{row.source} subject '{row.subject}'")
-        else:
-            out.append((row, found))
-    if not out:
-        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise ManifestError(
-            name,
-            f"no row has its factual scan among the real ones: {shown}",
-            "the subjects of --real, or a column factual_image with their paths",
-        )
-    if lost:
-        log.warning(
-            "%s: %d rows have no factual scan and are left out: %s",
-            name,
-            len(lost),
-            ", ".join(lost[:5]),
-        )
-    return out
+def one_a_person(scans: Iterable[Real]) -> list[Real]:
+    """The first scan of everybody."""
+    first: dict[str, Real] = {}
+    for s in scans:
+        first.setdefault(s.person, s)
+    return list(first.values())
 
 
 def matrix(of: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:

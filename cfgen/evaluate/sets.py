@@ -18,8 +18,8 @@ from cfgen.metrics import distribution as dist
 from cfgen.metrics import morphometry as morph
 from cfgen.metrics.axioms import area_under_roc
 from cfgen.metrics.msssim import COMPARABLE, Scales, choose_pairs, ms_ssim_pairs, scales_for
-from cfgen.metrics.result import Result
-from cfgen.metrics.statistics import Estimate
+from cfgen.metrics.result import REAL, Extractor, Result
+from cfgen.metrics.statistics import PERCENTILE, Estimate, estimate
 
 log = logging.getLogger("cfgen")
 # Below this the Frechet distance is mostly bias; KID and MMD are not.
@@ -27,36 +27,43 @@ FRECHET_LEAST = 128
 # All pairs of up to 64 images, else this many.
 PAIRS = 2016
 FOLDS = 5
+# AUC: what the classifier learns from, and what it is tested on.
+TRANSFERS = {
+    "auc_real": ("real", "real"),
+    "auc_train_made": ("made", "real"),
+    "auc_test_made": ("real", "made"),
+}
 # PCGM Fig. 4: |d| below the first is good, above the second large.
 EFFECT_BINS = (0.2, 0.5)
 # How volumes are compared, and the other way is "raw".
 SHARES = "share of the head"
 
 
-def feature_floors(features: Mapping[str, np.ndarray], seed: int) -> list[Result]:
+def feature_floors(features: Mapping[Extractor, np.ndarray], seed: int) -> list[Result]:
     """FID of one half of the real set to the other, for every extractor; none where a half would
     be a single scan."""
     out = []
-    for extractor, real in features.items():
+    for (by, extractor), real in features.items():
         if len(real) < 4:
             continue
         floor, half = dist.frechet_floor(real, seed)
-        base = Result(n=half, method="real", extractor=extractor, note="halves of the real set")
+        said = "halves of the real set"
+        base = Result(n=half, method=REAL, by=by, extractor=extractor, note=said)
         out.append(base.named("fid_floor", floor, "down"))
     return out
 
 
 def feature_distances(
     method: str,
-    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    features: Mapping[Extractor, tuple[np.ndarray, np.ndarray]],
     seed: int,
     papers: bool,
 ) -> list[Result]:
     """FID and its value without bias, KID and MMD, for every extractor."""
     out: list[Result] = []
-    for extractor, (real, made) in features.items():
+    for (by, extractor), (real, made) in features.items():
         n = min(len(real), len(made))
-        base = Result(n=n, method=method, extractor=extractor)
+        base = Result(n=n, method=method, by=by, extractor=extractor)
         few = ""
         if n < FRECHET_LEAST:
             few = f"n below {FRECHET_LEAST}: mostly bias, read KID"
@@ -68,14 +75,20 @@ def feature_distances(
             out.append(base.named("fid_infinite", limit, "down", note=few))
         kid, spread = dist.kernel_distance(real, made, seed)
         of = replace(base, reference="Latent Drifting Tab. 1")
-        out.append(of.named("kid", kid, "down", note=f"SD {spread:.3g} over subsets"))
-        test = dist.mmd_rbf(real, made, seed)
-        out.append(base.named("mmd_rbf", test.mmd2, "down", note=f"permutation p {test.p:.3f}"))
+        out.append(of.named("kid", kid, "down"))
+        out.append(of.named("kid_sd", spread, note="over subsets"))
+        out += _tested(base, "mmd_rbf", dist.mmd_rbf(real, made, seed))
         if papers:
-            test = dist.mmd_rbf_median(real, made, seed)
-            of = replace(base, reference="PCGM Tab. 1", note=f"permutation p {test.p:.3f}")
-            out.append(of.named("mmd_rbf_median", test.mmd2, "down"))
+            of = replace(base, reference="PCGM Tab. 1")
+            out += _tested(of, "mmd_rbf_median", dist.mmd_rbf_median(real, made, seed))
     return out
+
+
+def _tested(base: Result, metric: str, test: dist.KernelTest) -> list[Result]:
+    return [
+        base.named(metric, test.mmd2, "down"),
+        base.named(f"{metric}_p", test.p, note="permutations of who is real"),
+    ]
 
 
 def image_distances(
@@ -99,7 +112,7 @@ def variety(real: Sequence[Seen], made: Mapping[str, Sequence[Seen]], seed: int)
     out = []
     for scales in dict.fromkeys((COMPARABLE, scales_for(real[0].image.shape))):
         own = _mean_pair(real, scales, seed)
-        for method, seen in ("real", real), *made.items():
+        for method, seen in (REAL, real), *made.items():
             # The copies of all people are the real set again.
             same = len(seen) == len(real) and all(a is b for a, b in zip(seen, real, strict=True))
             found = own if same else _mean_pair(seen, scales, seed)
@@ -107,18 +120,20 @@ def variety(real: Sequence[Seen], made: Mapping[str, Sequence[Seen]], seed: int)
             base = Result(
                 n=len(seen),
                 method=method,
+                variant=scales.name,
                 reference="CDM Tab. 1, PCGM Tab. 1",
-                note=f"{scales.name}, {pairs} pairs, whole volume",
+                note=f"{pairs} pairs, whole volume",
             )
             out.append(base.named("ms_ssim", found))
-            if method != "real":
+            if method != REAL:
                 off = 100 * abs(found.value - own.value) / own.value
                 out.append(base.named("ms_ssim_difference", off, "down", "%"))
     return out
 
 
 def _mean_pair(seen: Sequence[Seen], scales: Scales, seed: int) -> Estimate:
-    """Mean over pairs, and an interval that draws people, not pairs."""
+    """Mean over pairs, and an interval that draws people, not pairs: a pair counts as often as its
+    two were drawn together."""
     volumes = torch.from_numpy(np.stack([s.image for s in seen]))
     pairs = choose_pairs(len(seen), PAIRS, seed)
     values = ms_ssim_pairs(volumes.clamp(0, 1), pairs, scales)
@@ -130,7 +145,7 @@ def _mean_pair(seen: Sequence[Seen], scales: Scales, seed: int) -> Estimate:
         if weight.any():
             means.append(np.average(values, weights=weight))
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    return estimate(values.mean(), low, high, PERCENTILE)
 
 
 def volume_distances(
@@ -138,25 +153,31 @@ def volume_distances(
 ) -> list[Result]:
     """Cohen's d of every region, raw and as a share of the head, and transport distances."""
     out: list[Result] = []
-    base = Result(n=min(len(real), len(made)), method=method, extractor="segmenter")
+    base = Result(n=min(len(real), len(made)), method=method, by="segmenter", extractor="segmenter")
     for kind in (SHARES, "raw"):
         x, y = (region_volumes(some, regions, kind) for some in (real, made))
-        d, g = morph.cohens_d(y, x), morph.hedges_g(y, x)
-        low, high = morph.d_interval(y, x, seed, 1000)
+        found = morph.d_interval(y, x, seed, 1000)
+        g = morph.hedges_g(y, x)
+        of_kind = replace(base, variant=kind)
         for k, region in enumerate(regions):
-            own = replace(base, group=region, reference="PCGM Fig. 4", note=kind)
-            found = Estimate(float(d[k]), float(low[k]), float(high[k]))
-            out.append(own.named("cohens_d", found, "to 0"))
+            own = replace(of_kind, region=region, reference="PCGM Fig. 4")
+            out.append(own.named("cohens_d", found[k], "to 0"))
             out.append(own.named("hedges_g", float(g[k]), "to 0"))
+        d = np.array([f.value for f in found])
         size = np.abs(d[np.isfinite(d)])
         small, large = size < EFFECT_BINS[0], size > EFFECT_BINS[1]
-        said = f"|d| below {EFFECT_BINS[0]}, {kind}"
-        out.append(base.named("regions_with_small_d", 100 * float(small.mean()), "up", "%", said))
-        worst = int(np.nanargmax(np.abs(d))) if len(size) else 0
-        said = f"|d| above {EFFECT_BINS[1]}, {kind}; the largest {d[worst]:.2f}, {regions[worst]}"
-        out.append(base.named("regions_with_large_d", 100 * float(large.mean()), "down", "%", said))
+        said = f"|d| below {EFFECT_BINS[0]}"
+        share = 100 * float(small.mean())
+        out.append(of_kind.named("regions_with_small_d", share, "up", "%", said))
+        said = f"|d| above {EFFECT_BINS[1]}"
+        share = 100 * float(large.mean())
+        out.append(of_kind.named("regions_with_large_d", share, "down", "%", said))
+        if len(size):
+            worst = int(np.nanargmax(np.abs(d)))
+            own = replace(of_kind, region=regions[worst])
+            out.append(own.named("largest_d", found[worst], "to 0"))
     x, y = (region_volumes(some, regions, SHARES) * 1e3 for some in (real, made))
-    of = replace(base, reference="WASABI", note="shares of the head in thousandths")
+    of = replace(base, variant=SHARES, reference="WASABI", note="in thousandths")
     out.append(of.named("volume_w2", morph.gaussian_w2(x, y), "down"))
     if len(x) == len(y):
         out.append(of.named("volume_w2_exact", morph.exact_w2(x, y), "down"))
@@ -204,11 +225,8 @@ def transfer(
 
     data = {key: arrays(some) for key, some in sets.items()}
     out = []
-    for key, learn, test in (
-        ("auc_real", "real", "real"),
-        ("auc_train_made", "made", "real"),
-        ("auc_test_made", "real", "made"),
-    ):
+    by, extractor = tools.extractor("judge")
+    for key, (learn, test) in TRANSFERS.items():
         (x, y, own), (xt, yt, theirs) = data[learn], data[test]
         scores, kept = np.zeros(len(yt)), np.zeros(len(yt), bool)
         for k in range(FOLDS):
@@ -224,12 +242,14 @@ def transfer(
         if len(set(yt[kept])) == 2:
             base = Result(
                 n=len({s for s, _, _ in sets[test]}),
-                method="real" if key == "auc_real" else method,
-                extractor=tools.name("judge"),
+                variable=name,
+                method=REAL if "made" not in (learn, test) else method,
+                by=by,
+                extractor=extractor,
                 reference="Latent Drifting Tab. 1",
                 note=f"learns from {learn}, tested on {test}",
             )
-            out.append(base.named(f"{key}_{name}", area_under_roc(scores[kept], yt[kept]), "up"))
+            out.append(base.named(key, area_under_roc(scores[kept], yt[kept]), "up"))
     return out
 
 
@@ -237,6 +257,6 @@ def one_each(made: Sequence[Made], seed: int) -> list[Made]:
     """One edit a person, drawn: a set whose members are different people."""
     own: dict[str, list[Made]] = {}
     for m in made:
-        own.setdefault(m.row.subject, []).append(m)
+        own.setdefault(m.person, []).append(m)
     draw = np.random.default_rng(seed)
     return [some[int(draw.integers(len(some)))] for some in own.values()]

@@ -18,6 +18,9 @@ from cfgen.edit.latent import load_models
 from cfgen.errors import ManifestError
 from cfgen.evaluate import edits, sets
 from cfgen.evaluate.axioms import axioms
+from cfgen.evaluate.pairs import read_truths
+from cfgen.evaluate.read import read_made, read_real
+from cfgen.evaluate.regions import cohort_response, region_response, untouched_regions
 from cfgen.evaluate.scans import (
     Instruments,
     Made,
@@ -26,14 +29,14 @@ from cfgen.evaluate.scans import (
     copies,
     load_instruments,
     matrix,
-    read_made,
-    read_real,
+    one_a_person,
+    people,
 )
 from cfgen.evaluate.targets import effectiveness
-from cfgen.evaluate.truth import COPY, read_truths, truth_results
+from cfgen.evaluate.truth import COPY, truth_results
 from cfgen.measure.medicalnet import MedicalNet
 from cfgen.metrics import aud
-from cfgen.metrics.result import Result
+from cfgen.metrics.result import Extractor, Result
 from cfgen.scan.gate import Gate
 
 log = logging.getLogger("cfgen")
@@ -99,7 +102,7 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     check(asked)
     tools = load_instruments(read_bundle(asked.bundle), pick_device(device))
     network = MedicalNet.load(asked.medicalnet, tools.device) if asked.medicalnet else None
-    truths = read_truths(asked.truths, "--truth") if asked.truths else {}
+    truths = read_truths(asked.truths, "--truth") if asked.truths else None
     gate = Gate(tools.bundle.card, asked.force)
     real = read_real(tools, asked.real, work / "real", gate, asked.overwrite, asked.workers)
     methods = read_made(tools, asked.counterfactuals, real, asked.workers)
@@ -116,14 +119,16 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
         if suite.papers:
             results += edits.acquisition_likeness(name, made, real, asked.seed)
         log.info("%s: edits compared", name)
+    if methods:
+        results += cohort_response(real, REGIONS)
     if truths and methods:
         results += truth_results(tools, methods, truths, suite.labels, asked.workers)
     if suite.sets:
-        own = [r.seen for r in {r.row.subject: r for r in reversed(real)}.values()]
+        own = [r.seen for r in one_a_person(real)]
         chosen = {
             name: [m.seen for m in sets.one_each(made, asked.seed)]
             for name, made in with_copy.items()
-        } | {name: [r.seen for r in some] for name, some in generated.items()}
+        } | {name: [r.seen for r in one_a_person(some)] for name, some in generated.items()}
         results += _of_sets(own, chosen, network, tools, suite, asked.seed)
         for name, made in with_copy.items():
             results += _transfer(tools, name, real, made)
@@ -164,8 +169,8 @@ def _of_edits(
     return [
         *edits.preservation(tools, name, made),
         *effectiveness(tools, name, made, real),
-        *edits.region_response(name, made, real, REGIONS),
-        *edits.untouched_regions(name, made, REGIONS),
+        *region_response(name, made, REGIONS),
+        *untouched_regions(name, made, REGIONS),
         *edits.minimality(tools, name, made, real),
         *edits.identity(name, made, real),
         *edits.trajectories(name, made, real, TRAJECTORY),
@@ -211,17 +216,20 @@ def _drawn(seen: Sequence[Seen], n: int, seed: int) -> list[Seen]:
 
 def _features(
     seen: Sequence[Seen], real: Sequence[Seen], network: MedicalNet | None, tools: Instruments
-) -> dict[str, np.ndarray]:
+) -> dict[Extractor, np.ndarray]:
     """Features (n, K) of a set by every extractor; volumes are shares of the head, in standard
     deviations of the real set, so that every region counts."""
     shares, usual = (sets.region_volumes(some, REGIONS, sets.SHARES) for some in (seen, real))
     spread = usual.std(0)
     out = {
-        tools.name("judge"): np.stack([s.embedding for s in seen]),
-        "region volumes": (shares - usual.mean(0)) / np.where(spread > 0, spread, 1.0),
+        tools.extractor("judge"): np.stack([s.embedding for s in seen]),
+        Extractor("volumes", "region volumes"): (shares - usual.mean(0))
+        / np.where(spread > 0, spread, 1.0),
     }
     if network is not None:
-        out[network.name] = np.stack([network.embed(s.image) for s in seen])
+        out[Extractor("medicalnet", network.name)] = np.stack(
+            [network.embed(s.image) for s in seen]
+        )
     return out
 
 
@@ -233,10 +241,10 @@ def _transfer(
         if variable.kind == "continuous" or len(variable.levels) != 2:
             continue
         key, second = variable.name, variable.levels[1]
-        people = [(r.row.subject, r.row.values[key], r.seen) for r in real if key in r.row.values]
-        flipped = [(m.row.subject, m.target[key], m.seen) for m in made if key in m.changed]
-        if min(len(people), len(flipped)) >= 2 * sets.FOLDS:
-            out += sets.transfer(tools, name, people, flipped, key, second)
+        known = [(r.person, r.row.values[key], r.seen) for r in real if key in r.row.values]
+        flipped = [(m.person, m.target[key], m.seen) for m in made if key in m.changed]
+        if min(len(known), len(flipped)) >= 2 * sets.FOLDS:
+            out += sets.transfer(tools, name, known, flipped, key, second)
     return out
 
 
@@ -252,7 +260,7 @@ def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[R
         [float(r.row.values.get("age", 0.0)), float(r.row.values.get("sex") == "M")] for r in scans
     ]
     cohort = aud.Cohort(
-        [r.row.subject for r in scans],
+        [r.person for r in scans],
         sick,
         np.array([r.seen.volumes["tiv"] for r in scans]),
         matrix([r.seen.volumes for r in scans], names),
@@ -260,15 +268,25 @@ def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[R
         np.array(covariates),
     )
     found = aud.replicate(cohort)
-    base = Result(n=len(scans), method=name, extractor="segmenter", reference="PCGM Tab. 3")
+    base = Result(
+        n=len(people(scans)),
+        method=name,
+        by="segmenter",
+        extractor="segmenter",
+        reference="PCGM Tab. 3",
+    )
     out = [
         replace(base, group=key).named("aud_correct", k, "up", "of 6")
         for key, k in aud.correct(found).items()
     ]
     for f in found:
-        said = f"Welch p {f.p:.4f}, paired p {f.paired_p:.4f}, equivalence p {f.equivalence_p:.4f}"
-        own = replace(base, group=f"{f.comparison}: {f.region}", note=said)
+        own = replace(base, group=f.comparison, region=f"cortex_{f.region}")
         out.append(own.named("aud_d", f.d))
+        out.append(own.named("aud_p", f.p, note="Welch's t"))
+        if f.paired_p == f.paired_p:
+            out.append(own.named("aud_paired_p", f.paired_p, note="paired t"))
+        said = f"two one-sided tests within {aud.EQUIVALENCE_D} SD"
+        out.append(own.named("aud_equivalence_p", f.equivalence_p, note=said))
     return out
 
 

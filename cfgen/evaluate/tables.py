@@ -5,62 +5,92 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from cfgen.evaluate.axioms import rounds
+from cfgen.evaluate.edits import INSIDE, WHOLE
+from cfgen.evaluate.sets import SHARES, TRANSFERS
+from cfgen.evaluate.suite import TRAJECTORY
 from cfgen.metrics.aud import COMPARISONS
-from cfgen.metrics.result import CDDGM, Result
+from cfgen.metrics.msssim import COMPARABLE
+from cfgen.metrics.result import ALL, CHANGED, KEPT, REAL, Result
 
 
 class Column(NamedTuple):
+    """A figure by its fields; of real scans, of which nothing was asked, no group is looked for."""
+
     heading: str
     metric: str
+    variable: str = ""
     group: str = ""
-    extractor: str = ""
+    by: str = ""
+    region: str = ""
+    variant: str = ""
+
+    def holds(self, r: Result) -> bool:
+        group = "" if r.method == REAL else self.group
+        return (r.metric, r.variable, r.group, r.by, r.region, r.variant) == (
+            self.metric,
+            self.variable,
+            group,
+            self.by,
+            self.region,
+            self.variant,
+        )
 
 
+FID = Column("FID", "fid", by="judge")
+KID = Column("KID", "kid", by="judge")
 CDM_1 = (
-    Column("age MAE", "age_mae", "all", "judge"),
-    Column("sex accuracy", "sex_accuracy", "kept", "judge"),
-    Column("sex accuracy, flipped", "sex_accuracy", "changed", "judge"),
-    Column("age MAE by ridge", "age_mae", "all", "ridge"),
-    Column("sex accuracy by ridge", "sex_accuracy", "kept", "ridge"),
-    Column("sex accuracy, flipped, by ridge", "sex_accuracy", "changed", "ridge"),
-    Column("FID", "fid", "", "judge"),
-    Column("MS-SSIM", "ms_ssim"),
+    Column("age MAE", "mae", "age", ALL, "judge"),
+    Column("sex accuracy", "accuracy", "sex", KEPT, "judge"),
+    Column("sex accuracy, flipped", "accuracy", "sex", CHANGED, "judge"),
+    Column("age MAE by ridge", "mae", "age", ALL, "ridge"),
+    Column("sex accuracy by ridge", "accuracy", "sex", KEPT, "ridge"),
+    Column("sex accuracy, flipped, by ridge", "accuracy", "sex", CHANGED, "ridge"),
+    FID,
+    Column("MS-SSIM", "ms_ssim", variant=COMPARABLE.name),
 )
 PCGM_1 = (
-    Column("FID", "fid", "", "judge"),
-    Column("FID, volumes", "fid", "", "region"),
-    Column("KID", "kid", "", "judge"),
-    Column("MMD", "mmd_rbf", "", "judge"),
+    FID,
+    Column("FID, volumes", "fid", by="volumes"),
+    KID,
+    Column("MMD", "mmd_rbf", by="judge"),
     Column("image MMD", "mmd_image"),
-    Column("MS-SSIM difference", "ms_ssim_difference"),
-    Column("regions with |d| > 0.5", "regions_with_large_d"),
+    Column("MS-SSIM difference", "ms_ssim_difference", variant=COMPARABLE.name),
+    Column("regions with |d| > 0.5", "regions_with_large_d", by="segmenter", variant=SHARES),
 )
-PCGM_3 = tuple(Column(name, "aud_correct", name) for name in COMPARISONS)
-TRAJECTORY = (
-    Column("NMSE", "trajectory_nmse", "lateral_ventricle"),
-    Column("Pearson r", "trajectory_pearson", "lateral_ventricle"),
-    Column("slope error, mL/year", "trajectory_slope_error", "lateral_ventricle"),
+PCGM_3 = tuple(Column(name, "aud_correct", group=name, by="segmenter") for name in COMPARISONS)
+PATHS = (
+    Column("NMSE", "trajectory_nmse", by="segmenter", region=TRAJECTORY),
+    Column("Pearson r", "trajectory_pearson", by="segmenter", region=TRAJECTORY),
+    Column("slope error, mL/year", "trajectory_slope_error", by="segmenter", region=TRAJECTORY),
 )
+LIKE = Column("SSIM to factual", "ssim_to_factual", variant=INSIDE)
 PERSON = (
-    Column("SSIM to factual", "ssim_to_factual"),
-    Column("perceptual distance", "perceptual_to_factual"),
-    Column("found again, top 1", "identity_top1"),
-    Column("age asked and seen, slope", "age_slope", "all", "judge"),
-    Column("the same by ridge", "age_slope", "all", "ridge"),
-    Column("latent divergence, age", "latent_divergence", "age"),
+    LIKE,
+    Column("perceptual distance", "perceptual_to_factual", by="judge", variant=WHOLE),
+    Column("found again, top 1", "identity_top1", by="detail"),
+    Column("age asked and seen, slope", "slope", "age", ALL, "judge"),
+    Column("the same by ridge", "slope", "age", ALL, "ridge"),
+    Column("latent divergence, age", "latent_divergence", "age", by="judge"),
 )
-KEPT = (
-    Column("SSIM to factual", "ssim_to_factual"),
-    Column("structure", "ssim_structure_to_factual"),
-    Column("SSIM to a stranger", "ssim_to_stranger"),
-    Column("FID", "fid", "", "judge"),
+WHAT_WAS_KEPT = (
+    LIKE,
+    Column("structure", "ssim_structure_to_factual", variant=INSIDE),
+    Column("SSIM to a stranger", "ssim_to_stranger", variant=INSIDE),
+    FID,
     Column("image MMD", "mmd_image_biased"),
 )
 AXIOMS = tuple(
-    Column(f"{axiom}, {said}, m = {m}", f"{axiom}_{key}", f"m = {m}")
+    Column(f"{axiom}, {said}, m = {m}", f"{axiom}_{key}", group=rounds(m), by=by)
     for axiom in ("composition", "reversibility")
-    for key, said in (("l1", "L1"), ("volumes", "volumes %"))
+    for key, said, by in (("l1", "L1", ""), ("volumes", "volumes %", "segmenter"))
     for m in (1, 10)
+)
+AXIOMS_SAID = (
+    "Composition of the default write-back (residual) is zero by construction: the target of a "
+    "null edit is the reconstruction itself, and only their difference reaches the scan. What the "
+    "model loses is the composition of the reconstruction, once through autoencoder and diffusion "
+    "and back, on which `--render latent` rests."
 )
 TRUTH = (
     Column("skill", "truth_skill"),
@@ -68,10 +98,10 @@ TRUTH = (
     Column("leakage", "truth_leakage"),
 )
 TRUE_VOLUMES = (
-    Column("slope", "truth_volume_slope"),
-    Column("squared error", "truth_volume_nmse"),
-    Column("mean error, %", "truth_volume_error"),
-    Column("Dice", "truth_dice"),
+    Column("slope", "truth_volume_slope", by="segmenter"),
+    Column("squared error", "truth_volume_nmse", by="segmenter"),
+    Column("mean error, %", "truth_volume_error", by="segmenter"),
+    Column("Dice", "truth_dice", by="segmenter"),
 )
 
 
@@ -81,7 +111,7 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         "As in CDM, table 1": CDM_1,
         "As in CDM, table 2": _by_age(results),
         "As in PCGM, table 1": PCGM_1,
-        "As in PCGM, figure 3": TRAJECTORY,
+        "As in PCGM, figure 3": PATHS,
         "As in PCGM, table 3: regions right, of six": PCGM_3,
         "As in Latent Drifting, table 1": _transfer(results),
         "As in cDDGM, tables 1 and 3": _acquisition(results),
@@ -89,23 +119,28 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         "Edits of nothing, and there and back": AXIOMS,
     }
     out = [
-        "Figures in brackets are 95 % intervals over people. None may stand beside a paper's: "
-        "weights and data differ."
+        "Figures in brackets are intervals; `interval` in metrics.csv says of each what it is: "
+        + "; ".join(dict.fromkeys(r.interval for r in results if r.interval))
+        + ". None may stand beside a paper's: weights and data differ."
     ]
     for title, columns in titles.items():
-        rows = {m: [_cell(results, m, column) for column in columns] for m in ["real", *methods]}
-        out += _table(title, "method", [c.heading for c in columns], rows)
+        rows = {m: [_cell(results, m, column) for column in columns] for m in [REAL, *methods]}
+        table = _table(title, "method", [c.heading for c in columns], rows)
+        out += [*table, "", AXIOMS_SAID] if table and columns is AXIOMS else table
     for title, columns in (
         ("Against the truth", TRUTH),
         ("Volumes against the truth", TRUE_VOLUMES),
     ):
         names = {c.metric for c in columns}
-        keys = {(r.group, r.method): r.n for r in results if r.metric in names}
+        keys: dict[tuple[str, str, str], int] = {}
+        for r in results:
+            if r.metric in names:
+                keys.setdefault((r.group, r.region, r.method), r.n)
         rows = {
-            f"{group} | {method} | {n}": [
-                _cell(results, method, c._replace(group=group)) for c in columns
+            f"{group} {region}".strip() + f" | {method} | {n}": [
+                _cell(results, method, c._replace(group=group, region=region)) for c in columns
             ]
-            for (group, method), n in keys.items()
+            for (group, region, method), n in keys.items()
         }
         out += _table(title, "edit | method | n", [c.heading for c in columns], rows)
     return "\n".join(out) + "\n"
@@ -127,41 +162,51 @@ def _table(
 
 
 def _by_age(results: Sequence[Result]) -> tuple[Column, ...]:
+    """The age error of every change that was asked of a whole group, in order."""
     groups = {
-        r.group for r in results if r.metric == "age_mae" and r.group.startswith(("age+", "age-"))
+        r.group: r.asked
+        for r in results
+        if (r.metric, r.variable, r.by) == ("mae", "age", "judge") and r.asked == r.asked
     }
-    ordered = sorted(groups, key=lambda g: float(g.removeprefix("age")))
     return tuple(
-        Column(f"MAE, {g.removeprefix('age')} years", "age_mae", g, "judge") for g in ordered
+        Column(f"MAE, {years:+g} years", "mae", "age", group, "judge")
+        for group, years in sorted(groups.items(), key=lambda item: item[1])
     )
 
 
 def _transfer(results: Sequence[Result]) -> tuple[Column, ...]:
-    metrics = dict.fromkeys(r.metric for r in results if r.metric.startswith("auc_"))
-    distances = (Column("FID", "fid", "", "judge"), Column("KID", "kid", "", "judge"))
-    aucs = tuple(Column(m.replace("_", " ").replace("auc", "AUC"), m) for m in metrics)
-    return (*distances, *aucs) if aucs else ()
+    found = dict.fromkeys((r.metric, r.variable) for r in results if r.metric in TRANSFERS)
+    aucs = tuple(
+        Column(
+            f"AUC of {variable}, learned from {TRANSFERS[metric][0]}, tested on "
+            f"{TRANSFERS[metric][1]}",
+            metric,
+            variable,
+            by="judge",
+        )
+        for metric, variable in found
+    )
+    return (FID, KID, *aucs) if aucs else ()
 
 
 def _acquisition(results: Sequence[Result]) -> tuple[Column, ...]:
     """Every condition but age and sex, by the judge; and what was kept."""
-    of = [r for r in results if r.reference == CDDGM and r.extractor.startswith("judge")]
-    metrics = dict.fromkeys(r.metric for r in of)
-    conditions = tuple(
-        Column(m.replace("_", " "), m, "changed" if m.endswith("_accuracy") else "all", "judge")
-        for m in metrics
-        if m.endswith(("_mse", "_r2", "_accuracy")) and not m.endswith("_balanced_accuracy")
+    group = {"mse": ALL, "r2": ALL, "accuracy": CHANGED}
+    found = dict.fromkeys(
+        (r.variable, r.metric)
+        for r in results
+        if r.by == "judge" and r.metric in group and r.variable not in ("age", "sex")
     )
-    return (*conditions, *KEPT) if conditions else ()
+    conditions = tuple(
+        Column(f"{variable.replace('_', ' ')} {metric}", metric, variable, group[metric], "judge")
+        for variable, metric in found
+    )
+    return (*conditions, *WHAT_WAS_KEPT) if conditions else ()
 
 
 def _cell(results: Sequence[Result], method: str, column: Column) -> str:
-    for r in results:
-        same = r.metric == column.metric and r.method == method
-        group = column.group if method != "real" else ""
-        if same and r.group == group and r.extractor.startswith(column.extractor):
-            return _value(r)
-    return ""
+    found = next((r for r in results if r.method == method and column.holds(r)), None)
+    return "" if found is None else _value(found)
 
 
 def _value(r: Result) -> str:

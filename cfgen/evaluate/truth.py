@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from cfgen.data.regions import group_mask, recognise_table
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ManifestError
-from cfgen.evaluate.scans import Instruments, Made, check_grid, say, volumes_of
+from cfgen.evaluate.pairs import Truths, check_grid
+from cfgen.evaluate.scans import Instruments, Made, say, volumes_of
 from cfgen.measure.segmenter import segment
 from cfgen.metrics.result import Better, Result
-from cfgen.metrics.statistics import interval
+from cfgen.metrics.statistics import mean_over_people
 from cfgen.metrics.truth import dice, image_truth, surface_distance_mm, volume_truth
 
 # What is noise and what is change, in parts of the brightness of white matter.
@@ -36,27 +38,14 @@ BETTER: dict[str, Better] = {
     "slope": "to 1",
     "leakage": "down",
 }
-
-
-def read_truths(rows: Sequence[Row], name: str) -> dict[tuple[str, str], Row]:
-    """(subject, intervention) -> the row of its image and label map.
-
-    Raises ManifestError where a row has no intervention.
-    """
-    bare = [row.source for row in rows if "intervention" not in row.extra]
-    if bare:
-        raise ManifestError(
-            name,
-            f"no column intervention ({', '.join(bare[:3])})",
-            "the truth.csv of 'cfgen simulate --truth'",
-        )
-    return {(r.subject, r.extra["intervention"]): r for r in rows}
+DICE, SURFACE_DISTANCE = "truth_dice", "truth_surface_distance"
+OVERLAPS: dict[str, tuple[Better, str]] = {DICE: ("up", ""), SURFACE_DISTANCE: ("down", "mm")}
 
 
 def truth_results(
     tools: Instruments,
     methods: Mapping[str, Sequence[Made]],
-    truths: Mapping[tuple[str, str], Row],
+    truths: Truths,
     labels: bool,
     workers: int,
 ) -> list[Result]:
@@ -65,40 +54,54 @@ def truth_results(
 
     Raises ManifestError when no counterfactual has a truth.
     """
-    known = {
-        name: {(m.row.subject, m.label): m for m in made if (m.row.subject, m.label) in truths}
-        for name, made in methods.items()
-    }
-    asked = {key: m for made in known.values() for key, m in made.items()}
-    if not asked:
+    scans = _edits_by_scan(methods, truths)
+    if not scans:
         raise ManifestError(
             "--truth",
-            "no counterfactual has a truth: none has the subject and intervention of a row",
+            "no counterfactual has a truth: none has the scan, or the subject and session, and the "
+            "intervention of a row",
             "the interventions of 'cfgen simulate --truth'",
         )
-    known = {COPY: asked, ORACLE: asked} | known
-    people: dict[str, list[_Edit]] = {}
-    for key in asked:
-        made = {method: of[key] for method, of in known.items() if key in of}
-        people.setdefault(key[0], []).append(_Edit(key[1], truths[key], made))
     found: dict[tuple[str, str], list[_Found]] = {}
-    done = ahead(partial(_person, tools, labels), list(people.values()), workers)
+    done = ahead(partial(_scan, tools, labels), scans, workers)
     for number, (_, result) in enumerate(done, 1):
         for key, one in result().items():
             found.setdefault(key, []).append(one)
-        say(number, len(people), "people compared with the truth")
+        say(number, len(scans), "scans compared with the truth")
+    asked = dict.fromkeys(edit.label for scan in scans for edit in scan)
     return [
         result
-        for method in known
-        for label in dict.fromkeys(label for _, label in asked)
+        for method in (COPY, ORACLE, *methods)
+        for label in asked
         if (method, label) in found
         for result in _results(method, label, found[method, label])
     ]
 
 
+def _edits_by_scan(methods: Mapping[str, Sequence[Made]], truths: Truths) -> list[list[_Edit]]:
+    """For each factual scan, every visit of a person being one, its edits that have a truth."""
+    made: dict[Path, dict[str, dict[str, Made]]] = {}
+    for method, some in methods.items():
+        for m in some:
+            if truths.of(m) is not None:
+                of = made.setdefault(m.real.row.image, {}).setdefault(m.label, {})
+                of.setdefault(COPY, m)
+                of.setdefault(ORACLE, m)
+                of[method] = m
+    out = []
+    for edits in made.values():
+        own = []
+        for label, by_method in edits.items():
+            truth = truths.of(by_method[COPY])
+            assert truth is not None
+            own.append(_Edit(label, truth, by_method))
+        out.append(own)
+    return out
+
+
 @dataclass(frozen=True)
 class _Edit:
-    """What was made of one person by each method, and the row of the truth."""
+    """What was made of one scan by each method, and the row of the truth."""
 
     label: str
     truth: Row
@@ -122,15 +125,16 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _Found:
-    """Errors of one image; (factual, made, true) mm3 by region; overlaps by 'region measure'."""
+    """Errors of one image; (factual, made, true) mm3 by region; overlaps by region and metric."""
 
+    person: str
     changed: tuple[str, ...]
     image: dict[str, float]
     volumes: dict[str, tuple[float, float, float]]
-    overlaps: dict[str, float]
+    overlaps: dict[tuple[str, str], float]
 
 
-def _person(
+def _scan(
     tools: Instruments, labels: bool, edits: Sequence[_Edit]
 ) -> dict[tuple[str, str], _Found]:
     """By method and label; every one of them needs the same factual scan."""
@@ -165,6 +169,7 @@ def _measured(
     if copied is not None:
         overlaps = _overlap(copied if method == COPY else scan.segmented(tools), true)
     return _Found(
+        made.person,
         made.changed,
         _errors(factual, scan, true),
         _volumes(factual, true, before, volumes),
@@ -190,37 +195,41 @@ def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
 
 
 def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:
-    base = Result(n=len(found), method=method, group=label, reference="simulator's truth")
+    base = Result(method=method, group=label, reference="simulator's truth")
     out = []
     for name, better in BETTER.items():
+        own = replace(base, n=_people(found))
         values = np.array([f.image[name] for f in found])
-        out.append(base.named(f"truth_{name}", interval(values), better))
+        out.append(own.named(f"truth_{name}", mean_over_people(values, _whose(found)), better))
+    base = replace(base, by="segmenter", extractor="segmenter")
     still = set(found[0].changed) <= ACQUISITION
     for region in REGIONS:
-        triples = [f.volumes[region] for f in found if region in f.volumes]
-        if not triples:
+        some = [f for f in found if region in f.volumes]
+        if not some:
             continue
-        of = volume_truth(*np.array(triples).T)
-        own = replace(base, n=len(triples), group=f"{label} {region}", extractor="segmenter")
+        before, made, true = np.array([f.volumes[region] for f in some]).T
+        of = volume_truth(before, made, true, _whose(some))
+        own = replace(base, n=_people(some), region=region)
         # Where the true change is nothing, a slope on it says nothing.
         if not still:
             out.append(own.named("truth_volume_slope", of.slope, "to 1"))
             out.append(own.named("truth_volume_nmse", of.nmse, "down"))
         out.append(own.named("truth_volume_error", of.error_percent, "to 0", "%"))
-    for name in dict.fromkeys(name for f in found for name in f.overlaps):
-        region, _, what = name.partition(" ")
-        values = np.array([f.overlaps[name] for f in found if name in f.overlaps])
-        own = replace(base, n=len(values), group=f"{label} {region}", extractor="segmenter")
-        dices = what == "dice"
-        out.append(
-            own.named(
-                f"truth_{what}",
-                interval(values),
-                "up" if dices else "down",
-                "" if dices else "mm",
-            )
-        )
+    for key in dict.fromkeys(key for f in found for key in f.overlaps):
+        region, metric = key
+        some = [f for f in found if key in f.overlaps]
+        own = replace(base, n=_people(some), region=region)
+        overlap = mean_over_people(np.array([f.overlaps[key] for f in some]), _whose(some))
+        out.append(own.named(metric, overlap, *OVERLAPS[metric]))
     return out
+
+
+def _whose(found: Sequence[_Found]) -> list[str]:
+    return [f.person for f in found]
+
+
+def _people(found: Sequence[_Found]) -> int:
+    return len(set(_whose(found)))
 
 
 def _volumes(
@@ -242,7 +251,7 @@ def _volumes(
     return out
 
 
-def _overlap(found: np.ndarray, true: _Scan) -> dict[str, float]:
+def _overlap(found: np.ndarray, true: _Scan) -> dict[tuple[str, str], float]:
     """Dice and distance of surfaces of the labels that the segmenter finds and the true ones."""
     if true.labels is None:
         return {}
@@ -251,6 +260,6 @@ def _overlap(found: np.ndarray, true: _Scan) -> dict[str, float]:
     out = {}
     for group in TISSUES:
         a, b = group_mask(found, "freesurfer", group), group_mask(true.labels.data, table, group)
-        out[f"{group} dice"] = dice(a, b)
-        out[f"{group} surface_distance"] = surface_distance_mm(a, b, spacing)
+        out[group, DICE] = dice(a, b)
+        out[group, SURFACE_DISTANCE] = surface_distance_mm(a, b, spacing)
     return out

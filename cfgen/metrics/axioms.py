@@ -7,10 +7,13 @@ and whether it is still the same person.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from cfgen.metrics.statistics import Estimate, mean_over_people, over_people, ratio_over_people
 
 # Changes that differ by less were asked for as the same.
 SAME = 1e-6
@@ -18,19 +21,22 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Adherence:
-    """How far predicted values of counterfactuals meet their targets, in the target's unit.
+    """How far predicted values of counterfactuals meet their targets, in the target's unit; a
+    person's edits are averaged first.
 
-    `mae`; `r2`, the share of the targets' variance that is met, NaN where they are all the same;
-    `corrected_mae` after the predictor's own bias on real scans is taken out; `signed`, the mean
-    error; `slope` and `spearman` of the predicted change on the asked change, 1 at best; NaN where
-    nothing was asked, or for `spearman` everybody the same.
+    `mae` and `mse`; `r2`, the share of the targets' variance that is met, NaN where they are all
+    the same; `corrected_mae` after the predictor's own bias on real scans is taken out; `signed`,
+    the mean error; `slope` and `spearman` of the predicted change on the asked change, 1 at best;
+    NaN where nothing was asked, or for `spearman` everybody the same. `spearman` is of the ranks of
+    all edits.
     """
 
-    mae: float
-    r2: float
-    corrected_mae: float
-    signed: float
-    slope: float
+    mae: Estimate
+    mse: Estimate
+    r2: Estimate
+    corrected_mae: Estimate
+    signed: Estimate
+    slope: Estimate
     spearman: float
 
 
@@ -42,25 +48,30 @@ def bias_line(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 
 
 def adherence(
-    before: np.ndarray, after: np.ndarray, factual: np.ndarray, target: np.ndarray, bias: tuple
+    before: np.ndarray,
+    after: np.ndarray,
+    factual: np.ndarray,
+    target: np.ndarray,
+    bias: tuple[float, float],
+    subjects: Sequence[str],
 ) -> Adherence:
-    """Of counterfactuals (n,): predictions `before` and `after` the edit, values `factual` and
-    `target`, and the predictor's `bias_line` on real scans."""
+    """Of counterfactuals (n,) of `subjects`: predictions `before` and `after` the edit, values
+    `factual` and `target`, and the predictor's `bias_line` on real scans."""
     error = after - target
     intercept, gain = bias
     asked, moved = target - factual, after - before
-    # Through the origin: nothing asked, nothing moved.
-    slope = float((asked * moved).sum() / (asked**2).sum()) if asked.any() else float("nan")
     spearman = float("nan")
     if np.ptp(asked) > SAME:
         spearman = float(stats.spearmanr(asked, moved).statistic) if np.ptp(moved) > 0 else 0.0
     corrected = (after - intercept) / gain - target if gain else np.full_like(error, np.nan)
     return Adherence(
-        float(np.abs(error).mean()),
-        variance_met(error, target),
-        float(np.abs(corrected).mean()),
-        float(error.mean()),
-        slope,
+        mean_over_people(np.abs(error), subjects),
+        mean_over_people(error**2, subjects),
+        variance_met_by_people(error, target, subjects),
+        mean_over_people(np.abs(corrected), subjects),
+        mean_over_people(error, subjects),
+        # Through the origin: nothing asked, nothing moved.
+        ratio_over_people(asked * moved, asked**2, subjects),
         spearman,
     )
 
@@ -69,6 +80,23 @@ def variance_met(error: np.ndarray, target: np.ndarray) -> float:
     """R2 of guesses (n,) that are off by `error`; NaN where the targets are all the same."""
     spread = np.square(target - target.mean()).sum()
     return float(1 - np.square(error).sum() / spread) if np.ptp(target) > 0 else float("nan")
+
+
+def variance_met_by_people(
+    error: np.ndarray, target: np.ndarray, subjects: Sequence[str]
+) -> Estimate:
+    """`variance_met` in which everybody weighs the same, however many guesses (n,) there are."""
+    # About the middle, so that nothing is lost where the spread is small beside the values.
+    about = target - target.mean()
+    if np.ptp(target) == 0:
+        return Estimate(float("nan"))
+    return over_people(
+        lambda e, t, tt: 1 - e.mean(-1) / (tt.mean(-1) - t.mean(-1) ** 2),
+        subjects,
+        error**2,
+        about,
+        about**2,
+    )
 
 
 @dataclass(frozen=True)
@@ -128,32 +156,36 @@ def divergence(
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Whether a person is found again among n: `top1`, `top5` and the mean reciprocal rank."""
+    """Whether a person is found again: `top1`, `top5` and the mean reciprocal rank."""
 
-    top1: float
-    top5: float
-    mrr: float
+    top1: Estimate
+    top5: Estimate
+    mrr: Estimate
 
 
-def retrieval_ranks(people: np.ndarray, made: np.ndarray, own: np.ndarray) -> np.ndarray:
+def retrieval_ranks(
+    scans: np.ndarray, whose: Sequence[str], made: np.ndarray, own: Sequence[str]
+) -> np.ndarray:
     """The rank (m,) from 1 of the right person for each counterfactual, by cosine similarity.
 
-    `people` (n, d) are embeddings of the factual scans, `made` (m, d) of counterfactuals, `own`
-    (m,) the index of each one's person. Ties count against it.
+    `scans` (n, d) are embeddings of real scans of the people `whose` (n,), `made` (m, d) of
+    counterfactuals of the people `own` (m,). A person is as near as the nearest of their scans, so
+    that another visit of the right one is no stranger. Ties count against it.
     """
-    centre = people.mean(0)
-    a, b = ((e - centre).astype(np.float64) for e in (people, made))
+    centre = scans.mean(0)
+    a, b = ((e - centre).astype(np.float64) for e in (scans, made))
     a /= np.linalg.norm(a, axis=1, keepdims=True) + 1e-12
     b /= np.linalg.norm(b, axis=1, keepdims=True) + 1e-12
-    similarity = b @ a.T
-    right = similarity[np.arange(len(b)), own]
-    return np.asarray((similarity >= right[:, None]).sum(1))
+    similarity, names = b @ a.T, np.array(whose)
+    people = list(dict.fromkeys(whose))
+    nearest = np.stack([similarity[:, names == p].max(1) for p in people], 1)
+    right = nearest[np.arange(len(b)), [people.index(p) for p in own]]
+    return np.asarray((nearest >= right[:, None]).sum(1))
 
 
-def retrieval(ranks: np.ndarray) -> Retrieval:
-    return Retrieval(
-        float((ranks <= 1).mean()), float((ranks <= 5).mean()), float((1 / ranks).mean())
-    )
+def retrieval(ranks: np.ndarray, subjects: Sequence[str]) -> Retrieval:
+    """Of the ranks (m,) of counterfactuals of `subjects`."""
+    return Retrieval(*(mean_over_people(x, subjects) for x in (ranks <= 1, ranks <= 5, 1 / ranks)))
 
 
 def percent_change(factual: np.ndarray, made: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from cfgen.errors import UsageError
-from cfgen.metrics.statistics import Estimate
+from cfgen.metrics.statistics import FIT, Estimate, estimate
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -47,7 +47,8 @@ def frechet_floor(real: np.ndarray, seed: int, splits: int = 20) -> tuple[float,
 def frechet_extrapolated(x: np.ndarray, y: np.ndarray, seed: int, points: int = 15) -> Estimate:
     """The Frechet distance of infinite sets (Chong and Forsyth 2020): its bias goes as 1 / n.
 
-    Distances of subsets of n/4 to n, and the intercept of their line over 1 / n.
+    Distances of subsets of n/4 to n, and the intercept of their line over 1 / n. The interval is
+    the line's, which does not know how other people would have come out.
     """
     n = min(len(x), len(y))
     sizes = np.unique(np.linspace(max(n // 4, 3), n, points).astype(int))
@@ -59,9 +60,7 @@ def frechet_extrapolated(x: np.ndarray, y: np.ndarray, seed: int, points: int = 
     ]
     line = stats.linregress(1 / sizes, values)
     reach = stats.t.ppf(0.975, len(sizes) - 2) * line.intercept_stderr
-    return Estimate(
-        float(line.intercept), float(line.intercept - reach), float(line.intercept + reach)
-    )
+    return estimate(line.intercept, line.intercept - reach, line.intercept + reach, FIT)
 
 
 def kernel_distance(

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from cfgen.data.regions import group_mask
 from cfgen.errors import ImageError, UsageError
 from cfgen.metrics.distribution import frechet
+from cfgen.metrics.statistics import PERCENTILE_OF_SETS, Estimate, estimate
 
 GROWN_MM = 6.0
 
@@ -76,10 +77,9 @@ def hedges_g(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return cohens_d(a, b) * (1 - 3 / (4 * (len(a) + len(b) - 2) - 1))
 
 
-def d_interval(
-    a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap of Cohen's d of (n, K) and (m, K), subjects drawn within each group."""
+def d_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000) -> list[Estimate]:
+    """Cohen's d of (n, K) and (m, K), a row a person, with a percentile bootstrap, people
+    drawn within each group."""
     draw = np.random.default_rng(seed)
     found = np.stack(
         [
@@ -88,7 +88,9 @@ def d_interval(
         ]
     )
     low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
-    return low, high
+    return [
+        estimate(*ends, PERCENTILE_OF_SETS) for ends in zip(cohens_d(a, b), low, high, strict=True)
+    ]
 
 
 def gaussian_w2(a: np.ndarray, b: np.ndarray) -> float:

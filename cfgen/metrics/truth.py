@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from cfgen.metrics.statistics import Estimate, mean_over_people, ratio_over_people
+
 
 @dataclass(frozen=True)
 class ImageTruth:
@@ -60,22 +62,23 @@ def image_truth(
 
 @dataclass(frozen=True)
 class VolumeTruth:
-    """G3 of one region over subjects: mean signed error in %, slope of the change on the true
+    """G3 of one region over people: mean signed error in %, slope of the change on the true
     change, and `nmse`, 1 for doing nothing and 0 for the truth."""
 
-    error_percent: float
-    slope: float
-    nmse: float
+    error_percent: Estimate
+    slope: Estimate
+    nmse: Estimate
 
 
-def volume_truth(factual: np.ndarray, made: np.ndarray, true: np.ndarray) -> VolumeTruth:
-    """Volumes (n,) of one region in any unit."""
+def volume_truth(
+    factual: np.ndarray, made: np.ndarray, true: np.ndarray, subjects: Sequence[str]
+) -> VolumeTruth:
+    """Volumes (n,) of one region in any unit, of `subjects` who may have several scans."""
     due, change = true - factual, made - factual
-    total = float((due**2).sum())
     return VolumeTruth(
-        error_percent=float(100 * ((made - true) / true).mean()),
-        slope=float((change * due).sum() / total) if total else float("nan"),
-        nmse=float(((made - true) ** 2).sum() / total) if total else float("nan"),
+        error_percent=mean_over_people(100 * (made - true) / true, subjects),
+        slope=ratio_over_people(change * due, due**2, subjects),
+        nmse=ratio_over_people((made - true) ** 2, due**2, subjects),
     )
 
 

@@ -1,0 +1,89 @@
+"""Prepare and measure the scans of an evaluation, and its counterfactuals as their scans were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cfgen.batch.preparation import prepare_scans
+from cfgen.batch.workers import ahead
+from cfgen.data.table import Row
+from cfgen.data.volume import read_volume
+from cfgen.errors import UsageError
+from cfgen.evaluate.pairs import check_grid, label_of, pair
+from cfgen.evaluate.scans import Instruments, Made, Real, Seen, say, see
+from cfgen.scan.brain import brain_finder
+from cfgen.scan.gate import Gate
+from cfgen.scan.prepared import load_prepared
+
+
+def read_real(
+    tools: Instruments, rows: Sequence[Row], work: Path, gate: Gate, overwrite: bool, workers: int
+) -> list[Real]:
+    """Prepare and measure scans; what the gate refuses is left out and named in work/failed.csv.
+
+    `workers` are processes (`ahead`). Raises UsageError when nothing is left.
+    """
+    finder = brain_finder(tools.bundle, "auto", tools.device)
+    done = prepare_scans(
+        rows,
+        work,
+        tools.bundle.preprocess,
+        finder,
+        gate,
+        keep_going=True,
+        overwrite=overwrite,
+        workers=workers,
+    ).done
+    if not done:
+        raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
+    own = {str(row.image.absolute()): row for row in rows}
+    out = []
+    for number, (row, found) in enumerate(ahead(partial(_see_real, tools), done, workers), 1):
+        out.append(replace(found(), row=own[row.extra["scan"]]))
+        say(number, len(done), "scans measured")
+    return out
+
+
+def _see_real(tools: Instruments, done: Row) -> Real:
+    prepared = load_prepared(done.image)
+    found = see(tools, prepared.image, prepared)
+    return Real(done, done.image, prepared.mask, prepared.grid, prepared.native, found)
+
+
+def read_made(
+    tools: Instruments,
+    methods: Mapping[str, Sequence[Row]],
+    real: Sequence[Real],
+    workers: int,
+) -> dict[str, list[Made]]:
+    """Counterfactuals of the real scans by method, measured.
+
+    Raises ManifestError with all rows that have no factual scan among the real ones, ImageError
+    when one is on another grid than its factual.
+    """
+    pairs = [(name, p) for name, rows in methods.items() for p in pair(rows, real, name)]
+    seen = ahead(partial(_see_made, tools), [p for _, p in pairs], workers)
+    out: dict[str, list[Made]] = {name: [] for name in methods}
+    for number, ((name, _), ((row, own), found)) in enumerate(zip(pairs, seen, strict=True), 1):
+        out[name].append(make(row, own, found()))
+        say(number, len(pairs), "counterfactuals measured")
+    return out
+
+
+def _see_made(tools: Instruments, of: tuple[Row, Real]) -> Seen:
+    row, own = of
+    scan = read_volume(row.image)
+    check_grid(scan, own)
+    prepared = own.prepared()
+    image = prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
+    return see(tools, image, prepared)
+
+
+def make(row: Row, own: Real, found: Seen) -> Made:
+    before = own.row.values
+    changed = tuple(n for n, v in row.values.items() if n in before and before[n] != v)
+    label = row.extra.get("intervention") or label_of(row.session, own.row.session)
+    return Made(row, own, label, dict(row.values), changed, found)

@@ -11,7 +11,7 @@ import pytest
 from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.manifest import read_manifest, write_manifest
-from cfgen.data.names import check_file_names
+from cfgen.data.names import check_outputs
 from cfgen.data.table import Row
 from cfgen.errors import ManifestError, Notice, UsageError
 
@@ -500,16 +500,16 @@ def test_a_folder_without_scans_says_what_it_looked_for(tmp_path):
 
 
 def test_names_too_long_for_a_file_system_are_refused_before(tmp_path):
-    check_file_names([tmp_path / ("a" * 234 + ".nii.gz")])
+    check_outputs([tmp_path / ("a" * 234 + ".nii.gz")])
     for name in ("a" * 250, "ä" * 120):
         path = tmp_path / f"{name}_age+30.nii.gz"
         with pytest.raises(UsageError, match=rf"name of {len(path.name.encode())} bytes"):
-            check_file_names([path])
+            check_outputs([path])
 
 
 def test_what_is_accepted_can_be_written(tmp_path):
     name = "a" * 235 + ".csv"
-    check_file_names([tmp_path / name])
+    check_outputs([tmp_path / name])
     (tmp_path / "x.nii").touch()
     write_manifest(tmp_path / name, [Row("1", tmp_path / "x.nii")])
     assert (tmp_path / name).is_file()

@@ -12,7 +12,7 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.config import Preprocess
 from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_file_names
+from cfgen.data.names import check_outputs
 from cfgen.data.table import Row
 from cfgen.errors import UsageError
 from cfgen.scan.brain import BrainFinder
@@ -54,7 +54,7 @@ def prepare_scans(
         )
         return Made(done, "is there already" if opened is None else "prepared")
 
-    check_file_names(p for row in rows for p in vars(Files.named(out, unique_key(row))).values())
+    check_outputs(p for row in rows for p in vars(Files.named(out, unique_key(row))).values())
     work = partial(_work, out, recipe, finder, gate, overwrite)
     outcome = run_rows(rows, lambda row: row, work, finish, workers=workers, keep_going=keep_going)
     write_lists(out, outcome.done, outcome.failed, rows)

@@ -26,7 +26,12 @@ from cfgen.cli.train_ldm import train_ldm
 from cfgen.cli.train_predictor import train_predictor
 from cfgen.cli.train_segmenter import train_segmenter
 from cfgen.cli.undo import undo
-from cfgen.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, CfgenError
+from cfgen.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_UNUSABLE_INPUT,
+    CfgenError,
+)
 
 app = typer.Typer(
     name="cfgen",
@@ -93,10 +98,13 @@ def main() -> None:
     except (RuntimeError, ImportError, OSError) as error:
         # torch reports memory of either device as a RuntimeError, the loader as a library that
         # cannot be mapped.
-        if not any(text in str(error) for text in OUT_OF_MEMORY):
+        if any(text in str(error) for text in OUT_OF_MEMORY):
+            said = f"out of memory ({error}); use --device cpu or free memory"
+            _end(said, EXIT_OUT_OF_MEMORY)
+        if not (isinstance(error, OSError) and error.filename):
             raise
-        said = f"out of memory ({error}); use --device cpu or free memory"
-        _end(said, EXIT_OUT_OF_MEMORY)
+        said = f"{error.filename}: {error.strerror}; check the path and its permissions"
+        _end(said, EXIT_UNUSABLE_INPUT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,7 +31,7 @@ from cfgen.cli.options import (
 )
 from cfgen.cli.options import skull_strip as skull_strip_of
 from cfgen.cli.show import end_batch, print_paths, setup
-from cfgen.errors import UsageError
+from cfgen.errors import EXIT_UNUSABLE_INPUT, UsageError
 
 log = logging.getLogger("cfgen")
 
@@ -111,9 +111,12 @@ def counterfactual(
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.data.manifest import read_manifest
-    from cfgen.jobs.counterfactuals import plan, single_row
+    from cfgen.edit.engine import load_engine
+    from cfgen.jobs.counterfactual import Options
+    from cfgen.jobs.counterfactuals import check_plans, plan, run, single_row, write_outcome
 
-    schema = read_bundle(bundle).schema
+    found = read_bundle(bundle)
+    schema = found.schema
     interventions = parse_interventions(schema, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
     one_source("counterfactual", image, manifest)
@@ -128,14 +131,6 @@ def counterfactual(
         assert manifest is not None
         rows = read_manifest(manifest, schema)
     plans = plan(rows, interventions, out)
-    if dry_run:
-        print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
-        return
-
-    from cfgen.edit.engine import load_engine
-    from cfgen.jobs.counterfactual import Options
-    from cfgen.jobs.counterfactuals import run, write_outcome
-
     options = Options(
         render=render,
         edit=replace(cfg.EDIT, steps=steps, depth=depth, guidance=guidance),
@@ -148,6 +143,15 @@ def counterfactual(
         reconstruction=reconstruction,
         report=report,
     )
+    if dry_run:
+        failed = check_plans(found, plans, options)
+        for row in failed:
+            log.error("%s: %s", row.source or row.image, row.extra["error"])
+        print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
+        if failed and image is not None:
+            raise typer.Exit(EXIT_UNUSABLE_INPUT)
+        end_batch(len(failed), 0, manifest)
+        return
     engine = load_engine(bundle, device, how)
     outcome = run(engine, plans, options, "--from", image is None)
     if manifest is not None:

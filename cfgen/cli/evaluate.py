@@ -87,6 +87,7 @@ def evaluate(
     from cfgen.batch.workers import worker_count
     from cfgen.bundle import read_bundle
     from cfgen.data.manifest import read_manifest
+    from cfgen.data.names import check_folder
     from cfgen.data.volume import refuse_existing
     from cfgen.device import pick_device
     from cfgen.evaluate.files import write_evaluation
@@ -99,6 +100,7 @@ def evaluate(
         raise UsageError("--suite", f"'{suite}'", ", ".join(SUITES))
     if suite == "paper" and medicalnet is None:
         raise UsageError("--suite", "paper without --medicalnet", "the weights of the papers' FID")
+    check_folder(out)
     refuse_existing(out / "metrics.csv", overwrite)
     known = conditions_of(read_bundle(bundle))
     rows = [r for r in read_manifest(real, known) if split in ("", r.split)]

@@ -78,6 +78,7 @@ def simulate(
     """
     setup(threads, verbose, quiet)
     from cfgen.data.conditions import parse_interventions
+    from cfgen.data.names import check_folder
     from cfgen.jobs.simulate import Plan, plan_subjects
     from cfgen.jobs.simulate import simulate as job
     from cfgen.sim import cohort
@@ -103,6 +104,7 @@ def simulate(
             log.warning("left out: %s", text)
         print(f"{len(subjects)} images, {len(counterfactuals)} true counterfactuals")
         return
+    check_folder(out)
     made = job(plan, out, overwrite=overwrite)
     if as_json:
         summary = {

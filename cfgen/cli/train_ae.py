@@ -57,6 +57,9 @@ def train_ae(
     after an interruption.
     """
     setup(threads, verbose, quiet)
+    from cfgen.data.names import check_folder
+
+    check_folder(out)
     from cfgen.jobs.train_autoencoder import read_about, train_autoencoder
 
     fit = fit_of(cfg.AUTOENCODER_FIT, seed, steps, learning_rate, batch_size)

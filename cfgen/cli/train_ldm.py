@@ -46,6 +46,9 @@ def train_ldm(
 ) -> None:
     """Add the latent mean and the diffusion model to a bundle that has an autoencoder."""
     setup(threads, verbose, quiet)
+    from cfgen.data.names import check_folder
+
+    check_folder(out)
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
     from cfgen.jobs.train_latent_diffusion import train_latent_diffusion

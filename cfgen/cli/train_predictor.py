@@ -85,6 +85,9 @@ def train_predictor(
       --target volumes --bundle whole/ --out judged/
     """
     setup(threads, verbose, quiet)
+    from cfgen.data.names import check_folder
+
+    check_folder(out)
 
     if not target:
         if networks or steps or learning_rate or batch_size:

@@ -50,6 +50,9 @@ def train_segmenter(
 ) -> None:
     """Add brain extraction and regions to a bundle, learned from painted and real heads."""
     setup(threads, verbose, quiet)
+    from cfgen.data.names import check_folder
+
+    check_folder(out)
     from cfgen.jobs.train_segmenter import train_segmenter
 
     fit = fit_of(cfg.SEGMENTER_FIT, seed, steps, learning_rate)

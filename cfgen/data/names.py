@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from cfgen.errors import UsageError
+from cfgen.errors import ImageError, UsageError
 
 # The most bytes of a name on ext4, XFS, APFS and NTFS.
 LONGEST = 255
@@ -37,8 +37,15 @@ def expand_path(text: str) -> tuple[str, str]:
     return path, ""
 
 
-def check_file_names(paths: Iterable[Path]) -> None:
-    """Raises UsageError for outputs whose names no file system takes, before they are computed."""
+def check_outputs(paths: Iterable[Path]) -> None:
+    """Outputs that cannot be written are refused before they are computed.
+
+    Raises UsageError for names that no file system takes, ImageError for folders that cannot be
+    made or written into.
+    """
+    paths = list(paths)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_folder(folder)
     long = [p for p in paths if len(os.fsencode(p.name)) > LONGEST - _ROOM]
     if not long:
         return
@@ -50,3 +57,13 @@ def check_file_names(paths: Iterable[Path]) -> None:
         f"at most {LONGEST - _ROOM}",
         "shorten the subject's id, or the name of the scan",
     )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ImageError when a folder for outputs is not there and cannot be made, or is closed."""
+    there = next((p for p in (folder, *folder.absolute().parents) if os.path.exists(p)), folder)
+    if not os.path.isdir(there):
+        raise ImageError(folder, f"'{there}' is a file", "a folder for the outputs")
+    if not os.access(there, os.W_OK | os.X_OK):
+        found = f"'{there}' cannot be written into"
+        raise ImageError(folder, found, "a folder of yours", "use another --out")

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from cfgen.batch.lists import write_lists
 from cfgen.batch.resume import digests, finished
-from cfgen.batch.rows import Made, Outcome, run_rows
+from cfgen.batch.rows import Made, Outcome, failed_row, reason, run_rows
+from cfgen.bundle import Bundle
 from cfgen.data.conditions import Intervention, number_text
 from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_file_names
+from cfgen.data.names import check_outputs
 from cfgen.data.table import Row
-from cfgen.data.volume import is_image_path, strip_suffix
+from cfgen.data.volume import header_notices, is_image_path, refuse_existing, strip_suffix
 from cfgen.edit.engine import Engine
 from cfgen.edit.sidecar import Sidecar
-from cfgen.errors import UsageError
+from cfgen.errors import CfgenError, UsageError
 from cfgen.jobs.counterfactual import Options, Result, counterfactual, output_files, request
-from cfgen.scan.factual import known_conditions
+from cfgen.scan.factual import check_targets, known_conditions
 
 log = logging.getLogger("cfgen")
 
@@ -44,7 +45,7 @@ def plan(
     plans = _named(rows, interventions, out)
     paths = [path for one in plans for path in one.outputs.values()]
     # The longest of the endings that a target's files have.
-    check_file_names(p.with_name(f"{strip_suffix(p)}_diff.nii.gz") for p in paths)
+    check_outputs(p.with_name(f"{strip_suffix(p)}_diff.nii.gz") for p in paths)
     stems = Counter(p.with_name(strip_suffix(p).lower()) for p in paths)
     double = [p for p in paths if stems[p.with_name(strip_suffix(p).lower())] > 1]
     if double:
@@ -98,6 +99,33 @@ def folder_rows(folder: Path) -> list[Row]:
 
 def _suffix(image: Path) -> str:
     return image.name.removeprefix(strip_suffix(image))
+
+
+def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list[Row]:
+    """What can be told to fail before anything is computed: the rows, each with its error.
+
+    Scans, headers and masks are opened, conditions and targets worked out, outputs looked for.
+    What the model never saw the like of is logged.
+    """
+    failed = []
+    for one in plans:
+        row = one.row
+        try:
+            for image in filter(None, (row.image, row.mask or row.labels)):
+                for notice in header_notices(image):
+                    log.warning("%s: warning: %s", image.name, notice.text)
+            known = known_conditions(bundle, row.image, row.values, row.source or "--from")
+            check_targets(list(one.outputs), known, bundle)
+            for intervention, image in one.outputs.items():
+                if not bundle.schema.missing(known.values):
+                    target = intervention.apply(known.values)
+                    for notice in bundle.schema.extrapolations(known.values, target):
+                        log.warning("%s: warning: %s", image.name, notice.text)
+                for path in output_files(image, options).values():
+                    refuse_existing(path, options.overwrite)
+        except CfgenError as error:
+            failed.append(failed_row(row, reason(error)))
+    return failed
 
 
 def run(

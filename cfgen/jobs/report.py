@@ -9,7 +9,7 @@ from pathlib import Path
 from cfgen.batch.lists import write_lists
 from cfgen.batch.rows import Made, run_rows
 from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_file_names
+from cfgen.data.names import check_outputs
 from cfgen.data.table import Row
 from cfgen.data.volume import refuse_existing
 from cfgen.errors import UsageError
@@ -53,7 +53,7 @@ def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool =
     """
     index = out / "index.html"
     refuse_existing(index, overwrite)
-    check_file_names(out / f"{unique_key(row)}.html" for row in rows)
+    check_outputs(out / "pages" / f"{unique_key(row)}.html" for row in rows)
     lines: dict[str, Line] = {}
     last: Run | None = None
 

@@ -15,7 +15,7 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
 from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_file_names
+from cfgen.data.names import check_outputs
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import Row
@@ -126,7 +126,7 @@ def name_outputs(
     Raises UsageError for names that no file system takes.
     """
     named = _named(rows, out, mask, posteriors, picture, single)
-    check_file_names(path for files in named for path in files.paths())
+    check_outputs(path for files in named for path in files.paths())
     return named
 
 

@@ -60,8 +60,11 @@ default-bundle: venv
 		--bundle $(BUILD)/2-predictor --out $(BUILD)/3-ldm
 	$(BIN)/cfgen train-segmenter --manifest $(DATA)/participants.csv \
 		--label-maps $(LABEL_MAPS) --bundle $(BUILD)/3-ldm --out $(BUILD)/4-segmenter
+	$(BIN)/cfgen train-segmenter --manifest $(DATA)/participants.csv \
+		--label-maps $(LABEL_MAPS) --bundle $(BUILD)/4-segmenter --init $(BUILD)/4-segmenter \
+		--steps 4500 --learning-rate 6e-4 --out $(BUILD)/5-segmenter
 	$(BIN)/cfgen train-predictor --manifest $(BUILD)/prepared/manifest.csv \
 		--target age --target sex --target volumes \
-		--bundle $(BUILD)/4-segmenter --out $(BUILD)/default
+		--bundle $(BUILD)/5-segmenter --out $(BUILD)/default
 	mkdir -p cfgen/bundles/default
 	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

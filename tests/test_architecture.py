@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -133,6 +135,23 @@ def test_a_planted_circle_is_found() -> None:
 def test_files_are_small() -> None:
     lines = {n: len(p.read_text("utf-8").splitlines()) for n, p in modules().items()}
     assert {n: k for n, k in lines.items() if k > MOST_LINES} == {}
+
+
+def test_what_is_installed_is_imported() -> None:
+    """A dependency that nobody imports is a download for nothing."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    names = {"ants" if n == "antspyx" else n for n in names}
+    names = {{"scikit-learn": "sklearn", "pillow": "PIL"}.get(n, n) for n in names}
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").split(".")[0])
+    assert names - found == set()
+    assert found - names - set(sys.stdlib_module_names) == {"cfgen"}
 
 
 def test_help_loads_no_heavy_library() -> None:

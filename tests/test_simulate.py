@@ -61,7 +61,7 @@ def test_volumes_are_met(head, number):
     """Each within 0.5 % of the graph's, in the rendered scale, of young and old."""
     preset = cohort.preset("elderly-ad" if number % 2 else "adolescents")
     one = cohort.sample(MODEL, preset, 7, number, number + 1)[0]
-    anatomy = make_anatomy(MODEL, head, sample_shape(head, 7, number), one.volumes, 0)
+    anatomy = make_anatomy(MODEL, head, sample_shape(head, 7, number), one.volumes)
     wanted = one.volumes.regions[0] * scale_to_rendered(MODEL, head)
     assert np.abs(anatomy.volumes_ml / wanted - 1).max() < 0.005
     assert anatomy.tiv_ml == pytest.approx(float(one.volumes.tiv[0]), rel=0.005)
@@ -74,7 +74,7 @@ def test_a_volume_out_of_reach_is_refused(head, subject):
     regions[0, MODEL.regions.index("ventricles")] = 600
     volumes = replace(subject.volumes, regions=regions)
     with pytest.raises(UsageError, match=r"ventricles: .* mL cannot be reached by this head"):
-        make_anatomy(MODEL, head, no_shape(head), volumes, 0)
+        make_anatomy(MODEL, head, no_shape(head), volumes)
 
 
 def test_nothing_done_is_nothing_changed(head, subject):

@@ -36,7 +36,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warn
 In = Annotated[Path | None, typer.Option("--in", "-i", help="One scan (.nii, .nii.gz, .mgz).")]
 Manifest = Annotated[
     Path | None,
-    typer.Option("--manifest", help="CSV or TSV with a row a scan, or BIDS participants.tsv."),
+    typer.Option("--manifest", help="CSV or TSV with a row a scan, or a BIDS folder."),
 ]
 Mask = Annotated[
     Path | None, typer.Option("--mask", help="Brain mask or label map on the scan's grid.")

@@ -190,17 +190,15 @@ def _others(axis: int) -> tuple[int, int]:
     return first, second
 
 
-def make_anatomy(
-    model: Graph, head: Reference, shape: Shape, volumes: Volumes, subject: int
-) -> Anatomy:
-    """The anatomy of subject number `subject` of `volumes` with a shape, every volume met.
+def make_anatomy(model: Graph, head: Reference, shape: Shape, volumes: Volumes) -> Anatomy:
+    """The anatomy of one subject's `volumes` (arrays of length 1) with a shape, every volume met.
 
     Raises UsageError when a volume cannot be reached by this head.
     """
     ml = head.grid.voxel_mm3 / 1000
-    target = volumes.regions[subject] * scale_to_rendered(model, head)
+    target = volumes.regions[0] * scale_to_rendered(model, head)
     wanted = dict(zip(model.regions, target, strict=True))
-    y = _own_points(head, shape, float(volumes.tiv[subject]))
+    y = _own_points(head, shape, float(volumes.tiv[0]))
     moving = fields(head)
     # The two fields overlap a little: a second round settles both.
     ventricles_push = _ventricle_push(head, moving, y, torch.zeros(()), wanted["ventricles"])

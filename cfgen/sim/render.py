@@ -58,7 +58,7 @@ def render(
 ) -> Rendered:
     """The scan of a subject and its truth. Raises UsageError when a volume cannot be reached."""
     shape = sample_shape(head, seed, subject.number)
-    anatomy = make_anatomy(model, head, shape, subject.volumes, 0)
+    anatomy = make_anatomy(model, head, shape, subject.volumes)
     image = _image(head, anatomy, subject, seed, noise)
     soft = _soft(anatomy)
     return Rendered(

@@ -10,10 +10,13 @@ Pieces of work may lie inside each other. Nobody has to listen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+log = logging.getLogger("cfgen")
+Item = TypeVar("Item")
 Step = Callable[[], None]
 
 
@@ -52,3 +55,13 @@ def working(what: str, total: int | None = None, done: int = 0) -> Iterator[Step
     finally:
         for listener, number in told:
             listener.end(number)
+
+
+def each(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The items, as work of `total` steps; in the log a line after every tenth and the last."""
+    with working(what, total) as step:
+        for number, item in enumerate(items, 1):
+            yield item
+            step()
+            if number % 10 == 0 or number == total:
+                log.info("%d/%d %s", number, total, what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from cfgen.cli.options import (
     Threads,
     Verbose,
 )
-from cfgen.cli.show import print_paths, setup
+from cfgen.cli.show import is_live, print_markdown, print_paths, setup
 from cfgen.errors import UsageError
 
 log = logging.getLogger("cfgen")
@@ -125,7 +126,11 @@ def evaluate(
         print((out / "metrics.json").read_text())
         return
     methods = list(dict.fromkeys(r.method for r in found.results if r.method != "real"))
-    log.info("%s", tables(found.results, methods))
+    text = tables(found.results, methods)
+    if is_live(sys.stderr):
+        print_markdown(text)
+    else:
+        log.info("%s", text)
     print_paths([str(path) for path in written], False)
 
 

@@ -74,6 +74,14 @@ def print_rich(*parts: RenderableType) -> None:
         console.print(part)
 
 
+def print_markdown(text: str) -> None:
+    """Tables in Markdown on standard error, which is a terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(stderr=True).print(Markdown(text))
+
+
 def end_batch(failed: int, left: int, source: object) -> None:
     """Ends a batch in which rows failed, or that a signal stopped, with the exit code that says
     so; `source` is the manifest or folder of the scans."""

@@ -10,7 +10,6 @@ autoencoder and diffusion gives back, does.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -25,9 +24,9 @@ from cfgen.metrics.image import ssim
 from cfgen.metrics.result import Extractor, Result
 from cfgen.metrics.statistics import mean_over_people
 from cfgen.nets.condition import Condition
+from cfgen.progress import each
 from cfgen.scan.prepare import Prepared
 
-log = logging.getLogger("cfgen")
 How = Literal["residual", "latent", "reconstruction"]
 # The write-backs of an edit.
 HOWS: tuple[How, ...] = ("residual", "latent")
@@ -52,12 +51,11 @@ def axioms(
     chosen = chosen[:: max(1, len(chosen) // SUBJECTS)][:SUBJECTS]
     subjects = [r.person for r in chosen]
     found: dict[tuple[str, How, int, str], list[float]] = {}
-    for number, r in enumerate(chosen, 1):
+    for r in each(chosen, len(chosen), "scans edited there and back"):
         way = r.prepared()
         for (axiom, how, cycle), image in _rounds(tools, models, r, way.image, cycles):
             for key, value in distances(tools, r, way, image).items():
                 found.setdefault((axiom, how, cycle, key), []).append(value)
-        log.info("%d/%d scans edited there and back", number, len(chosen))
     out = []
     seers = {"perceptual": tools.extractor("judge"), "volumes": Extractor("segmenter", "segmenter")}
     for (axiom, how, cycle, key), values in sorted(found.items()):

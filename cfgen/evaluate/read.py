@@ -13,7 +13,8 @@ from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
 from cfgen.errors import UsageError
 from cfgen.evaluate.pairs import check_grid, label_of, pair
-from cfgen.evaluate.scans import Instruments, Made, Real, Seen, say, see
+from cfgen.evaluate.scans import Instruments, Made, Real, Seen, see
+from cfgen.progress import each
 from cfgen.scan.brain import brain_finder
 from cfgen.scan.gate import Gate
 from cfgen.scan.prepared import load_prepared
@@ -40,11 +41,11 @@ def read_real(
     if not done:
         raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
     own = {str(row.image.absolute()): row for row in rows}
-    out = []
-    for number, (row, found) in enumerate(ahead(partial(_see_real, tools), done, workers), 1):
-        out.append(replace(found(), row=own[row.extra["scan"]]))
-        say(number, len(done), "scans measured")
-    return out
+    seen = ahead(partial(_see_real, tools), done, workers)
+    return [
+        replace(found(), row=own[row.extra["scan"]])
+        for row, found in each(seen, len(done), "scans measured")
+    ]
 
 
 def _see_real(tools: Instruments, done: Row) -> Real:
@@ -67,9 +68,9 @@ def read_made(
     pairs = [(name, p) for name, rows in methods.items() for p in pair(rows, real, name)]
     seen = ahead(partial(_see_made, tools), [p for _, p in pairs], workers)
     out: dict[str, list[Made]] = {name: [] for name in methods}
-    for number, ((name, _), ((row, own), found)) in enumerate(zip(pairs, seen, strict=True), 1):
+    both = each(zip(pairs, seen, strict=True), len(pairs), "counterfactuals measured")
+    for (name, _), ((row, own), found) in both:
         out[name].append(make(row, own, found()))
-        say(number, len(pairs), "counterfactuals measured")
     return out
 
 

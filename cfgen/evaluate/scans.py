@@ -176,9 +176,3 @@ def one_a_person(scans: Iterable[Real]) -> list[Real]:
 def matrix(of: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
     """(n, K) of named numbers."""
     return np.array([[one[name] for name in names] for one in of], np.float64)
-
-
-def say(number: int, total: int, what: str) -> None:
-    """A line of progress, now and then."""
-    if number % 10 == 0 or number == total:
-        log.info("%d/%d %s", number, total, what)

@@ -37,6 +37,7 @@ from cfgen.evaluate.truth import COPY, truth_results
 from cfgen.measure.medicalnet import MedicalNet
 from cfgen.metrics import aud
 from cfgen.metrics.result import Extractor, Result
+from cfgen.progress import working
 from cfgen.scan.gate import Gate
 
 log = logging.getLogger("cfgen")
@@ -114,11 +115,13 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     with_copy = dict(methods)
     if methods:
         with_copy[COPY] = copies(next(iter(methods.values())))
-    for name, made in with_copy.items():
-        results += _of_edits(tools, name, made, real)
-        if suite.papers:
-            results += edits.acquisition_likeness(name, made, real, asked.seed)
-        log.info("%s: edits compared", name)
+    with working("comparing edits", len(with_copy)) as step:
+        for name, made in with_copy.items():
+            results += _of_edits(tools, name, made, real)
+            if suite.papers:
+                results += edits.acquisition_likeness(name, made, real, asked.seed)
+            log.info("%s: edits compared", name)
+            step()
     if methods:
         results += cohort_response(real, REGIONS)
     if truths and methods:
@@ -129,7 +132,8 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
             name: [m.seen for m in sets.one_each(made, asked.seed)]
             for name, made in with_copy.items()
         } | {name: [r.seen for r in one_a_person(some)] for name, some in generated.items()}
-        results += _of_sets(own, chosen, network, tools, suite, asked.seed)
+        with working("comparing sets"):
+            results += _of_sets(own, chosen, network, tools, suite, asked.seed)
         for name, made in with_copy.items():
             results += _transfer(tools, name, real, made)
     if suite.cycles:

@@ -16,11 +16,12 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ManifestError
 from cfgen.evaluate.pairs import Truths, check_grid
-from cfgen.evaluate.scans import Instruments, Made, say, volumes_of
+from cfgen.evaluate.scans import Instruments, Made, volumes_of
 from cfgen.measure.segmenter import segment
 from cfgen.metrics.result import Better, Result
 from cfgen.metrics.statistics import mean_over_people
 from cfgen.metrics.truth import dice, image_truth, surface_distance_mm, volume_truth
+from cfgen.progress import each
 
 # What is noise and what is change, in parts of the brightness of white matter.
 NOISE = 0.01
@@ -64,10 +65,9 @@ def truth_results(
         )
     found: dict[tuple[str, str], list[_Found]] = {}
     done = ahead(partial(_scan, tools, labels), scans, workers)
-    for number, (_, result) in enumerate(done, 1):
+    for _, result in each(done, len(scans), "scans compared with the truth"):
         for key, one in result().items():
             found.setdefault(key, []).append(one)
-        say(number, len(scans), "scans compared with the truth")
     asked = dict.fromkeys(edit.label for scan in scans for edit in scan)
     return [
         result

@@ -22,7 +22,7 @@ from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import Volume, refuse_existing, write_atomically, write_new
 from cfgen.errors import CfgenError
-from cfgen.progress import working
+from cfgen.progress import each, working
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Preset, Subject
 from cfgen.sim.graph import PLAIN, Stress, graph
@@ -112,23 +112,18 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
         head = reference(plan.grid)
     result = Simulated(left_out=left_out)
     tables: list[dict[str, str]] = []
-    total = len(subjects) + len(truths)
     everybody = [*((s, None) for s in subjects), *truths]
-    with working("images", total) as step:
-        for number, (subject, intervention) in enumerate(everybody, 1):
-            step()
-            try:
-                made = render(graph(), head, subject, plan.seed)
-            except CfgenError as error:
-                # One person in thousands: the volumes fit the skull, but not this head's folds.
-                result.left_out.append(f"{_name(subject, intervention)}: {error}")
-                log.warning("left out: %s", result.left_out[-1])
-                continue
-            row = _write(subject, intervention, made, plan, out)
-            (result.rows if intervention is None else result.truths).append(row)
-            tables.append(_volumes_line(subject, intervention, made))
-            if number % 10 == 0 or number == total:
-                log.info("%d/%d images", number, total)
+    for subject, intervention in each(everybody, len(everybody), "images"):
+        try:
+            made = render(graph(), head, subject, plan.seed)
+        except CfgenError as error:
+            # One person in thousands: the volumes fit the skull, but not this head's folds.
+            result.left_out.append(f"{_name(subject, intervention)}: {error}")
+            log.warning("left out: %s", result.left_out[-1])
+            continue
+        row = _write(subject, intervention, made, plan, out)
+        (result.rows if intervention is None else result.truths).append(row)
+        tables.append(_volumes_line(subject, intervention, made))
     write_manifest(out / "manifest.csv", result.rows)
     if result.truths:
         write_manifest(out / "truth.csv", result.truths)

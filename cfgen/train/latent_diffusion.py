@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.nets.autoencoder import Autoencoder
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
 from cfgen.train.fit import seed_weights
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
-
-log = logging.getLogger("cfgen")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def encode_views(
     """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
     bank = []
-    for number, image in enumerate(images.float()):
+    for number, image in each(enumerate(images.float()), len(images), "subjects encoded"):
         generator = torch_stream(seed, Purpose.VIEWS, number)
         seen = [image, mirror(image)]
         for _ in range(views - 2):
@@ -72,8 +70,6 @@ def encode_views(
             with autocast(device):
                 latents.append(autoencoder.encode(x)[0].half().cpu())
         bank.append(torch.stack(latents))
-        if number % 20 == 19:
-            log.info("encoded %d of %d subjects", number + 1, len(images))
     return torch.stack(bank)
 
 

@@ -16,6 +16,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.edit.latent import edit_latent, load_models
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.condition import Condition
 from cfgen.nets.unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
@@ -240,7 +241,8 @@ def test_both_parts_make_a_model_with_the_latent_scaled_for_the_unet(cfgen, tmp_
     assert torch.allclose(models.latent_mean.residual(z0, c), 4 * z0)
     assert torch.allclose(models.latent_mean.latent(4 * z0, -c, c), z0)
     # As the command says of a UNet without conditions.
-    edit = edit_latent(models, z0[:1], c[:1], [c[1:]], Edit(steps=2))
+    own, other = Condition(c[:1]), Condition(c[1:])
+    edit = edit_latent(models, z0[:1], own, [other], Edit(steps=2))
     assert torch.equal(edit.counterfactuals[0], edit.reconstruction)
     code, said, _ = cfgen("info", out)
     assert code == 0

@@ -21,6 +21,7 @@ from PIL import Image
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.edit.engine import load_engine
+from cfgen.edit.sidecar import FactualValue
 from cfgen.errors import ImageError, ManifestError, Notice
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.ruler import Regions, Ruler
@@ -30,6 +31,7 @@ from cfgen.report.group import Line, write_index
 from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
 from cfgen.report.page import Run, read_run, read_targets, show, write_page
 from cfgen.report.text import Flag, flags
+from cfgen.scan.gate import GateRecord
 from cfgen.scan.prepare import template_brain
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
@@ -315,13 +317,19 @@ def test_images_of_another_grid_are_refused(made, tmp_path):
         read_run(tmp_path / "mni_age+20.nii.gz", None, NO_RULER)
 
 
-def test_flags_tell_the_worst_first():
-    sidecar = {
-        "RoundTripError": 0.02,
-        "Gate": {"Verdict": "refuse"},
-        "Factual": {"age": {"Value": 50, "Source": "predicted from the image"}},
-        "Warnings": ["sform and qform disagree", "age 96 is outside: an extrapolation"],
-    }
+def test_flags_tell_the_worst_first(made):
+    """By codes: whatever the words of a warning are."""
+    sidecar = replace(
+        read_run(made / "mni_age+20.nii.gz", None, NO_RULER).sidecar,
+        round_trip_error=0.02,
+        gate=GateRecord("refuse", {}),
+        factual={"age": FactualValue(50.0, "years", "whatever", predicted=True)},
+        warnings=[
+            Notice("header", "an extrapolation, predicted from the image"),
+            Notice("predicted", "x"),
+            Notice("extrapolation", "y"),
+        ],
+    )
     found = [(flag.level, flag.code) for flag in flags(sidecar)]
     assert found == [
         ("warn", "gate forced"),

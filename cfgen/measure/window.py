@@ -73,8 +73,8 @@ def cut(image: Upright, start: np.ndarray, shape: tuple[int, int, int]) -> Uprig
 
 
 def head(image: Upright) -> Upright:
-    """The head cut out of the air, at most `HEAD_MM` from its vertex down; the whole field where
-    nothing stands out of it."""
+    """The head cut out of the air, at most `HEAD_MM` from its vertex down, dark where the field of
+    view ends before the margin does; the whole field where nothing stands out of it."""
     spacing = image.grid.spacing[0]
     found = _foreground(image.data)
     if not found.any():
@@ -87,8 +87,8 @@ def head(image: Upright) -> Upright:
         below = crop_box(found[:, :, low[2] :])
         low[:2], high[:2] = [b.start for b in below[:2]], [b.stop for b in below[:2]]
     margin = round(MARGIN_MM / spacing)
-    start = _on_lattice(np.maximum(low - margin, 0), image, np.floor)
-    stop = _on_lattice(np.minimum(high + margin, image.data.shape), image, np.ceil)
+    start = _on_lattice(low - margin, image, np.floor)
+    stop = _on_lattice(high + margin, image, np.ceil)
     i, j, k = (stop - start).tolist()
     return cut(image, start, (i, j, k))
 

@@ -17,6 +17,7 @@ from cfgen.config import Preprocess
 from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.parcellation import NAMES
 from cfgen.data.volume import Volume, write_new
+from cfgen.measure.segmenter import segmenter_part
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
 from cfgen.nets.condition import token_width
 from cfgen.nets.predictors import Predictor, PredictorConfig
@@ -89,7 +90,7 @@ def segmenter_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFacto
     torch.manual_seed(0)
     config = SegmenterConfig(len(NAMES), (8, 8), norm_groups=4)
     copied = copy_bundle(tiny_bundle, tmp_path_factory.mktemp("bundles") / "segmenter")
-    return write_part(copied, "segmenter", half(Segmenter(config)), net_config(config), {})
+    return write_part(copied, "segmenter", half(Segmenter(config)), segmenter_part(config), {})
 
 
 @pytest.fixture(scope="session")

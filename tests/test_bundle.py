@@ -11,6 +11,7 @@ import torch
 from cfgen.bundle import copy_bundle, read_bundle, write_part
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError
+from cfgen.measure.segmenter import load_segmenter
 
 CPU = torch.device("cpu")
 
@@ -97,3 +98,16 @@ def test_weights_of_another_network_are_refused(tiny_bundle, tmp_path):
     )
     with pytest.raises(BundleError, match="does not fit"):
         load_models(wrong, CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("spacing_mm", 1.0), ("structures", ["background", "brain"])]
+)
+def test_a_segmenter_of_another_spacing_or_order_is_refused(segmenter_bundle, tmp_path, key, value):
+    """Read as ours it would give hippocampi for thalami, or brains of half the size."""
+    own = copy_bundle(segmenter_bundle, tmp_path / "b")
+    part = own.parts["segmenter"]
+    tensors = own.tensors("segmenter")
+    other = write_part(own, "segmenter", tensors, part.config | {key: value}, {})
+    with pytest.raises(BundleError, match=key):
+        load_segmenter(other, CPU)

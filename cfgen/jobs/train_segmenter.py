@@ -9,7 +9,6 @@ from cfgen.bundle import (
     Bundle,
     copy_bundle,
     half,
-    net_config,
     read_bundle,
     write_part,
 )
@@ -17,6 +16,7 @@ from cfgen.config import FitConfig
 from cfgen.data.conditions import default_schema
 from cfgen.data.manifest import read_manifest
 from cfgen.device import pick_device
+from cfgen.measure.segmenter import segmenter_part
 from cfgen.nets.segmenter import Segmenter
 from cfgen.train.fit import fit
 from cfgen.train.record import runs_folder, trained_on
@@ -62,5 +62,5 @@ def train_segmenter(
     meet_volumes(net, scans[:: max(1, len(scans) // CALIBRATED_SCANS)], where)
     trained = {"label_maps": len(maps)} | trained_on(train, config)
     return write_part(
-        copy_bundle(bundle, out), "segmenter", half(net), net_config(SEGMENTER), trained
+        copy_bundle(bundle, out), "segmenter", half(net), segmenter_part(SEGMENTER), trained
     )

@@ -1,26 +1,30 @@
 """Brain mask, regions and their volumes of any head scan, by the bundle's segmenter.
 
-The network sees the scan upright at 2 mm. Its probabilities, not its labels, are brought to the
-scan's own grid, so that a fine scan gets smooth edges; labels and volumes are made from them there.
+The network sees the brain upright at 2 mm, through a window of one size (`window.py`). Its
+probabilities, not its labels, are brought to the scan's own grid, so that a fine scan gets smooth
+edges; labels and volumes are made from them there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from cfgen.bundle import Bundle
-from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.bundle import Bundle, net_config
+from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
 from cfgen.data.volume import Grid, Volume
 from cfgen.device import autocast
-from cfgen.errors import ImageError
+from cfgen.errors import BundleError, ImageError
 from cfgen.measure.volumes import FLUID, RegionVolume, sums, totals
+from cfgen.measure.window import fits, head, middle, upright, window
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
-from cfgen.space.grids import crop_box, crop_grid, largest_component, resample, upright_grid
+from cfgen.space.grids import crop_box, crop_grid, largest_component
 from cfgen.space.sampling import sample
 
 # What the network sees the scan at.
@@ -29,6 +33,8 @@ SPACING_MM = 2.0
 SLAB_VOXELS = 400_000
 # Fluid further than this from the brain's tissue is not inside the skull.
 FLUID_REACH_MM = 12.0
+# Numbers of the structures that are fluid.
+FLUIDS = frozenset(n for n, s in enumerate(STRUCTURES) if s.name in FLUID)
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,22 @@ class Segmentation:
     source: str = "cfgen"
 
 
+def segmenter_part(config: SegmenterConfig) -> dict[str, Any]:
+    """The configuration of the part: the network, what it sees, and what its classes are."""
+    return net_config(config) | {"spacing_mm": SPACING_MM, "structures": list(NAMES)}
+
+
 def load_segmenter(bundle: Bundle, device: torch.device) -> Segmenter:
-    """Raises BundleError when the bundle has no segmenter."""
+    """Raises BundleError when the bundle has no segmenter, or one of other classes or spacing."""
+    own = bundle.part("segmenter").config
+    for key, expected in segmenter_part(SegmenterConfig(len(NAMES))).items():
+        if key != "net" and own.get(key) != expected:
+            raise BundleError(
+                bundle.path / "bundle.json",
+                f"segmenter: {key} is {own.get(key)}",
+                f"{expected}, in which this cfgen measures",
+                "train the part again: cfgen train-segmenter",
+            )
     return bundle.network("segmenter", Segmenter, SegmenterConfig, device)
 
 
@@ -96,8 +116,7 @@ def brain_posteriors(
     Raises ImageError when nothing in the scan looks like a brain.
     """
     found = posteriors(net, scan, device)
-    fluid = found.classes[[n for n, s in enumerate(STRUCTURES) if s.name in FLUID]].sum(0)
-    piece = largest_component((found.brain - fluid).numpy() > 0.5)
+    piece = largest_component(_tissue(found.classes).numpy() > 0.5)
     if not piece.any():
         raise ImageError(
             scan.path or "scan", "brain not found: no voxel looks like brain", "a head MRI"
@@ -122,22 +141,56 @@ def scaled(image: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def posteriors(net: Segmenter, scan: Volume, device: torch.device) -> Posteriors:
-    """Class probabilities of a scan, upright at 2 mm."""
-    grid = upright_grid(scan.grid, SPACING_MM)
-    data = torch.from_numpy(resample(scan.data, scan.grid, grid))
+    """Class probabilities of a scan's brain and what is around it, upright at 2 mm.
+
+    What the network sees does not depend on how much air or neck the scan has (`window.py`).
+    """
+    image = upright(scan, SPACING_MM)
+    around = head(image)
+    if fits(around):
+        centre = (np.array(around.data.shape) - 1) / 2
+    else:
+        tissue = _tissue(_scores(net, torch.from_numpy(around.data), device)[0])
+        seen = largest_component(tissue.numpy() > 0.5)
+        centre = middle(seen if seen.any() else np.ones_like(seen))
+    part = window(image, centre + around.first - image.first)
+    data = torch.from_numpy(part.data)
+    # As it is and mirrored, which is better than either; the mirrored one is a voxel further, so
+    # that the voxels are packed and halved otherwise: the mean knows less of where they begin.
+    classes, left = (F.pad(p, (0, 1) * 3) for p in _scores(net, data[:-1, :-1, :-1], device))
+    mirrored, right = _scores(net, data[1:, 1:, 1:].flip(0), device)
+    weight = torch.zeros(data.shape)
+    weight[:-1, :-1, :-1] = 1
+    weight[1:, 1:, 1:] += 1
+    classes[:, 1:, 1:, 1:] += mirrored.flip(1)
+    left[1:, 1:, 1:] += 1 - right.flip(0)
+    # Two corners are in neither: there is no brain.
+    classes[0] += weight == 0
+    weight.clamp_(min=1)
+    return _within(Posteriors(classes.div_(weight), left.div_(weight), part.grid), image.grid)
+
+
+def _scores(net: Segmenter, data: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Probabilities (C, D, H, W) and side (D, H, W) of an image (D, H, W) of any brightness."""
     image = scaled(data)[None, None].to(device, memory_format=torch.channels_last_3d)
+    with autocast(device):
+        scores, side = net(image)
+    return scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
 
-    def said(of: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(device):
-            scores, side = net(of)
-        return scores[0].float().softmax(0).cpu(), side[0].float().sigmoid().cpu()
 
-    # As it is and mirrored: the mean of the two is better than either.
-    classes, left = said(image)
-    mirrored, right = said(image.flip(2))
-    return Posteriors(
-        classes.add_(mirrored.flip(1)).div_(2), left.add_(1 - right.flip(0)).div_(2), grid
-    )
+def _tissue(classes: Tensor) -> Tensor:
+    """Probability of the brain without its fluid."""
+    return classes[[n for n in range(BRAIN_FROM, len(STRUCTURES)) if n not in FLUIDS]].sum(0)
+
+
+def _within(found: Posteriors, field: Grid) -> Posteriors:
+    """What lies in the field of view: nothing is known of a brain beyond it."""
+    first = np.rint((field.affine[:3, 3] - found.grid.affine[:3, 3]) / SPACING_MM).astype(int)
+    size = np.array(found.left.shape)
+    low, high = np.clip(first, 0, size), np.clip(first + np.array(field.shape), 0, size)
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    grid = crop_grid(found.grid, (i, j, k))
+    return Posteriors(found.classes[:, i, j, k].contiguous(), found.left[i, j, k], grid)
 
 
 def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:

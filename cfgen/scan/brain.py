@@ -16,6 +16,7 @@ from cfgen.bundle import Bundle
 from cfgen.config import SkullStrip
 from cfgen.data.volume import Grid, Volume, read_volume
 from cfgen.errors import ImageError, Notice
+from cfgen.measure.background import empty_value, filled_foreground, levelled
 from cfgen.measure.segmenter import load_segmenter, segment
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.external_strip import external_mask
@@ -179,15 +180,10 @@ def stripped_mask(scan: Volume) -> np.ndarray | None:
     positive voxels are one piece of a brain's size; and that piece is round, where a head with an
     erased background has a neck, a nose or a rim of scalp around a dark skull.
     """
-    data = scan.data
-    faces = [data.take(i, axis) for axis in range(3) for i in (0, -1)]
-    values, counts = np.unique(np.concatenate([f.ravel() for f in faces]), return_counts=True)
-    background = values[counts.argmax()]
-    if counts.max() < 0.97 * counts.sum() or float((data == background).mean()) < 0.3:
+    empty = empty_value(scan.data)
+    if empty is None:
         return None
-    foreground = np.abs(data - background) > 1e-6 * float(np.ptp(data))
-    piece = largest_component(foreground)
-    filled = np.asarray(ndimage.binary_fill_holes(piece))
+    filled = filled_foreground(scan.data, empty)
     volume = float(filled.sum()) * scan.grid.voxel_mm3
     if not STRIPPED_RANGE_MM3[0] <= volume <= STRIPPED_RANGE_MM3[1]:
         return None
@@ -197,7 +193,7 @@ def stripped_mask(scan: Volume) -> np.ndarray | None:
 def _template_mask(scan: Volume, template: HeadTemplate) -> tuple[np.ndarray, float]:
     """The template's brain warped to the scan, and how alike the two heads are there."""
     work = work_grid(scan.grid, HEAD_SPACING_MM)
-    head = scaled_head(resample(scan.data, scan.grid, work))
+    head = scaled_head(resample(levelled(scan.data), scan.grid, work))
     warped_head, probability = registration.deform(
         head, work, template.head, template.grid, [template.head, template.brain_probability]
     )

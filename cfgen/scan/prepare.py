@@ -15,6 +15,7 @@ import numpy as np
 from cfgen.config import Preprocess
 from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ImageError
+from cfgen.measure.background import levelled
 from cfgen.space import registration
 from cfgen.space.grids import (
     crop_box,
@@ -53,7 +54,7 @@ class Prepared:
     def again(self, data: np.ndarray, cap: float) -> np.ndarray:
         """Another image (I, J, K) of the same head on the same grid, as the scan was brought to
         the model grid: (D, H, W) float32 in [0, cap], zero outside the mask."""
-        image = _on_model_grid(data, self) / self.scale
+        image = _on_model_grid(levelled(data), self) / self.scale
         return np.where(self.mask, np.clip(image, 0, cap), 0).astype(np.float32)
 
     def change_to_native(self, change: np.ndarray) -> np.ndarray:
@@ -95,8 +96,10 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
         raise ImageError(
             scan.path or "scan", "brain not found: the brain mask is empty", fix="give a --mask"
         )
+    # A background of -1024 or 500 would ring through the splines into the brain's rim.
+    level = levelled(scan.data)
     work = work_grid(scan.grid, recipe.work_spacing_mm)
-    data = resample(scan.data, scan.grid, work)
+    data = resample(level, scan.grid, work)
     mask = resample(native_mask.astype(np.float32), scan.grid, work) > 0.5
     log_bias = registration.log_bias_field(np.clip(data, 0, None), mask, work, recipe)
 
@@ -123,7 +126,7 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
         log_bias=log_bias,
         bias_grid=work,
     )
-    moved = _on_model_grid(scan.data, way)
+    moved = _on_model_grid(level, way)
     scale = float(np.percentile(moved[inside], recipe.intensity_percentile))
     if scale <= 0:
         raise ImageError(scan.path or "scan", "the brain has no positive intensities", "a T1w scan")

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from cfgen.config import Render
 from cfgen.data.volume import Volume
+from cfgen.measure.background import empty_voxels, levelled
 from cfgen.scan.prepare import Prepared
 from cfgen.space import registration
 from cfgen.space.grids import crop_box, crop_grid, resample
@@ -32,8 +33,11 @@ def render(
     else:
         change = np.where(prepared.mask, edited - factual, 0)
         out = scan.data + prepared.change_to_native(change)
-    # The scan's own range at the low end: no new negative intensities.
-    return np.maximum(out, min(float(scan.data.min()), 0.0)).astype(np.float32)
+    # The brain's own range at the low end: no new negative intensities.
+    empty = empty_voxels(scan.data)
+    kept = ~prepared.native_mask if empty is None else ~prepared.native_mask | empty
+    low = min(float(scan.data.min(where=~kept, initial=0.0)), 0.0)
+    return np.where(kept, scan.data, np.maximum(out, low)).astype(np.float32)
 
 
 def _warp(scan: Volume, prepared: Prepared, factual: np.ndarray, edited: np.ndarray) -> np.ndarray:
@@ -44,7 +48,7 @@ def _warp(scan: Volume, prepared: Prepared, factual: np.ndarray, edited: np.ndar
     out = scan.data.copy()
     box = crop_box(prepared.native_mask)
     margin = crop_box(prepared.native_mask, margin=max(4, round(8 / min(scan.grid.spacing))))
-    source, source_grid = scan.data[margin], crop_grid(scan.grid, margin)
+    source, source_grid = levelled(scan.data)[margin], crop_grid(scan.grid, margin)
     source = ndimage.spline_filter(source, order=3, output=np.float32)
     to_template = np.linalg.inv(prepared.to_native)
     world_to_source = np.linalg.inv(source_grid.affine)

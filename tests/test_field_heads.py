@@ -16,7 +16,8 @@ from cfgen.errors import ImageError
 from cfgen.measure import background, window
 from cfgen.measure.segmenter import Segmentation, load_segmenter, segment
 from cfgen.scan.brain import Brain, stripped_mask
-from cfgen.scan.gate import Gate, examine, scan_measures
+from cfgen.scan.gate import Gate, refuse, scan_measures
+from cfgen.scan.open import look_at
 from cfgen.scan.prepare import prepare, template_brain
 from cfgen.scan.render import render
 from cfgen.space import registration
@@ -162,8 +163,11 @@ def test_a_contrast_agent_is_named(aligned):
     assert scan_measures(scan, mask)["brightest"] < 1.4
     bright = enhanced(scan, mask, 4.0)
     assert scan_measures(bright, mask)["brightest"] > 3
+    looked = look_at(bright, Brain(mask, "mask", ""), PREPROCESS, Gate())
     with pytest.raises(ImageError, match=r"refused: brightest .*gadolinium.*\((likeness|middle)"):
-        examine(bright, Brain(mask, "mask", ""), PREPROCESS, Gate())
+        refuse(
+            bright, look_at(bright, Brain(mask, "mask", ""), PREPROCESS, Gate()).findings, Gate()
+        )
 
 
 def volumes(found: Segmentation, scan: Volume) -> dict[str, float]:

@@ -165,9 +165,7 @@ def test_a_contrast_agent_is_named(aligned):
     assert scan_measures(bright, mask)["brightest"] > 3
     looked = look_at(bright, Brain(mask, "mask", ""), PREPROCESS, Gate())
     with pytest.raises(ImageError, match=r"refused: brightest .*gadolinium.*\((likeness|middle)"):
-        refuse(
-            bright, look_at(bright, Brain(mask, "mask", ""), PREPROCESS, Gate()).findings, Gate()
-        )
+        refuse(bright, looked.findings, Gate())
 
 
 def volumes(found: Segmentation, scan: Volume) -> dict[str, float]:

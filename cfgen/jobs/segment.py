@@ -125,34 +125,23 @@ def name_outputs(
 
     Raises UsageError for names that no file system takes.
     """
-    named = _named(rows, out, mask, posteriors, picture, single)
-    check_outputs(path for files in named for path in files.paths())
-    return named
-
-
-def _named(
-    rows: Sequence[Row],
-    out: Path,
-    mask: Path | None,
-    posteriors: Path | None,
-    picture: bool,
-    single: bool,
-) -> list[Outputs]:
-    if single:
-        return [Outputs(out, mask, posteriors, picture)]
 
     def inside(folder: Path | None, row: Row, ending: str) -> Path | None:
         return None if folder is None else folder / f"{unique_key(row)}_{ending}.nii.gz"
 
-    return [
-        Outputs(
-            out / f"{unique_key(row)}_dseg.nii.gz",
-            inside(mask, row, "mask"),
-            inside(posteriors, row, "probseg"),
-            picture,
-        )
-        for row in rows
-    ]
+    named = [Outputs(out, mask, posteriors, picture)]
+    if not single:
+        named = [
+            Outputs(
+                out / f"{unique_key(row)}_dseg.nii.gz",
+                inside(mask, row, "mask"),
+                inside(posteriors, row, "probseg"),
+                picture,
+            )
+            for row in rows
+        ]
+    check_outputs(path for files in named for path in files.paths())
+    return named
 
 
 def by_segmenter(bundle: Bundle, device: torch.device) -> FindRegions:

@@ -21,7 +21,12 @@ from cfgen.measure.segmenter import load_segmenter, segment
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.external_strip import external_mask
 from cfgen.space import registration
-from cfgen.space.grids import describe_difference, grid_text, largest_component, resample, work_grid
+from cfgen.space.grids import (
+    largest_component,
+    require_grid,
+    resample,
+    work_grid,
+)
 
 Source = Literal["mask", "stripped", "segmenter", "template", "synthstrip", "hd-bet"]
 # Heads are matched at this spacing (mm): a tenth of the time of 2 mm, and the brain's outline in
@@ -163,13 +168,7 @@ def _from_template(scan: Volume, template: HeadTemplate) -> Brain:
 
 def _given_mask(scan: Volume, path: Path) -> np.ndarray:
     mask = read_volume(path)
-    if not mask.grid.matches(scan.grid):
-        raise ImageError(
-            path,
-            f"mask is not on the scan's grid: {describe_difference(mask.grid, scan.grid)}",
-            grid_text(scan.grid),
-            "resample the mask to the scan with nearest neighbours",
-        )
+    require_grid(mask, scan.grid, "mask")
     return np.asarray(mask.data > 0)
 
 

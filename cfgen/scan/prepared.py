@@ -29,7 +29,7 @@ from cfgen.scan.gate import GateRecord
 from cfgen.scan.open import Opened
 from cfgen.scan.pictures import preparation_picture
 from cfgen.scan.prepare import Prepared, template_brain
-from cfgen.space.grids import describe_difference, grid_text, model_grid, resample
+from cfgen.space.grids import model_grid, require_grid, resample
 
 log = logging.getLogger("cfgen")
 
@@ -77,6 +77,9 @@ class Preparation:
 def write_prepared(row: Row, files: Files, recipe: Preprocess, opened: Opened, wanted: str) -> None:
     """The files of one scan, the record last: without it nothing counts as done."""
     scan, brain, prepared = opened.volume, opened.brain, opened.prepared
+    labels = read_volume(row.labels) if row.labels is not None else None
+    if labels is not None:
+        require_grid(labels, scan.grid, "label map")
     for notice in opened.notices:
         log.warning("%s: warning: %s", row.image.name, notice.text)
     # A run that is killed now must not leave an old record beside new files.
@@ -86,9 +89,8 @@ def write_prepared(row: Row, files: Files, recipe: Preprocess, opened: Opened, w
         Volume(prepared.image, prepared.grid.affine), files.image, np.float32, description=said
     )
     write_new(scan.like(brain.mask), files.mask, np.uint8, description=said)
-    if row.labels is not None:
-        labels = _read_labels(row.labels, scan)
-        moved = resample(labels, scan.grid, prepared.grid, prepared.to_native, order=0)
+    if labels is not None:
+        moved = resample(labels.data, scan.grid, prepared.grid, prepared.to_native, order=0)
         write_new(Volume(moved, prepared.grid.affine), files.labels, np.int32, description=said)
     payload = save(_undo_tensors(prepared))
     write_atomically(files.undo, lambda temporary: temporary.write_bytes(payload))
@@ -116,18 +118,6 @@ def write_prepared(row: Row, files: Files, recipe: Preprocess, opened: Opened, w
         warnings=opened.notices,
     )
     write_record(record, files.sidecar)
-
-
-def _read_labels(path: Path, scan: Volume) -> np.ndarray:
-    labels = read_volume(path)
-    if not labels.grid.matches(scan.grid):
-        raise ImageError(
-            path,
-            f"label map is not on the scan's grid: {describe_difference(labels.grid, scan.grid)}",
-            grid_text(scan.grid),
-            "resample the label map to the scan with nearest neighbours",
-        )
-    return labels.data
 
 
 def _undo_tensors(prepared: Prepared) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from cfgen import config
 from cfgen.data.grid import AFFINE_TOLERANCE_MM, Grid
-from cfgen.errors import UsageError
+from cfgen.data.volume import Volume
+from cfgen.errors import ImageError, UsageError
 
 
 def model_grid(name: str) -> Grid:
@@ -188,3 +189,14 @@ def grid_text(grid: Grid) -> str:
     size = "x".join(map(str, grid.shape))
     spacing = " x ".join(f"{s:.2f}" for s in grid.spacing)
     return f"{size} voxels of {spacing} mm, {grid.orientation}"
+
+
+def require_grid(volume: Volume, grid: Grid, what: str, expected: str = "") -> None:
+    """Raises ImageError, which says what sets them apart, when `what` is not on the grid."""
+    if not volume.grid.matches(grid):
+        raise ImageError(
+            volume.path or what,
+            f"{what} is not on the scan's grid: {describe_difference(volume.grid, grid)}",
+            expected or grid_text(grid),
+            f"resample the {what} to the scan, labels with nearest neighbours",
+        )

@@ -14,7 +14,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ImageError, UsageError
 from cfgen.measure.segmenter import SPACING_MM
-from cfgen.space.grids import crop_box, resample, upright_grid
+from cfgen.space.grids import crop_box, require_grid, resample, upright_grid
 from cfgen.train.segmenter import LabelledScan, LabelMap
 
 # Painted maps are read finer than the segmenter sees, so that edges stay where they are.
@@ -68,8 +68,7 @@ def read_labelled_scans(rows: Sequence[Row]) -> list[LabelledScan]:
         if row.labels is None:
             continue
         image, labels = read_volume(row.image), read_volume(row.labels)
-        if not labels.grid.matches(image.grid):
-            raise ImageError(row.labels, "is not on the grid of its scan", f"that of {row.image}")
+        require_grid(labels, image.grid, "label map")
         codes = _upright(labels, SPACING_MM, order=0).astype(np.int64)
         sets, sides = read_as_sets(codes, recognise_table(codes), whole_head=False)
         data = torch.from_numpy(_upright(image, SPACING_MM, order=1)).half()

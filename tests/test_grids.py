@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from cfgen.data.space import describe_difference
 
 from cfgen.data.grid import Grid
+from cfgen.space.grids import describe_difference
 
 SHAPE = (100, 110, 120)
 

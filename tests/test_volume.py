@@ -108,9 +108,10 @@ def test_one_frame_in_four_dimensions_keeps_its_shape(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "out.nii").shape == (5, 6, 7, 1)
 
 
-def test_mgz_round_trip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", ["PSR", "oblique"])
+def test_mgz_round_trip(tmp_path: Path, axes: str) -> None:
     path = tmp_path / "in.mgz"
-    nib.save(nib.MGHImage(ramp("float32"), AFFINES["oblique"]), path)
+    nib.save(nib.MGHImage(ramp("float32"), AFFINES[axes]), path)
     volume = read_volume(path)
     write_like(volume, volume.data + 1, tmp_path / "out.mgz")
     write_like(volume, volume.data + 1, tmp_path / "out.nii.gz")
@@ -121,7 +122,8 @@ def test_mgz_round_trip(tmp_path: Path) -> None:
     made = nib.load(tmp_path / "out.nii.gz")
     for form, code in (made.get_qform(coded=True), made.get_sform(coded=True)):
         assert code > 0
-        assert np.allclose(form, volume.affine, atol=1e-5)
+        # A quaternion has no room for the shear of the second.
+        assert np.allclose(form, volume.affine, atol=1e-5 if axes == "PSR" else 0.1)
 
 
 def test_new_file_holds_the_affine_in_both_forms(tmp_path: Path) -> None:

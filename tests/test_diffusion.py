@@ -136,7 +136,8 @@ def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders(long
 
     assert 1.7 < error(denoise_ddim, 40) / error(denoise_ddim, 80) < 2.3
     assert error(denoise_dpmpp_2m, 40) / error(denoise_dpmpp_2m, 80) > 3.4
-    assert error(denoise_dpmpp_2m, 10) < error(denoise_ddim, 10)
+    # A tenth is what a wrong weight of the step before gets.
+    assert error(denoise_dpmpp_2m, 40) < 0.05 * error(denoise_ddim, 40)
 
 
 @pytest.mark.parametrize("s", [300, 800])

@@ -96,6 +96,21 @@ def test_a_coarser_target_is_smoothed_along_its_coarse_axis_alone() -> None:
     assert spread["y"] < 0.06
 
 
+def test_a_coarse_voxel_sees_as_far_as_it_is_wide() -> None:
+    """Source voxels of 1 mm, target steps of 4: the full width at half maximum of what is added
+    is that of 4 mm less 1 mm, in squares."""
+    source = Grid((3, 41, 3), at(0, 0, 0))
+    point = np.zeros(source.shape, np.float32)
+    point[:, 20] = 1
+    seen = np.zeros(41)
+    for first in range(4):
+        target = Grid((3, 10, 3), at(0, first, 0) @ np.diag([1, 4, 1, 1]))
+        seen[first:-1:4][:10] = resample(point, source, target)[1, :, 1]
+    y = np.arange(41) - 20
+    assert seen.sum() == pytest.approx(1, rel=1e-3)
+    assert 2.355 * np.sqrt((seen * y**2).sum()) == pytest.approx(np.sqrt(15), rel=0.03)
+
+
 def test_labels_are_never_mixed() -> None:
     labels = np.random.default_rng(0).choice([0, 4, 43], OBLIQUE.shape)
     found = resample(labels, OBLIQUE, Grid((12, 12, 12), at(-12, -12, -12, spacing=3)), order=0)

@@ -54,6 +54,7 @@ def prepared() -> Prepared:
     """The bias field falls along the scanner's x; the native mask is a block off the middle."""
     native_mask = np.zeros(NATIVE.shape, bool)
     native_mask[5:13, 4:14, 3:11] = True
+    native_mask[5:7, 4:9, 3:8] = False
     return Prepared(
         image=np.zeros(MODEL.shape, np.float32),
         mask=np.ones(MODEL.shape, bool),
@@ -94,6 +95,7 @@ def test_a_finer_scan_gets_the_same_change(prepared):
     fine = Grid(tuple(2 * n - 1 for n in NATIVE.shape), affine)
     mask = np.zeros(fine.shape, bool)
     mask[10:25, 8:27, 6:21] = True
+    mask[10:13, 8:17, 6:15] = False
     there = replace(prepared, native=fine, native_mask=mask)
     found = there.change_to_native(slope(places(MODEL)))[::2, ::2, ::2]
     assert np.abs(found - due(prepared)).max() < 1e-3 * SCALE
@@ -141,21 +143,26 @@ def test_no_voxel_falls_below_the_scans_own_range(prepared):
 
 
 def test_a_warp_moves_the_scans_own_voxels_by_the_linear_part_of_the_affine(prepared, monkeypatch):
-    """A shift of 3 mm in the template: the scan is read where the affine's turn carries it to."""
-    shift = np.array([3.0, -2.0, 1.0], np.float32)
-    monkeypatch.setattr(
-        registration,
-        "displacement",
-        lambda fixed, grid, moving, _: np.broadcast_to(
-            shift if fixed.max() > moving.max() else -shift, (*grid.shape, 3)
-        ),
-    )
+    """Shifts of some mm that grow through the template: the scan is read where the affine's turn
+    and stretch carry them to."""
+
+    def shift(points):
+        return np.array([3.0, -2, 1])[:, None, None, None] + 0.05 * points
+
+    def displacement(fixed, grid, moving, _):
+        # From the counterfactual, which is brighter here, to the factual.
+        sign = 1 if fixed.max() > moving.max() else -1
+        return sign * np.moveaxis(shift(places(grid)), 0, -1).astype(np.float32)
+
+    monkeypatch.setattr(registration, "displacement", displacement)
+    # Several slabs.
     monkeypatch.setattr("cfgen.scan.render.SLAB_VOXELS", 250)
     scan = scan_of(slope(places(NATIVE)) * 1000 + 5000)
     factual = np.zeros(MODEL.shape, np.float32)
     out = render(scan, prepared, factual, factual + 1, "warp")
-    moved = places(NATIVE) + (TO_NATIVE[:3, :3] @ shift)[:, None, None, None]
-    expected = np.where(prepared.native_mask, slope(moved) * 1000 + 5000, scan.data)
+    carried = np.tensordot(TO_NATIVE[:3, :3], shift(places(NATIVE, np.linalg.inv(TO_NATIVE))), 1)
+    moved = slope(places(NATIVE) + carried) * 1000 + 5000
+    expected = np.where(prepared.native_mask, moved, scan.data)
     assert np.abs(out - expected).max() < 1
     assert np.abs(expected - scan.data).max() > 50
 

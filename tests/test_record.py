@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from cfgen.data.record import Software, Source, from_json, read_record, to_json, write_record
+from cfgen.data.record import Software, Source, from_json, key, read_record, to_json, write_record
 from cfgen.edit.sidecar import (
     BundleName,
     FactualValue,
@@ -71,6 +71,25 @@ def test_keys_are_bids_camel_case_and_what_is_not_known_is_left_out():
     assert full["Factual"]["age"]["Predicted"] is True
     assert full["Samples"]["Regions"][0]["Low95_mm3"] == 1.0
     assert set(full) - set(plain) == {"Samples", "Reconstruction"}
+
+
+@dataclass(frozen=True)
+class Odd:
+    """What may be None and has to be said, and what is left out where it is."""
+
+    must: float | None
+    may: list[Source] | None = None
+    pair: tuple[float, ...] = (1.0, 2.0)
+    sha: str = key("SHA256", "none")
+
+
+def test_none_is_said_where_it_is_no_default():
+    assert to_json(Odd(None)) == {"Must": None, "Pair": [1.0, 2.0], "SHA256": "none"}
+    for odd in (Odd(None), Odd(2.0, [Source("a", "b")], (3.0,), "c")):
+        assert from_json(Odd, json.loads(json.dumps(to_json(odd)))) == odd
+    assert from_json(Odd, {"Must": 1}) == Odd(1.0)
+    with pytest.raises(KeyError, match="Must"):
+        from_json(Odd, {})
 
 
 def test_keys_that_a_record_does_not_know_are_ignored():

@@ -56,6 +56,7 @@ def test_none_takes_the_foreground(stripped_scan):
     found = find_brain(scan, None, BrainFinder("none"))
     assert found.source == "stripped"
     assert found.mask[scan.data > 0].mean() > 0.999
+    assert found.mask[scan.data == 0].mean() < 0.02
 
 
 def test_a_head_needs_a_part_that_finds_brains(stripped_scan):

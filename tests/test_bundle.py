@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cfgen.bundle import copy_bundle, read_bundle, write_part
+from cfgen.bundle import copy_bundle, read_bundle, write_card, write_part
+from cfgen.data.conditions import Schema
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError
 from cfgen.measure.segmenter import load_segmenter
@@ -34,11 +36,74 @@ def test_a_bundle_is_read_back(tiny_bundle):
     assert load_models(again, CPU).schedule.T == 1000
 
 
-def test_a_new_part_changes_the_identity_and_keeps_the_others(tiny_bundle, tmp_path):
-    other = copy_bundle(tiny_bundle, tmp_path / "other")
-    changed = write_part(other, "template", {"head": torch.zeros(2)}, {}, {})
+def other_weights(bundle):
+    head = bundle.tensors("predictor")
+    head["head.bias"] = head["head.bias"] + 1
+    return write_part(bundle, "predictor", head, bundle.part("predictor").config, {})
+
+
+def other_config(bundle):
+    part = bundle.part("unet")
+    schedule = part.config["schedule"] | {"kind": "linear"}
+    return write_part(
+        bundle, "unet", bundle.tensors("unet"), part.config | {"schedule": schedule}, {}
+    )
+
+
+def other_schema(bundle):
+    age, sex = bundle.schema.variables
+    return replace(bundle, schema=Schema((replace(age, center=age.center + 1), sex)))
+
+
+def other_support(bundle):
+    age, sex = bundle.schema.variables
+    return replace(bundle, schema=Schema((replace(age, support=(20.0, 87.0)), sex)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_weights,
+        other_config,
+        other_schema,
+        other_support,
+        lambda b: replace(b, preprocess=replace(b.preprocess, n4_tolerance=1e-3)),
+        lambda b: write_card(b, {"likeness": (0.5, 0.6)}),
+        lambda b: write_part(b, "template", {"head": torch.zeros(2)}, {}, {}),
+        lambda b: replace(b, parts={n: p for n, p in b.parts.items() if n != "unet"}),
+    ],
+    ids=["weights", "config", "schema", "support", "preprocess", "card", "new part", "no part"],
+)
+def test_what_can_change_an_image_changes_the_identity(tiny_bundle, tmp_path, change):
+    changed = change(copy_bundle(tiny_bundle, tmp_path / "other"))
     assert changed.identity != tiny_bundle.identity
-    assert read_bundle(changed.path).tensors("unet").keys() == tiny_bundle.tensors("unet").keys()
+
+
+def test_name_path_and_history_do_not_change_the_identity(tiny_bundle, tmp_path):
+    copy = copy_bundle(tiny_bundle, tmp_path / "other")
+    assert (copy.name, copy.path) == ("other", tmp_path / "other")
+    assert copy.identity == tiny_bundle.identity == read_bundle(copy.path).identity
+    part = copy.part("unet")
+    again = write_part(copy, "unet", copy.tensors("unet"), part.config, {"steps": 3})
+    other = replace(again, data={"cohort": "another"}, cfgen="9.9")
+    assert other.part("unet").trained != part.trained
+    assert other.identity == tiny_bundle.identity
+
+
+def test_a_changed_bundle_is_read_back_with_its_change(tiny_bundle, tmp_path):
+    carded = write_card(copy_bundle(tiny_bundle, tmp_path / "a"), {"likeness": (0.5, 0.6)})
+    again = read_bundle(carded.path)
+    assert again.card == {"likeness": (0.5, 0.6)}
+    assert again.identity == carded.identity
+    assert {n: p.sha256 for n, p in again.parts.items()} == {
+        n: p.sha256 for n, p in tiny_bundle.parts.items()
+    }
+    added = write_part(again, "template", {"head": torch.arange(2.0)}, {}, {"scans": 3})
+    read = read_bundle(added.path)
+    assert read == added
+    assert read.tensors("template")["head"].tolist() == [0, 1]
+    assert read.parts.keys() == tiny_bundle.parts.keys() | {"template"}
+    assert "template" not in read_bundle(tiny_bundle.path).parts
 
 
 def test_no_bundle(tmp_path):

@@ -111,11 +111,18 @@ def test_schema_survives_json():
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [{}, {"name": "x", "kind": "number"}, {"name": "x", "kind": "categorical", "levels": ["a"]}],
+    ("entry", "said"),
+    [
+        ({}, "missing 2 required.*name.*kind"),
+        ({"name": "x", "kind": "number"}, "variable .x. has kind .number."),
+        (
+            {"name": "x", "kind": "categorical", "levels": ["a"]},
+            "variable .x. has fewer than two levels",
+        ),
+    ],
 )
-def test_a_broken_schema_is_refused(entry):
-    with pytest.raises((TypeError, ValueError)):
+def test_a_broken_schema_is_refused(entry, said):
+    with pytest.raises((TypeError, ValueError), match=said):
         Schema.from_json([entry])
 
 

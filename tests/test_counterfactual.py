@@ -150,7 +150,7 @@ def test_other_renders_touch_the_brain_alone(engine, stripped_scan, tmp_path, re
     edit(engine, stripped_scan, tmp_path, "+20", options=Options(picture=False, render=render))
     before, after = raw(stripped_scan), raw(tmp_path / "age+20.nii.gz")
     assert np.array_equal(after[before == 0], before[before == 0])
-    assert (after != before).any()
+    assert (after != before)[before > 0].mean() > 0.3
 
 
 def refused(

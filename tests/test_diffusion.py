@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,22 @@ M, S = 1.5, 0.7
 
 def schedule(kind="cosine", prediction="eps", T=1000):
     return Schedule.make(ScheduleConfig(kind, prediction, T))
+
+
+def noise(*shape, device, seed=0):
+    """Standard normal numbers, float64, the same in every run."""
+    drawn = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return drawn.to(device)
+
+
+def oracle_of(z0: torch.Tensor, own: Schedule):
+    """A denoiser that knows z0."""
+
+    def denoise(zt, t):
+        signal, level = own.levels(t, zt)
+        return own.target(z0, (zt - signal * z0) / level, t)
+
+    return denoise
 
 
 def gaussian_denoiser(own: Schedule):
@@ -54,6 +72,14 @@ def test_alpha_bar_falls_strictly_from_one(kind, T):
     assert alpha_bar[-1] > 0
 
 
+def test_the_cosine_is_that_of_nichol_and_dhariwal():
+    """alpha_bar = f(t) / f(0), but for the last step, whose beta is bounded by 0.999."""
+    alpha_bar, x = schedule("cosine").alpha_bar.numpy(), np.arange(1001) / 1000
+    f = np.cos((x + 0.008) / 1.008 * np.pi / 2) ** 2
+    assert np.allclose(alpha_bar[:-1], f[:-1] / f[0], rtol=1e-9)
+    assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("linear", "linear_beta"), ("scaled_linear", "scaled_linear_beta")]
 )
@@ -68,12 +94,12 @@ def test_alpha_bar_is_monais_one_level_later(kind, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_true_noise_gives_z0_back(kind, prediction, device):
     own = schedule(kind, prediction)
-    z0, eps = torch.randn(2, 6, 2, 3, dtype=torch.float64, device=device)
+    z0, eps = noise(2, 6, 2, 3, device=device)
     t = torch.tensor([1, 2, 100, 500, 900, 1000], device=device)
     zt = own.add_noise(z0, t, eps)
-    found, noise = own.z0_and_eps(own.target(z0, eps, t), zt, t)
+    found, found_eps = own.z0_and_eps(own.target(z0, eps, t), zt, t)
     assert torch.allclose(found, z0, atol=1e-5)
-    assert torch.allclose(noise, eps, atol=1e-5)
+    assert torch.allclose(found_eps, eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -82,28 +108,27 @@ def test_true_noise_gives_z0_back(kind, prediction, device):
 def test_oracle_of_one_image_is_returned(sampler, prediction, steps, device):
     """A denoiser that knows z0 brings any sampler to z0, from any noise."""
     own = schedule("cosine", prediction)
-    z0, zt = torch.randn(2, 2, 3, 4, dtype=torch.float64, device=device)
-
-    def oracle(z, t):
-        signal, noise = own.levels(t, z)
-        return own.target(z0, (z - signal * z0) / noise, t)
-
-    assert torch.allclose(sampler(oracle, own, zt, time_grid(steps, 900)), z0, atol=1e-5)
+    z0, zt = noise(2, 2, 3, 4, device=device)
+    found = sampler(oracle_of(z0, own), own, zt, time_grid(steps, 900))
+    assert torch.allclose(found, z0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ddim_converges_to_the_closed_form(kind, device):
-    own, zT = schedule(kind, "v"), torch.randn(4000, 1, dtype=torch.float64, device=device)
+    own, zT = schedule(kind, "v"), noise(4000, 1, device=device)
     found = denoise_ddim(gaussian_denoiser(own), own, zT, time_grid(500, 1000))
     assert (found - exact_flow(own, zT, 1000)).abs().max() < 0.03
 
 
-def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders(device):
-    own = schedule("linear", "eps")
-    zT = torch.randn(2000, 1, dtype=torch.float64, device=device)
+@pytest.mark.parametrize("long", [0.5, 0.8])
+def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders(long, device):
+    """Of even steps, and where long steps take turns with short ones."""
+    own, zT = schedule("linear", "eps"), noise(2000, 1, device=device)
 
     def error(sampler, steps):
-        found = sampler(gaussian_denoiser(own), own, zT, time_grid(steps, 900, 100))
+        pairs = time_grid(steps // 2, 900, 100)
+        middles = [round(a + long * (b - a)) for a, b in pairwise(pairs)]
+        found = sampler(gaussian_denoiser(own), own, zT, sorted([*pairs, *middles]))
         a = float(own.alpha_bar[100])
         score = (exact_flow(own, zT, 900) - M) / S
         exact = a**0.5 * M + (a * S**2 + 1 - a) ** 0.5 * score
@@ -111,7 +136,20 @@ def test_halving_the_step_halves_ddims_error_and_quarters_the_second_orders(devi
 
     assert 1.7 < error(denoise_ddim, 40) / error(denoise_ddim, 80) < 2.3
     assert error(denoise_dpmpp_2m, 40) / error(denoise_dpmpp_2m, 80) > 3.4
-    assert error(denoise_dpmpp_2m, 10) < error(denoise_ddim, 10)
+    # A tenth is what a wrong weight of the step before gets.
+    assert error(denoise_dpmpp_2m, 40) < 0.05 * error(denoise_ddim, 40)
+
+
+@pytest.mark.parametrize("s", [300, 800])
+def test_an_ancestral_step_of_any_length_keeps_the_forward_process(s, device):
+    """From zt of a known z0, zs has mean sqrt(alpha_bar_s) z0 and variance 1 - alpha_bar_s."""
+    own, z0 = schedule("linear", "v"), torch.full((1, 100000), 2.0, dtype=torch.float64).to(device)
+    zt = own.add_noise(z0, torch.tensor([900]), noise(1, 100000, device=device))
+    generators = [torch.Generator().manual_seed(1)]
+    zs = denoise_ddpm(oracle_of(z0, own), own, zt, [s, 900], generators)
+    a = float(own.alpha_bar[s])
+    assert float(zs.mean()) == pytest.approx(2 * a**0.5, abs=0.01)
+    assert float(zs.std()) == pytest.approx((1 - a) ** 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize("steps", [250, 1000])
@@ -135,7 +173,7 @@ def curved(own: Schedule):
 
 
 def test_inversion_comes_back(device):
-    own, z0 = schedule("linear", "v"), torch.randn(3, 16, dtype=torch.float64, device=device)
+    own, z0 = schedule("linear", "v"), noise(3, 16, device=device)
     times = time_grid(50, 1000)
     errors = []
     for iterations in (0, 2, 5):
@@ -148,7 +186,7 @@ def test_inversion_comes_back(device):
 
 def test_inversion_of_a_gaussian_is_the_closed_form(device):
     own = schedule("cosine", "v")
-    z0 = torch.randn(500, 1, dtype=torch.float64, device=device) * S + M
+    z0 = noise(500, 1, device=device) * S + M
     zt = invert_ddim(gaussian_denoiser(own), own, z0, time_grid(200, 600), 3)
     assert (exact_flow(own, zt, 600) - z0).abs().max() < 0.02
 
@@ -168,15 +206,18 @@ def test_guidance_interpolates_between_null_and_condition(device):
 
 
 def test_noise_of_an_element_does_not_depend_on_its_batch():
-    def noise(seeds):
+    def drawn(seeds):
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         return noise_like(torch.empty(len(seeds), 2, 3), generators)
 
-    assert torch.equal(noise([7, 8])[1], noise([8])[0])
+    assert torch.equal(drawn([7, 8])[1], drawn([8])[0])
+    assert not torch.equal(drawn([7])[0], drawn([8])[0])
+    with pytest.raises(ValueError, match="1 generators for a batch of 2"):
+        noise_like(torch.empty(2, 3), [torch.Generator()])
 
 
 def test_batch_of_two_is_each_alone(device):
-    own, zt = schedule("cosine", "v"), torch.randn(2, 16, dtype=torch.float64, device=device)
+    own, zt = schedule("cosine", "v"), noise(2, 16, device=device)
     times = time_grid(12, 600)
     both = denoise_dpmpp_2m(curved(own), own, zt, times)
     assert torch.equal(both[1:], denoise_dpmpp_2m(curved(own), own, zt[1:], times))
@@ -193,7 +234,7 @@ def test_withheld_conditions_are_all_one_question():
 
 
 def test_conditions_are_equal_in_vector_and_masks(device):
-    vector, masks = torch.zeros(2, 3), torch.rand(2, 1, 4, 4, 4)
+    vector, masks = torch.zeros(2, 3), noise(2, 1, 4, 4, 4, device="cpu").float()
     plain, masked = Condition(vector), Condition(vector, masks)
     assert plain.equals(Condition(vector.clone()))
     assert masked.equals(Condition(vector.clone(), masks.clone()))
@@ -212,8 +253,11 @@ def test_time_grid_is_strict_and_keeps_both_ends():
         times = time_grid(steps, 600)
         assert (times[0], times[-1], len(times)) == (0, 600, steps + 1)
         assert (np.diff(times) > 0).all()
-    with pytest.raises(UsageError, match="601 steps"):
-        time_grid(601, 600)
+    assert time_grid(4, 900, 100) == [100, 300, 500, 700, 900]
+    assert time_grid(4, 6) == [0, 2, 3, 4, 6]
+    for steps, last, first in ((601, 600, 0), (501, 600, 100), (0, 600, 0)):
+        with pytest.raises(UsageError, match=f"{steps} steps"):
+            time_grid(steps, last, first)
 
 
 def test_unknown_kinds_are_refused():

@@ -74,18 +74,51 @@ def test_spline_is_straight_outside_its_knots_and_curved_inside():
     assert bend(0.2) > 1e-4
 
 
+def test_a_weight_of_three_is_a_row_three_times():
+    """A line through a parabola leans to where the heavy rows are."""
+    generator = torch.Generator().manual_seed(0)
+    c = torch.rand(60, 1, generator=generator) * 4 - 2
+    z0 = (c**2)[..., None, None, None]
+    weights = torch.where(c[:, 0] > 0.5, 3.0, 1.0)
+    again = torch.repeat_interleave(torch.arange(60), weights.long())
+    straight, asked = torch.tensor([False]), torch.tensor([[-2.0], [0.0], [2.0]])
+    weighted, repeated, plain = (
+        fit_latent_mean(z0[rows], c[rows], w, straight).mean(asked)
+        for rows, w in (
+            (slice(None), weights),
+            (again, torch.ones(len(again))),
+            (slice(None), torch.ones(60)),
+        )
+    )
+    assert torch.allclose(weighted, repeated, atol=5e-3)
+    assert (weighted - plain).abs().max() > 0.3
+
+
+def test_knots_are_quantiles_and_a_channel_has_its_own_sigma():
+    c = torch.linspace(0, 1, 101)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([0.1, 0.4])[:, None, None, None]
+    z0 = spread * torch.randn(101, 2, 4, 4, 4, generator=generator)
+    fitted = fit_latent_mean(z0, c, torch.ones(101), torch.tensor([True]))
+    assert torch.allclose(fitted.knots, torch.tensor([[0.05, 0.35, 0.65, 0.95]]))
+    assert torch.allclose(fitted.sigma, spread, rtol=0.05)
+
+
 def test_tensors_round_trip():
     z0, c, _ = cohort(40)
     fitted = fit_latent_mean(z0, c, torch.ones(len(c)), SPLINED)
+    fitted = replace(fitted, gain=torch.linspace(1, 2, 27).reshape(3, 3, 3))
     again = LatentMean.from_tensors(fitted.tensors())
     # Coefficients are shipped in half precision.
-    assert torch.allclose(again.mean(c), fitted.mean(c), atol=2e-2)
+    r, other = fitted.residual(z0, c), c.flip(0)
+    assert torch.allclose(again.latent(r, other, c), fitted.latent(r, other, c), atol=2e-2)
+    assert torch.equal(again.gain, fitted.gain)
+    assert torch.equal(again.sigma, fitted.sigma)
     assert torch.equal(again.knots.isnan(), fitted.knots.isnan())
 
 
 def test_a_variable_of_few_levels_stays_a_straight_line():
     """Field strength: its quantiles fall together, and no spline can be drawn through them."""
-    torch.manual_seed(0)
     field = torch.tensor([1.5, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 7.0] * 5)[:, None]
     z0 = (2 * field + 1).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 2)
     mean = fit_latent_mean(z0, field, torch.ones(40), torch.tensor([True]))

@@ -18,6 +18,11 @@ from cfgen.nets.convert import autoencoder_from_monai, unet_from_monai
 from cfgen.nets.unet import UNet, UNetConfig
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def randomised(net: torch.nn.Module) -> torch.nn.Module:
     """Weights that are nowhere zero, so that every path counts."""
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import DATA, needs_data
+from PIL import Image
 
 from cfgen.batch.preparation import prepare_scans
 from cfgen.config import PREPROCESS
@@ -116,10 +117,12 @@ def test_undo_of_an_unchanged_image_is_the_scan(prepared, tilted, tmp_path):
 def test_manifest_and_record(prepared):
     out, _result = prepared
     (row,) = csv.DictReader((out / "manifest.csv").open())
+    # Of the template's own voxels, 8 mm3 each.
+    brain = 8 * (template_brain()[0] > 0).sum()
     assert (row["subject"], row["age"]) == ("007", "40")
     record = json.loads(Files.named(out, "007").sidecar.read_text())
     assert record["SkullStripping"]["Method"] == "stripped"
-    assert 1.2e6 < record["BrainVolume_mm3"] < 2.2e6
+    assert record["BrainVolume_mm3"] == pytest.approx(brain, rel=0.02)
 
 
 def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
@@ -140,7 +143,6 @@ def test_labels_and_a_sheared_grid_come_to_the_model_grid(tmp_path):
     (done,) = prepare_scans(
         [row], tmp_path / "out", PREPROCESS, BrainFinder(), Gate(), keep_going=False
     ).done
-    assert done.labels is not None
     model, moved = read_volume(done.image), read_volume(done.labels)
     expected = resample(data, grid, model.grid)
     inside = model.data > 0
@@ -246,11 +248,13 @@ def test_noise_is_no_head():
 @needs_data
 def test_stripped_scans_are_told_from_heads():
     stripped = [*sorted((DATA / "ds002748" / "t1").glob("*.nii.gz"))[:3]]
+    assert len(stripped) == 3
     stripped += [DATA / "scans" / "openms_patient19_space-MNI_T1w.nii.gz"]
     heads = sorted((DATA / "scans").glob("ds000011*.nii.gz")) + sorted(
         (DATA / "scans").glob("*ses-*.nii.gz")
     )
     heads += sorted((DATA / "ixi" / "t1").glob("*.nii.gz"))[:5]
+    assert len(heads) > 6
     for path in stripped:
         assert stripped_mask(read_volume(path)) is not None, path.name
     for path in heads:
@@ -278,8 +282,18 @@ def test_the_same_picture_has_the_same_bytes(tmp_path):
 
 def test_a_picture_of_no_change_is_drawn(tmp_path):
     data, grid = template_brain()
-    counterfactual_picture(data, data, grid, data > 0, tmp_path / "a.png", "null edit")
-    assert (tmp_path / "a.png").exists()
+    """Grey in grey: nothing of the difference is red or blue, where that of an edit is."""
+    colourful = {}
+    for name, edited in (("null", data), ("edit", np.where(data > 0.5, data - 0.2, data))):
+        counterfactual_picture(data, edited, grid, data > 0, tmp_path / name, "")
+        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
+        # The panels of the difference, without the bar of its scale.
+        panel = pixels[:, int(0.63 * pixels.shape[1]) : int(0.88 * pixels.shape[1])]
+        # The letters of the sides are yellow.
+        blue = panel[..., 2] - panel[..., 0]
+        colourful[name] = (blue > 60).mean()
+    assert colourful["null"] == 0
+    assert colourful["edit"] > 0.05
 
 
 def test_write_new_keeps_integers(tmp_path):

@@ -145,7 +145,10 @@ def test_pages_from_arrays_and_from_files_are_the_same(page, made, cfgen, segmen
 
 
 def test_nothing_is_loaded_from_outside(page, made):
-    for address in re.findall(r'(?:src|href|action)\s*=\s*["\']?([^"\'\s>]+)', page):
+    addresses = re.findall(r'(?:src|href|action)\s*=\s*["\']?([^"\'\s>]+)', page)
+    # Three still slices of every layer.
+    assert len(addresses) >= 9
+    for address in addresses:
         assert address.startswith("data:image/png;base64,"), address[:80]
     for word in ("http:", "https:", "@import", "url(", "fetch(", "XMLHttpRequest"):
         assert word not in page, word
@@ -217,7 +220,8 @@ def test_a_fine_scan_is_shown_coarser_and_says_so():
     rng = np.random.default_rng(0)
     noise = rng.random(grid.shape, np.float32)
     shown = display({"factual": noise, "counterfactual": noise + 1}, grid, noise >= 0)
-    assert np.prod(shown.shape) <= MOST_VOXELS
+    assert 0.8 * MOST_VOXELS < np.prod(shown.shape) <= MOST_VOXELS
+    assert {layer.levels.shape for layer in shown.layers} == {tuple(shown.shape)}
     assert "0.80 x 0.80 x 0.80 mm; it is shown at" in shown.note
     # Noise is what packs worst.
     assert sum(len(layer.packed) for layer in shown.layers) < 9e6
@@ -541,8 +545,7 @@ def test_the_list_opens_sorts_and_filters(browser, tmp_path):
         (tmp_path / line.picture).write_bytes(picture)
     browser.errors.clear()
     browser.loads.clear()
-    took = browser.open(tmp_path / "index.html")
-    assert took < 2, took
+    browser.open(tmp_path / "index.html")
     # Only what is near the window has been loaded.
     loaded = [a for a in browser.loads if a.endswith(".jpg")]
     assert 5 < len(loaded) < 100

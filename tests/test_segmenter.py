@@ -43,6 +43,12 @@ from cfgen.train.segmenter import (
     set_loss,
 )
 
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 SMALL = SegmenterConfig(classes=5, channels=(8, 8, 8), norm_groups=4)
 
 
@@ -79,7 +85,6 @@ def test_written_codes_are_of_the_right_side():
 
 
 def test_loss_of_plain_classes_is_cross_entropy_and_dice():
-    torch.manual_seed(0)
     scores, target = torch.randn(len(NAMES), 400), torch.randint(0, 5, (400,))
     entropy, dice = set_loss(scores, target, torch.from_numpy(membership()))
     assert entropy.item() == pytest.approx(F.cross_entropy(scores.T, target).item(), rel=1e-4)
@@ -92,7 +97,6 @@ def test_loss_of_plain_classes_is_cross_entropy_and_dice():
 
 
 def test_balance_one_is_the_mean_of_the_sets_own_means():
-    torch.manual_seed(0)
     scores, target = torch.randn(len(NAMES), 400), (torch.rand(400) < 0.02).long()
     entropy, _ = set_loss(scores, target, torch.from_numpy(membership()), balance=1.0)
     parts = [F.cross_entropy(scores.T[target == c], target[target == c]) for c in (0, 1)]
@@ -115,7 +119,6 @@ def test_a_label_that_may_be_several_classes_asks_for_their_sum_alone():
 
 
 def test_scores_at_some_places_are_those_of_the_whole():
-    torch.manual_seed(0)
     net = Segmenter(SMALL)
     x = torch.rand(1, 1, 16, 24, 16)
     with torch.no_grad():
@@ -128,10 +131,14 @@ def test_scores_at_some_places_are_those_of_the_whole():
 
 
 def test_images_of_any_size_keep_it():
-    net = Segmenter(SMALL)
-    scores, side = net(torch.rand(1, 1, 13, 17, 9))
+    """What is not there to the size that halves is air at the far ends."""
+    net, x = Segmenter(SMALL), torch.rand(1, 1, 13, 17, 9)
+    with torch.no_grad():
+        scores, side = net(x)
+        whole, whole_side = net(F.pad(x, (0, 7, 0, 7, 0, 3)))
     assert scores.shape == (1, 5, 13, 17, 9)
-    assert side.shape == (1, 13, 17, 9)
+    assert torch.allclose(scores, whole[:, :, :13, :17, :9], atol=1e-6)
+    assert torch.allclose(side, whole_side[:, :13, :17, :9], atol=1e-6)
 
 
 def test_points_without_change_are_the_crop_itself():
@@ -298,7 +305,6 @@ def test_labels_lie_on_the_scan_with_left_on_the_left(axes):
 
 
 def test_storage_orientation_does_not_matter():
-    torch.manual_seed(0)
     net = Segmenter(SegmenterConfig(len(NAMES), (8, 8), norm_groups=4)).eval()
     data = np.random.default_rng(0).random((20, 24, 22)).astype(np.float32)
     image = nib.Nifti1Image(data, np.diag([2.0, 2, 2, 1]))

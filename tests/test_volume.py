@@ -57,9 +57,45 @@ def test_writing_back_changes_only_the_changed_voxel(
     assert b"synthetic" in bytes(after.header["descrip"])
 
 
-def test_same_data_give_same_bytes_under_any_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slope", [None, 0.5])
+def test_integers_are_rounded_and_stop_at_the_ends_of_their_type(
+    tmp_path: Path, slope: float | None
+) -> None:
+    source = save(tmp_path / "in.nii.gz", ramp("uint8"), AFFINES["LAS"], slope)
+    volume = read_volume(source)
+    data, step = volume.data.copy(), slope or 1
+    data[0, 0, :4] += np.array([0.4, 0.6, -0.6, -0.4]) * step
+    data[1, 0, :2] = 1e6, -1e6
+    write_like(volume, data, tmp_path / "out.nii.gz")
+    raw = nib.load(tmp_path / "out.nii.gz").dataobj.get_unscaled()
+    assert raw[0, 0, :4].tolist() == [0, 2, 1, 3]
+    assert raw[1, 0, :2].tolist() == [255, 0]
+
+
+def test_an_mgz_of_scaled_integers_holds_their_values(tmp_path: Path) -> None:
+    """MGH knows no scale, and no uint16."""
+    for name, dtype, slope in (("a", "int16", 0.37), ("b", "uint16", None)):
+        volume = read_volume(save(tmp_path / f"{name}.nii", ramp(dtype), AFFINES["RAS"], slope))
+        write_like(volume, volume.data + 1, tmp_path / f"{name}.mgz")
+        found = read_volume(tmp_path / f"{name}.mgz").data
+        assert np.abs(found - volume.data - 1).max() <= (slope or 0) / 2 + 1e-4
+
+
+def test_a_file_that_changed_since_it_was_read_is_not_written_on(tmp_path: Path) -> None:
+    path = save(tmp_path / "in.nii", ramp("int16"), AFFINES["RAS"])
+    volume = read_volume(path)
+    save(path, ramp("int16")[:-1], AFFINES["RAS"])
+    with pytest.raises(ImageError, match="is not the image that was read"):
+        write_like(volume, volume.data, tmp_path / "out.nii")
+    assert not (tmp_path / "out.nii").exists()
+
+
+def test_same_data_give_same_bytes_under_any_name_and_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = read_volume(save(tmp_path / "in.nii.gz", ramp("int16"), AFFINES["PSR"]))
     write_like(volume, volume.data, tmp_path / "a.nii.gz")
+    monkeypatch.setattr("time.time", lambda: 1e9)
     write_like(volume, volume.data, tmp_path / "b.nii.gz")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
@@ -72,9 +108,10 @@ def test_one_frame_in_four_dimensions_keeps_its_shape(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "out.nii").shape == (5, 6, 7, 1)
 
 
-def test_mgz_round_trip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", ["PSR", "oblique"])
+def test_mgz_round_trip(tmp_path: Path, axes: str) -> None:
     path = tmp_path / "in.mgz"
-    nib.save(nib.MGHImage(ramp("float32"), AFFINES["oblique"]), path)
+    nib.save(nib.MGHImage(ramp("float32"), AFFINES[axes]), path)
     volume = read_volume(path)
     write_like(volume, volume.data + 1, tmp_path / "out.mgz")
     write_like(volume, volume.data + 1, tmp_path / "out.nii.gz")
@@ -82,6 +119,11 @@ def test_mgz_round_trip(tmp_path: Path) -> None:
         out = read_volume(tmp_path / name)
         assert np.allclose(out.affine, volume.affine, atol=1e-5)
         assert np.array_equal(out.data, volume.data + 1)
+    made = nib.load(tmp_path / "out.nii.gz")
+    for form, code in (made.get_qform(coded=True), made.get_sform(coded=True)):
+        assert code > 0
+        # A quaternion has no room for the shear of the second.
+        assert np.allclose(form, volume.affine, atol=1e-5 if axes == "PSR" else 0.1)
 
 
 def test_new_file_holds_the_affine_in_both_forms(tmp_path: Path) -> None:

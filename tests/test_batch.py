@@ -1,0 +1,115 @@
+"""The loop over rows and the two lists of a folder, without any scan."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+from pathlib import Path
+
+from cfgen.batch.lists import write_lists
+from cfgen.batch.rows import Made, run_rows
+from cfgen.data.table import Row
+from cfgen.errors import ImageError
+
+
+def made(folder: Path, *names: str, **extra: str) -> list[Row]:
+    """Rows 'subject/session' whose image, 'subject-session.nii', is in the folder."""
+    rows = []
+    for name in names:
+        subject, _, session = name.partition("/")
+        image = folder / f"{subject}-{session}.nii"
+        image.touch()
+        rows.append(Row(subject, image, session=session, extra=extra))
+    return rows
+
+
+def listed(folder: Path, name: str = "manifest.csv") -> list[tuple[str, str, str]]:
+    with (folder / name).open(newline="") as file:
+        return [
+            (r["subject"], r.get("session", ""), r.get("note", r.get("error", "")))
+            for r in csv.DictReader(file)
+        ]
+
+
+def test_a_row_done_again_is_listed_once_and_its_other_session_stays(tmp_path):
+    first = made(tmp_path, "a/1", "a/2", "b/", note="old")
+    assert write_lists(tmp_path, first, [], first) == [tmp_path / "manifest.csv"]
+    again = made(tmp_path, "a/2", "c/", note="new")
+    write_lists(tmp_path, again, [], again)
+    assert listed(tmp_path) == [
+        *(("a", "1", "old"), ("b", "", "old")),
+        *(("a", "2", "new"), ("c", "", "new")),
+    ]
+
+
+def test_a_row_that_failed_this_time_keeps_the_image_it_had(tmp_path):
+    rows = made(tmp_path, "a/", "b/", note="old")
+    write_lists(tmp_path, rows, [], rows)
+    failed = made(tmp_path, "a/", error="broken")
+    written = write_lists(tmp_path, [], failed, failed)
+    assert written == [tmp_path / "manifest.csv", tmp_path / "failed.csv"]
+    assert [s for s, *_ in listed(tmp_path)] == ["a", "b"]
+    assert listed(tmp_path, "failed.csv") == [("a", "", "broken")]
+
+
+def test_what_was_not_tried_stays_among_the_failures(tmp_path):
+    failed = made(tmp_path, "a/1", "a/2", "b/", error="broken")
+    write_lists(tmp_path, [], failed, failed)
+    tried = made(tmp_path, "a/2", "b/")
+    write_lists(tmp_path, tried, [], tried)
+    assert listed(tmp_path, "failed.csv") == [("a", "1", "broken")]
+    assert [s[:2] for s in listed(tmp_path)] == [("a", "2"), ("b", "")]
+
+
+def test_images_that_are_gone_leave_the_list_and_an_empty_list_goes(tmp_path):
+    rows = made(tmp_path, "a/", "b/")
+    write_lists(tmp_path, rows, [], rows)
+    rows[0].image.unlink()
+    write_lists(tmp_path, [], [], [])
+    assert [s for s, *_ in listed(tmp_path)] == ["b"]
+    rows[1].image.unlink()
+    assert write_lists(tmp_path, [], [], []) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_that_cannot_be_read_is_replaced(tmp_path):
+    (tmp_path / "manifest.csv").write_bytes(b"PK\x03\x04")
+    rows = made(tmp_path, "a/")
+    write_lists(tmp_path, rows, [], rows)
+    assert [s for s, *_ in listed(tmp_path)] == ["a"]
+
+
+def row_of(item: str) -> Row:
+    return Row(item, Path(f"{item}.nii"), source=f"c.csv:{item}")
+
+
+def test_every_item_is_finished_with_what_was_found_of_it(caplog):
+    def finish(item: str, found: str) -> Made[str]:
+        if item == "c":
+            raise ImageError("c.nii", "is broken")
+        return Made(f"{item}{found}", "prepared")
+
+    with caplog.at_level(logging.INFO, "cfgen"):
+        outcome = run_rows("abcd", row_of, str.upper, finish)
+    assert outcome.done == ["aA", "bB", "dD"]
+    assert [(r.subject, r.extra) for r in outcome.failed] == [("c", {"error": "c.nii: is broken"})]
+    assert outcome.left == []
+    said = [r.getMessage() for r in caplog.records]
+    assert said == [
+        *("1/4 a prepared", "2/4 b prepared", "c.csv:c: c.nii: is broken", "4/4 d prepared"),
+    ]
+
+
+def test_a_signal_stops_between_two_items_and_the_rest_is_left():
+    def finish(item: str, found: str) -> Made[str]:
+        if item == "b":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Made(item, "done")
+
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = run_rows("abcd", row_of, str, finish)
+    assert (outcome.done, outcome.failed) == (["a", "b"], [])
+    assert [r.subject for r in outcome.left] == ["c", "d"]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -101,8 +101,9 @@ def window(image: Upright, centre: np.ndarray) -> Upright:
 
 
 def fits(image: Upright) -> bool:
-    """Whether a head that was cut out lies in the window as it is: a stripped brain does."""
-    return bool((np.array(image.data.shape) <= np.array(WINDOW) - 2 * STEP).all())
+    """Whether a head that was cut out lies in the window, if not its margin: a stripped
+    brain does, and needs no first look."""
+    return bool((np.array(image.data.shape) <= np.array(WINDOW) + 2 * STEP).all())
 
 
 def middle(mask: np.ndarray) -> np.ndarray:

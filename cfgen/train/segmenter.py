@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from cfgen.config import FitConfig
 from cfgen.data.parcellation import BRAIN_FROM, LEFT, NAMES, SETS, membership
+from cfgen.data.volume import Volume
 from cfgen.device import autocast, channels_last
-from cfgen.measure.segmenter import SPACING_MM, scaled
+from cfgen.measure.segmenter import SPACING_MM, posteriors, scaled
 from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
@@ -210,14 +211,14 @@ def meet_volumes(
     """Shift the scores of `net`, one number a class, until labelled volumes are met on average.
 
     The Dice loss makes small structures too large where it is unsure. Classes that no scan labels
-    for certain, and what is not brain, stay as they are.
+    for certain, and what is not brain, stay as they are. Scans are looked at as `segment` does.
     """
     truth = np.zeros(len(NAMES))
     scores = []
     for scan in scans:
-        image = scaled(scan.image.float())[None, None].to(device)
-        with autocast(device):
-            scores.append(net(image)[0][0].half().cpu())
+        affine = np.diag([scan.spacing_mm] * 3 + [1.0])
+        seen = posteriors(net, Volume(scan.image.float().numpy(), affine), device)
+        scores.append(seen.classes.clamp(min=1e-6).log().half())
         truth += np.bincount(scan.sets.flatten().numpy(), minlength=len(SETS))[: len(NAMES)]
     known = [c for c in range(BRAIN_FROM, len(NAMES)) if truth[c]]
     shift = torch.zeros(len(NAMES))

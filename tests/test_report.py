@@ -319,21 +319,30 @@ def test_images_of_another_grid_are_refused(made, tmp_path):
         read_run(tmp_path / "mni_age+20.nii.gz", None, NO_RULER)
 
 
-def test_flags_tell_the_worst_first():
-    sidecar = {
-        "RoundTripError": 0.02,
-        "Gate": {"Verdict": "refuse"},
-        "Factual": {"age": {"Value": 50, "Source": "predicted from the image"}},
-        "Warnings": ["sform and qform disagree", "age 96 is outside: an extrapolation"],
-    }
-    found = [(flag.level, flag.code) for flag in flags(sidecar)]
-    assert found == [
+def test_flags_tell_the_worst_first(made):
+    plain = read_run(made / "mni_age+20.nii.gz", None, NO_RULER).sidecar
+    said = replace(
+        plain,
+        round_trip_error=0.02,
+        gate=replace(plain.gate, verdict="refuse"),
+        factual={"age": replace(plain.factual["age"], predicted=True)},
+        warnings=[
+            Notice("header", "sform and qform disagree"),
+            Notice("extrapolation", "age 96 is outside"),
+            # These two have flags of their own.
+            Notice("predicted", "age=50"),
+            Notice("round-trip", "2 %"),
+        ],
+    )
+    assert [(flag.level, flag.code) for flag in flags(said)] == [
         ("warn", "gate forced"),
         ("warn", "round trip high"),
         ("warn", "factual predicted"),
         ("warn", "extrapolation"),
         ("note", "warning"),
     ]
+    fine = replace(plain, round_trip_error=0.001, gate=replace(plain.gate, verdict="ok"))
+    assert {flag.level for flag in flags(replace(fine, warnings=[]))} == {"ok"}
 
 
 def test_a_thumbnail_is_small_and_shows_three_pictures():

@@ -31,7 +31,13 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")
 
 # Files that take minutes start first, so that no process is left alone with one at the end.
-LONG = ("test_truth_benchmark.py", "test_gate.py", "test_counterfactual.py", "test_samples.py")
+LONG = (
+    "test_truth_benchmark.py",
+    "test_gate.py",
+    "test_counterfactual.py",
+    "test_samples.py",
+    "test_preprocess.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

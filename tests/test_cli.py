@@ -14,6 +14,8 @@ import pytest
 
 from cfgen.jobs import counterfactuals as batch
 
+pytestmark = pytest.mark.usefixtures("prepared_once")
+
 
 def test_one_scan(cfgen, tiny_bundle, stripped_scan, tmp_path):
     code, out, err = cfgen(
@@ -36,12 +38,11 @@ def test_one_scan(cfgen, tiny_bundle, stripped_scan, tmp_path):
 
 
 def test_manifest_goes_on_after_a_bad_row(cfgen, tiny_bundle, stripped_scan, tmp_path):
-    shutil.copy(stripped_scan, tmp_path / "good.nii.gz")
     image = nib.load(stripped_scan)
     empty = nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine)
     nib.save(empty, tmp_path / "bad.nii.gz")
     (tmp_path / "cohort.csv").write_text(
-        "subject,image,age,sex\n007,good.nii.gz,40,M\n008,bad.nii.gz,50,F\n"
+        f"subject,image,age,sex\n007,{stripped_scan},40,M\n008,bad.nii.gz,50,F\n"
     )
     out = tmp_path / "edits"
     code, printed, err = cfgen(

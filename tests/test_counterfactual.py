@@ -19,8 +19,10 @@ from cfgen.edit.engine import load_engine
 from cfgen.errors import CfgenError, ImageError, UsageError
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.predictor import predict_conditions
-from cfgen.scan.prepare import template_brain
+from cfgen.scan import open as open_room
+from cfgen.scan.prepare import prepare, template_brain
 
+pytestmark = pytest.mark.usefixtures("prepared_once")
 PLAIN = Options(picture=False)
 GIVEN = {"age": 50.0, "sex": "F"}
 
@@ -96,7 +98,11 @@ def test_sidecar_says_what_was_done(edited):
     assert str(folder) not in (folder / "age+20.json").read_text()
 
 
-def test_same_seed_same_bytes_and_alone_as_together(engine, stripped_scan, edited, tmp_path):
+def test_same_seed_same_bytes_and_alone_as_together(
+    engine, stripped_scan, edited, tmp_path, monkeypatch
+):
+    """Prepared anew: registration has no chance in it either."""
+    monkeypatch.setattr(open_room, "prepare", prepare)
     folder, _ = edited
     edit(engine, stripped_scan, tmp_path, "+20", options=Options(difference=True))
     for made in sorted(tmp_path.iterdir()):

@@ -21,7 +21,6 @@ from PIL import Image
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.edit.engine import load_engine
-from cfgen.edit.sidecar import FactualValue
 from cfgen.errors import ImageError, ManifestError, Notice
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.ruler import Regions, Ruler
@@ -31,7 +30,6 @@ from cfgen.report.group import Line, write_index
 from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
 from cfgen.report.page import Run, read_run, read_targets, show, write_page
 from cfgen.report.text import Flag, flags
-from cfgen.scan.gate import GateRecord
 from cfgen.scan.prepare import template_brain
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
@@ -322,26 +320,29 @@ def test_images_of_another_grid_are_refused(made, tmp_path):
 
 
 def test_flags_tell_the_worst_first(made):
-    """By codes: whatever the words of a warning are."""
-    sidecar = replace(
-        read_run(made / "mni_age+20.nii.gz", None, NO_RULER).sidecar,
+    plain = read_run(made / "mni_age+20.nii.gz", None, NO_RULER).sidecar
+    said = replace(
+        plain,
         round_trip_error=0.02,
-        gate=GateRecord("refuse", {}),
-        factual={"age": FactualValue(50.0, "years", "whatever", predicted=True)},
+        gate=replace(plain.gate, verdict="refuse"),
+        factual={"age": replace(plain.factual["age"], predicted=True)},
         warnings=[
-            Notice("header", "an extrapolation, predicted from the image"),
-            Notice("predicted", "x"),
-            Notice("extrapolation", "y"),
+            Notice("header", "sform and qform disagree"),
+            Notice("extrapolation", "age 96 is outside"),
+            # These two have flags of their own.
+            Notice("predicted", "age=50"),
+            Notice("round-trip", "2 %"),
         ],
     )
-    found = [(flag.level, flag.code) for flag in flags(sidecar)]
-    assert found == [
+    assert [(flag.level, flag.code) for flag in flags(said)] == [
         ("warn", "gate forced"),
         ("warn", "round trip high"),
         ("warn", "factual predicted"),
         ("warn", "extrapolation"),
         ("note", "warning"),
     ]
+    fine = replace(plain, round_trip_error=0.001, gate=replace(plain.gate, verdict="ok"))
+    assert {flag.level for flag in flags(replace(fine, warnings=[]))} == {"ok"}
 
 
 def test_a_thumbnail_is_small_and_shows_three_pictures():

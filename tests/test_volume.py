@@ -211,3 +211,15 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ImageError, match="No space left on device"):
         write_like(volume, volume.data, tmp_path / "out.nii.gz")
     assert [p.name for p in tmp_path.iterdir()] == ["in.nii.gz"]
+
+
+def test_a_sheared_mgh_leaves_its_shear_to_the_sform(tmp_path):
+    affine = np.array([[2.0, 0.6, 0, -10], [0, 2, 0, -12], [0, 0, 2, -9], [0, 0, 0, 1]])
+    data = np.arange(24, dtype=np.float32).reshape(2, 3, 4) + 1
+    nib.save(nib.MGHImage(data, affine), tmp_path / "a.mgz")
+    scan = read_volume(tmp_path / "a.mgz")
+    write_like(scan, scan.data, tmp_path / "a.nii.gz")
+    back = nib.load(tmp_path / "a.nii.gz")
+    assert int(back.header["qform_code"]) == 0
+    assert np.allclose(back.affine, scan.affine)
+    assert header_notices(tmp_path / "a.nii.gz") == []

@@ -288,6 +288,9 @@ def _write(
     elif isinstance(image, nib.MGHImage):
         out = nib.Nifti1Image(raw, stored.affine)
         out.set_qform(stored.affine, 1)
+        if not affines_agree(out.header.get_qform(), stored.affine, raw.shape[:3]):
+            # A quaternion knows no shear: then the sform alone speaks.
+            out.set_qform(None, 0)
         out.header.set_slope_inter(*scale)
     else:
         out = type(image)(raw, None, image.header.copy())

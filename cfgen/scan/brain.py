@@ -175,9 +175,8 @@ def _given_mask(scan: Volume, path: Path) -> np.ndarray:
 def stripped_mask(scan: Volume) -> np.ndarray | None:
     """The foreground of a brain-only image, holes filled; None for a whole head.
 
-    In a brain-only image every face of the volume has one value, the background; nearly all
-    positive voxels are one piece of a brain's size; and that piece is round, where a head with an
-    erased background has a neck, a nose or a rim of scalp around a dark skull.
+    In a brain-only image every face of the volume has one value, the background, and what stands
+    out of it is of a brain's size, where a head with an erased background has its scalp and neck.
     """
     empty = empty_value(scan.data)
     if empty is None:

@@ -26,7 +26,7 @@ def _ants() -> Any:
 
 
 def _to_ants(data: np.ndarray, grid: Grid) -> Any:
-    # ITK knows rotations only: data.space.work_grid straightens a sheared affine before this.
+    # ITK knows rotations only: grids.work_grid straightens a sheared affine before this.
     ants = _ants()
     affine = LPS @ grid.affine
     spacing = np.array(grid.spacing)

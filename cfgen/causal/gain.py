@@ -47,18 +47,18 @@ def fit_gain(
     `decode` too.
     """
     table = recognise_table(labels[0])
-    volumes = [int(group_mask(own, table, "lateral_ventricle").sum()) for own in labels]
+    volumes = [int(group_mask(m, table, "lateral_ventricle").sum()) for m in labels]
     near = near_ventricles(labels, table, spacing_mm, mean.coefficients.shape[2:])
     phi = features(conditions, mean.knots).numpy()
     coefficients = np.linalg.lstsq(phi, np.log(np.array(volumes) + 1.0), rcond=None)[0]
     ages = conditions[:, 0].numpy()
     order = np.argsort(ages)
     chosen = order[np.linspace(0, len(order) - 1, min(SUBJECTS, len(order))).astype(int)]
-    found, due = np.zeros(len(GAINS)), 0.0
+    changes, due = np.zeros(len(GAINS)), 0.0
     for n in dict.fromkeys(chosen.tolist()):
         c, x = conditions[n : n + 1], images[n : n + 1, None].float()
         meter = ventricle_count(x[0, 0].numpy(), labels[n], table, spacing_mm)
-        own = meter.count(x[0, 0].numpy())
+        before = meter.count(x[0, 0].numpy())
         z0 = encode(x)
         rec = decode(z0)
         for direction in (-1.0, 1.0):
@@ -73,9 +73,9 @@ def fit_gain(
                 edited = torch.where(
                     x > 0, x + decode(z0 + (1 + (gain - 1) * near) * shift) - rec, 0
                 )[0, 0].numpy()
-                change = np.log((meter.count(edited) + 1.0) / (own + 1.0))
-                found[i] += direction * change
-    ratios = found / due if due > 0 else np.ones(len(GAINS))
+                change = np.log((meter.count(edited) + 1.0) / (before + 1.0))
+                changes[i] += direction * change
+    ratios = changes / due if due > 0 else np.ones(len(GAINS))
     log.info(
         "gain: %s", ", ".join(f"{g:g} gives {r:.2f}" for g, r in zip(GAINS, ratios, strict=True))
     )
@@ -88,6 +88,6 @@ def near_ventricles(
     labels: np.ndarray, table: str, spacing_mm: float, latent_shape: Sequence[int]
 ) -> Tensor:
     """How much of a latent voxel lies around the ventricles, on average over people: (d, h, w)."""
-    mean = np.mean([around_ventricles(own, table, spacing_mm) for own in labels], axis=0)
+    mean = np.mean([around_ventricles(m, table, spacing_mm) for m in labels], axis=0)
     field = torch.from_numpy(mean).float()[None, None]
     return F.interpolate(field, size=list(latent_shape), mode="area")[0, 0]

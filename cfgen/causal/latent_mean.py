@@ -73,24 +73,24 @@ def features(c: Tensor, knots: Tensor) -> Tensor:
     section 5.2.1).
     """
     columns = [c.new_ones(len(c)), *c.T]
-    for x, own in zip(c.T, knots, strict=True):
-        if own.isnan().any():
+    for x, xi in zip(c.T, knots, strict=True):
+        if xi.isnan().any():
             continue
-        low, last, high = own[0], own[-2], own[-1]
+        low, last, high = xi[0], xi[-2], xi[-1]
         width = high - low
 
         def d(k: Tensor, x: Tensor = x, high: Tensor = high) -> Tensor:
             return ((x - k).clamp(min=0) ** 3 - (x - high).clamp(min=0) ** 3) / (high - k)
 
-        columns += [(d(k) - d(last)) / width**2 for k in own[:-2]]
+        columns += [(d(k) - d(last)) / width**2 for k in xi[:-2]]
     return torch.stack(columns, 1).float()
 
 
 def _knots(x: Tensor, splined: bool) -> Tensor:
     """Four knots, or NaN for a variable that stays a straight line: one of few levels (a field
     strength, a severity that is mostly 0) has no quantiles to tell apart."""
-    own = torch.quantile(x, torch.linspace(0.05, 0.95, 4))
-    return own if splined and bool((own.diff() > 0).all()) else torch.full((4,), torch.nan)
+    knots = torch.quantile(x, torch.linspace(0.05, 0.95, 4))
+    return knots if splined and bool((knots.diff() > 0).all()) else torch.full((4,), torch.nan)
 
 
 def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> LatentMean:

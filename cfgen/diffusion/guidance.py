@@ -21,8 +21,8 @@ def guided(net: ContextNet, context: Tensor, null_context: Tensor, weight: float
     def denoise(zt: Tensor, t: Tensor) -> Tensor:
         if weight == 1.0:
             return net(zt, t - 1, context)
-        both = net(torch.cat([zt, zt]), torch.cat([t, t]) - 1, torch.cat([context, null_context]))
-        conditional, unconditional = both.chunk(2)
+        pair = net(torch.cat([zt, zt]), torch.cat([t, t]) - 1, torch.cat([context, null_context]))
+        conditional, unconditional = pair.chunk(2)
         return unconditional + weight * (conditional - unconditional)
 
     return denoise

@@ -54,9 +54,9 @@ class Schedule:
 
         Times t (B,) may be on any device; on the CPU they cost an accelerator no wait.
         """
-        own = self.alpha_bar[t.cpu()]
+        alpha_bar = self.alpha_bar[t.cpu()]
         shape = (-1, *[1] * (like.ndim - 1))
-        signal, noise = own.sqrt().reshape(shape), (1 - own).sqrt().reshape(shape)
+        signal, noise = alpha_bar.sqrt().reshape(shape), (1 - alpha_bar).sqrt().reshape(shape)
         # Rounded before it is moved.
         return signal.to(like.dtype).to(like.device), noise.to(like.dtype).to(like.device)
 

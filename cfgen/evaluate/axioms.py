@@ -50,15 +50,15 @@ def axioms(
     chosen = one_a_person(chosen)
     chosen = chosen[:: max(1, len(chosen) // SUBJECTS)][:SUBJECTS]
     subjects = [r.person for r in chosen]
-    found: dict[tuple[str, How, int, str], list[float]] = {}
+    errors: dict[tuple[str, How, int, str], list[float]] = {}
     for r in each(chosen, len(chosen), "scans edited there and back"):
-        way = r.prepared()
-        for (axiom, how, cycle), image in _rounds(tools, models, r, way.image, cycles):
-            for key, value in distances(tools, r, way, image).items():
-                found.setdefault((axiom, how, cycle, key), []).append(value)
-    out = []
+        prepared = r.prepared()
+        for (axiom, how, cycle), image in _rounds(tools, models, r, prepared.image, cycles):
+            for key, value in distances(tools, r, prepared, image).items():
+                errors.setdefault((axiom, how, cycle, key), []).append(value)
+    results = []
     seers = {"perceptual": tools.extractor("judge"), "volumes": Extractor("segmenter", "segmenter")}
-    for (axiom, how, cycle, key), values in sorted(found.items()):
+    for (axiom, how, cycle, key), values in sorted(errors.items()):
         by, extractor = seers.get(key, Extractor("", ""))
         base = Result(
             n=len(chosen),
@@ -70,9 +70,9 @@ def axioms(
             note=COMPOSED[how] if axiom == "composition" else "",
         )
         unit = "%" if key == "volumes" else ""
-        of = mean_over_people(np.array(values), subjects)
-        out.append(base.named(f"{axiom}_{key}", of, "down", unit))
-    return out
+        mean = mean_over_people(np.array(values), subjects)
+        results.append(base.named(f"{axiom}_{key}", mean, "down", unit))
+    return results
 
 
 def rounds(cycle: int) -> str:
@@ -80,11 +80,13 @@ def rounds(cycle: int) -> str:
     return f"m = {cycle}"
 
 
-def distances(tools: Instruments, r: Real, way: Prepared, image: np.ndarray) -> dict[str, float]:
+def distances(
+    tools: Instruments, r: Real, prepared: Prepared, image: np.ndarray
+) -> dict[str, float]:
     """Every distance of an image (D, H, W) from the prepared scan."""
-    start, mask = way.image, way.mask
+    start, mask = prepared.image, prepared.mask
     error = (image - start)[mask].astype(np.float64)
-    before, after = r.seen.volumes, volumes_of(tools, image, way)
+    before, after = r.seen.volumes, volumes_of(tools, image, prepared)
     changes = [abs(after[k] - v) / v for k, v in before.items() if v > 0]
     return {
         "l1": float(np.abs(error).mean()),
@@ -100,25 +102,25 @@ def _rounds(
 ) -> Iterator[tuple[tuple[str, How, int], np.ndarray]]:
     """(axiom, how, cycle) and the image after that many null edits of `start` (D, H, W), or edits
     there and back; and what the first abduction reconstructs."""
-    own: Values = r.row.values
+    factual: Values = r.row.values
     low, high = tools.bundle.schema.variable("age").support or (20.0, 80.0)
-    years = YEARS if float(own["age"]) < (low + high) / 2 else -YEARS
-    other = {**own, "age": float(own["age"]) + years}
+    years = YEARS if float(factual["age"]) < (low + high) / 2 else -YEARS
+    other = {**factual, "age": float(factual["age"]) + years}
 
     def edited(images: np.ndarray, source: Values, *targets: Values) -> list[np.ndarray]:
         return _edited(tools, models, r, images, source, targets)[1]
 
     # The first edits share their abduction.
-    rebuilt, (same, gone) = _edited(tools, models, r, start[None], own, (own, other))
+    rebuilt, (same, gone) = _edited(tools, models, r, start[None], factual, (factual, other))
     yield ("composition", "reconstruction", 1), rebuilt[0]
     for cycle in range(1, max(cycles) + 1):
-        (back,) = edited(gone, other, own)
+        (back,) = edited(gone, other, factual)
         if cycle in cycles:
             for k, how in enumerate(HOWS):
                 yield ("composition", how, cycle), same[k]
                 yield ("reversibility", how, cycle), back[k]
         if cycle < max(cycles):
-            (same,), (gone,) = edited(same, own, own), edited(back, own, other)
+            (same,), (gone,) = edited(same, factual, factual), edited(back, factual, other)
 
 
 def _edited(
@@ -126,7 +128,7 @@ def _edited(
     models: Models,
     r: Real,
     images: np.ndarray,
-    own: Values,
+    factual: Values,
     targets: Sequence[Values],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The whole edit of images (2, D, H, W), one for each of HOWS, or of one (1, D, H, W) for both:
@@ -136,14 +138,14 @@ def _edited(
     def condition(values: Values) -> Condition:
         return condition_of(schema, values, models.device).repeat(len(images))
 
-    def inside(made: np.ndarray) -> np.ndarray:
-        return np.where(r.mask, np.clip(made, 0, cap), 0).astype(np.float32)
+    def inside(image: np.ndarray) -> np.ndarray:
+        return np.where(r.mask, np.clip(image, 0, cap), 0).astype(np.float32)
 
     z0 = models.encode(torch.from_numpy(images)[:, None])
-    edit = edit_latent(models, z0, condition(own), [condition(t) for t in targets], EDIT)
-    same, *made = (
+    edit = edit_latent(models, z0, condition(factual), [condition(t) for t in targets], EDIT)
+    same, *decoded = (
         models.decode(z)[:, 0].cpu().numpy() for z in (edit.reconstruction, *edit.counterfactuals)
     )
     # First the change added to the image, then the decoded image itself.
-    edits = [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in made]
+    edits = [np.stack([inside(images[0] + x[0] - same[0]), inside(x[-1])]) for x in decoded]
     return np.stack([inside(x) for x in same]), edits

@@ -38,19 +38,19 @@ DETAIL_MM = 4.0
 AT_ONCE = 64
 
 
-def preservation(tools: Instruments, method: str, made: Sequence[Made]) -> list[Result]:
+def preservation(tools: Instruments, method: str, edits: Sequence[Made]) -> list[Result]:
     """Likeness of counterfactual and factual, by image and by the judge's features."""
-    likeness = [_likeness(tools, m) for m in made]
-    base = Result(n=len(people(made)), method=method)
+    likeness = [_likeness(tools, m) for m in edits]
+    base = Result(n=len(people(edits)), method=method)
     by, extractor = tools.extractor("judge")
-    out = []
+    results = []
     for (name, where), (_, better, unit) in LIKENESS.items():
-        own = replace(base, variant=where)
+        line = replace(base, variant=where)
         if name == "perceptual":
-            own = replace(own, by=by, extractor=extractor)
-        found = mean_of_edits([one[name, where] for one in likeness], made)
-        out.append(own.named(f"{name}_to_factual", found, better, unit))
-    return out
+            line = replace(line, by=by, extractor=extractor)
+        mean = mean_of_edits([one[name, where] for one in likeness], edits)
+        results.append(line.named(f"{name}_to_factual", mean, better, unit))
+    return results
 
 
 def _likeness(tools: Instruments, m: Made) -> dict[tuple[str, str], float]:
@@ -73,13 +73,13 @@ def _likeness(tools: Instruments, m: Made) -> dict[tuple[str, str], float]:
 
 
 def acquisition_likeness(
-    method: str, made: Sequence[Made], real: Sequence[Real], seed: int
+    method: str, edits: Sequence[Made], real: Sequence[Real], seed: int
 ) -> list[Result]:
     """Structure alone against the factual scan, and SSIM against another person's, which a
     counterfactual should not come near: cDDGM has the person whose acquisition was taken over."""
     draw = np.random.default_rng(seed)
     structure, strange = [], []
-    for m in made:
+    for m in edits:
         mask = m.real.mask
         after = m.seen.image.astype(np.float32)
         structure.append(ssim_structure(after, m.real.seen.image.astype(np.float32), mask))
@@ -87,54 +87,54 @@ def acquisition_likeness(
         if others:
             other = others[int(draw.integers(len(others)))].seen.image.astype(np.float32)
             strange.append(ssim(after, other, mask))
-    base = Result(n=len(people(made)), method=method, reference="cDDGM Tab. 3", variant=INSIDE)
-    out = [base.named("ssim_structure_to_factual", mean_of_edits(structure, made), "up")]
-    if len(strange) == len(made):
-        out.append(base.named("ssim_to_stranger", mean_of_edits(strange, made), "down"))
-    return out
+    base = Result(n=len(people(edits)), method=method, reference="cDDGM Tab. 3", variant=INSIDE)
+    results = [base.named("ssim_structure_to_factual", mean_of_edits(structure, edits), "up")]
+    if len(strange) == len(edits):
+        results.append(base.named("ssim_to_stranger", mean_of_edits(strange, edits), "down"))
+    return results
 
 
 def minimality(
-    tools: Instruments, method: str, made: Sequence[Made], real: Sequence[Real]
+    tools: Instruments, method: str, edits: Sequence[Made], real: Sequence[Real]
 ) -> list[Result]:
     """Counterfactual latent divergence for each variable that was changed."""
     embeddings = np.stack([r.seen.embedding for r in real]).astype(np.float64)
-    out = []
-    for name in sorted({n for m in made for n in m.changed}):
-        values, some = [], []
-        for m in (m for m in made if m.changed == (name,)):
-            own = m.real.seen.embedding
-            distance = np.linalg.norm(embeddings - own, axis=1)
+    results = []
+    for name in sorted({n for m in edits for n in m.changed}):
+        values, compared = [], []
+        for m in (m for m in edits if m.changed == (name,)):
+            factual = m.real.seen.embedding
+            distance = np.linalg.norm(embeddings - factual, axis=1)
             # Another visit of the same person is no other person.
             others = [r.person != m.person for r in real]
             like_target = [
                 o and _alike(r.row.values.get(name), m.target[name])
                 for o, r in zip(others, real, strict=True)
             ]
-            like_own = [
+            like_factual = [
                 o and _alike(r.row.values.get(name), m.real.row.values[name])
                 for o, r in zip(others, real, strict=True)
             ]
-            if any(like_target) and any(like_own):
-                moved = float(np.linalg.norm(m.seen.embedding - own))
+            if any(like_target) and any(like_factual):
+                moved = float(np.linalg.norm(m.seen.embedding - factual))
                 values.append(
                     axioms.divergence(
-                        moved, distance[like_target], distance[like_own], DIVERGENCE_WEIGHTS
+                        moved, distance[like_target], distance[like_factual], DIVERGENCE_WEIGHTS
                     )
                 )
-                some.append(m)
+                compared.append(m)
         if values:
             by, extractor = tools.extractor("judge")
             base = Result(
-                n=len(people(some)),
+                n=len(people(compared)),
                 method=method,
                 variable=name,
                 by=by,
                 extractor=extractor,
                 reference="Melistas 2024",
             )
-            out.append(base.named("latent_divergence", mean_of_edits(values, some), "down"))
-    return out
+            results.append(base.named("latent_divergence", mean_of_edits(values, compared), "down"))
+    return results
 
 
 def _alike(a: Value | None, b: Value) -> bool:
@@ -144,29 +144,29 @@ def _alike(a: Value | None, b: Value) -> bool:
     return abs(float(a) - float(b)) <= max(0.1 if abs(float(b)) <= 1 else 5.0, 0.05 * abs(float(b)))
 
 
-def identity(method: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
+def identity(method: str, edits: Sequence[Made], real: Sequence[Real]) -> list[Result]:
     """Is the person found again among all, by the brain's own fine detail?"""
     brain = np.mean([r.mask for r in real], axis=0) > 0.5
     spacing = min(real[0].grid.spacing)
     everybody = np.stack([_detail(r.seen.image, brain, spacing) for r in real])
-    whose, own = [r.person for r in real], [m.person for m in made]
+    whose, subjects = [r.person for r in real], [m.person for m in edits]
     ranks = []
-    for start in range(0, len(made), AT_ONCE):
+    for start in range(0, len(edits), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        some = np.stack([_detail(m.seen.image, brain, spacing) for m in made[part]])
-        ranks.append(axioms.retrieval_ranks(everybody, whose, some, own[part]))
-    found = axioms.retrieval(np.concatenate(ranks), own)
+        details = np.stack([_detail(m.seen.image, brain, spacing) for m in edits[part]])
+        ranks.append(axioms.retrieval_ranks(everybody, whose, details, subjects[part]))
+    retrieval = axioms.retrieval(np.concatenate(ranks), subjects)
     base = Result(
-        n=len(people(made)),
+        n=len(people(edits)),
         method=method,
         by="detail",
         extractor=f"detail below {DETAIL_MM:g} mm",
         note=f"chance {1 / len(people(real)):.3f}",
     )
     return [
-        base.named("identity_top1", found.top1, "up"),
-        base.named("identity_top5", found.top5, "up"),
-        base.named("identity_mrr", found.mrr, "up"),
+        base.named("identity_top1", retrieval.top1, "up"),
+        base.named("identity_top5", retrieval.top5, "up"),
+        base.named("identity_mrr", retrieval.mrr, "up"),
     ]
 
 
@@ -177,50 +177,53 @@ def _detail(image: np.ndarray, brain: np.ndarray, spacing_mm: float) -> np.ndarr
 
 
 def trajectories(
-    method: str, made: Sequence[Made], real: Sequence[Real], region: str
+    method: str, edits: Sequence[Made], real: Sequence[Real], region: str
 ) -> list[Result]:
     """Later visits against counterfactuals of the first at their age (PCGM, task 2)."""
     visits: dict[str, list[Real]] = {}
     for r in real:
         if "age" in r.row.values:
             visits.setdefault(r.person, []).append(r)
-    found, whose = [], []
-    for person, own in visits.items():
-        own.sort(key=lambda r: float(r.row.values["age"]))
-        made_at = {
+    paths, whose = [], []
+    for person, scans in visits.items():
+        scans.sort(key=lambda r: float(r.row.values["age"]))
+        edit_at = {
             round(float(m.target["age"]), 1): m
-            for m in made
-            if m.real is own[0] and m.changed == ("age",)
+            for m in edits
+            if m.real is scans[0] and m.changed == ("age",)
         }
-        later = [r for r in own[1:] if round(float(r.row.values["age"]), 1) in made_at]
+        later = [r for r in scans[1:] if round(float(r.row.values["age"]), 1) in edit_at]
         if not later:
             continue
-        series = [own[0], *later]
+        series = [scans[0], *later]
         ages = np.array([float(r.row.values["age"]) for r in series])
         true = np.array([r.seen.volumes[region] for r in series])
-        shown = [own[0].seen, *(made_at[round(float(r.row.values["age"]), 1)].seen for r in later)]
-        found.append(trajectory(ages, true, np.array([s.volumes[region] for s in shown])))
+        shown = [
+            scans[0].seen,
+            *(edit_at[round(float(r.row.values["age"]), 1)].seen for r in later),
+        ]
+        paths.append(trajectory(ages, true, np.array([s.volumes[region] for s in shown])))
         whose.append(person)
-    if len(found) < 3:
+    if len(paths) < 3:
         return []
     base = Result(
-        n=len(found),
+        n=len(paths),
         method=method,
         region=region,
         reference="PCGM Fig. 3",
         by="segmenter",
         extractor="segmenter",
     )
-    nmse = np.array([t.nmse for t in found])
-    out = [base.named("trajectory_nmse", mean_over_people(nmse, whose), "down")]
-    pearson = np.array([t.pearson for t in found])
+    nmse = np.array([t.nmse for t in paths])
+    results = [base.named("trajectory_nmse", mean_over_people(nmse, whose), "down")]
+    pearson = np.array([t.pearson for t in paths])
     if np.isfinite(pearson).any():
         known = replace(base, n=int(np.isfinite(pearson).sum()))
-        out.append(known.named("trajectory_pearson", mean_over_people(pearson, whose), "to 1"))
-    slopes = mean_over_people(np.array([t.made_slope - t.real_slope for t in found]) / 1e3, whose)
-    return [*out, base.named("trajectory_slope_error", slopes, "to 0", "mL/year")]
+        results.append(known.named("trajectory_pearson", mean_over_people(pearson, whose), "to 1"))
+    slopes = mean_over_people(np.array([t.made_slope - t.real_slope for t in paths]) / 1e3, whose)
+    return [*results, base.named("trajectory_slope_error", slopes, "to 0", "mL/year")]
 
 
-def mean_of_edits(values: Sequence[float] | np.ndarray, made: Sequence[Made]) -> Estimate:
+def mean_of_edits(values: Sequence[float] | np.ndarray, edits: Sequence[Made]) -> Estimate:
     """Mean over people, each the mean of its edits, with an interval over people."""
-    return mean_over_people(np.array(values), [m.person for m in made])
+    return mean_over_people(np.array(values), [m.person for m in edits])

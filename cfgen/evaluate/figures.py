@@ -20,18 +20,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 
-def draw(of: Evaluation, folder: Path) -> list[Path]:
+def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
     """All figures that the results suffice for; the paths."""
-    made = {
-        "age_by_change": _bars(of.results),
-        "effectiveness_and_identity": _pareto(of.results),
-        "effect_sizes": _forest(of.results),
-        "age_asked_and_seen": _agreement(of),
-        "volume_change_by_age": _response(of),
-        "trajectories": _paths(of),
+    figures = {
+        "age_by_change": _bars(evaluation.results),
+        "effectiveness_and_identity": _pareto(evaluation.results),
+        "effect_sizes": _forest(evaluation.results),
+        "age_asked_and_seen": _agreement(evaluation),
+        "volume_change_by_age": _response(evaluation),
+        "trajectories": _paths(evaluation),
     }
-    out = []
-    for name, figure in made.items():
+    paths = []
+    for name, figure in figures.items():
         if figure is None:
             continue
         for kind in ("svg", "png"):
@@ -39,13 +39,13 @@ def draw(of: Evaluation, folder: Path) -> list[Path]:
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
 
             def save(
-                to: Path, figure: Any = figure, kind: str = kind, said: Any = metadata
+                to: Path, figure: Any = figure, kind: str = kind, metadata: Any = metadata
             ) -> None:
-                figure.savefig(to, format=kind, metadata=said, dpi=150)
+                figure.savefig(to, format=kind, metadata=metadata, dpi=150)
 
             write_atomically(path, save)
-            out.append(path)
-    return out
+            paths.append(path)
+    return paths
 
 
 def _figure(width: float = 7.0, height: float = 4.2, panels: int = 1) -> tuple[Any, Any]:
@@ -79,11 +79,11 @@ def _bars(results: Sequence[Result]) -> Any:
     figure, (axes,) = _figure()
     width = 0.8 / len(methods)
     for k, method in enumerate(methods):
-        own = {r.asked: r for r in rows if r.method == method}
-        at = [i for i, years in enumerate(changes) if years in own]
-        some = [own[changes[i]] for i in at]
-        values = np.array([r.value for r in some])
-        reach = np.abs(np.array([[r.low, r.high] for r in some]).T - values)
+        by_change = {r.asked: r for r in rows if r.method == method}
+        at = [i for i, years in enumerate(changes) if years in by_change]
+        bars = [by_change[changes[i]] for i in at]
+        values = np.array([r.value for r in bars])
+        reach = np.abs(np.array([[r.low, r.high] for r in bars]).T - values)
         place = np.array(at) + (k - (len(methods) - 1) / 2) * width
         colour = COLOURS[k % len(COLOURS)]
         axes.bar(
@@ -109,18 +109,18 @@ def _bars(results: Sequence[Result]) -> Any:
 def _pareto(results: Sequence[Result]) -> Any:
     """How far the target was reached against how much was changed."""
     figure, (axes,) = _figure(5.4, 4.2)
-    some = False
+    drawn = False
     for k, method in enumerate(_methods(results)):
-        own = {
+        by_key = {
             (r.metric, r.variable, r.group, r.variant): r
             for r in results
             if r.method == method and r.by == "judge"
         }
-        slope = own.get(("slope", "age", ALL, ""))
-        kept = own.get(("perceptual_to_factual", "", "", WHOLE))
+        slope = by_key.get(("slope", "age", ALL, ""))
+        kept = by_key.get(("perceptual_to_factual", "", "", WHOLE))
         if slope is None or kept is None:
             continue
-        some = True
+        drawn = True
         axes.plot(
             kept.value,
             slope.value,
@@ -129,7 +129,7 @@ def _pareto(results: Sequence[Result]) -> Any:
             color=COLOURS[k % len(COLOURS)],
             label=method,
         )
-    if not some:
+    if not drawn:
         return None
     axes.axhline(1, color="#555555", ls="--", lw=1)
     axes.set_xlabel("perceptual distance to the factual scan (less is closer)")
@@ -149,9 +149,9 @@ def _forest(results: Sequence[Result]) -> Any:
     methods = _methods(rows)
     figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
     for k, method in enumerate(methods):
-        own = {r.region: r for r in rows if r.method == method}
+        by_region = {r.region: r for r in rows if r.method == method}
         for i, region in enumerate(regions):
-            r = own[region]
+            r = by_region[region]
             y = i + 0.5 * (k - (len(methods) - 1) / 2) / len(methods)
             axes.plot([r.low, r.high], [y, y], color=COLOURS[k % len(COLOURS)], lw=1)
             axes.plot(
@@ -177,17 +177,17 @@ def _name_regions(axes: Any, regions: Sequence[str]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _agreement(of: Evaluation) -> Any:
+def _agreement(evaluation: Evaluation) -> Any:
     """Bland-Altman of the age seen in a counterfactual and its target."""
     figure, (axes,) = _figure(6.4, 4.2)
-    some = False
-    for k, (method, made) in enumerate(of.methods.items()):
-        own = [m for m in made if "age" in m.changed and "age" in m.seen.guesses["judge"]]
-        if not own:
+    drawn = False
+    for k, (method, edits) in enumerate(evaluation.methods.items()):
+        aged = [m for m in edits if "age" in m.changed and "age" in m.seen.guesses["judge"]]
+        if not aged:
             continue
-        some = True
-        seen = np.array([m.seen.guesses["judge"]["age"] for m in own])
-        target = np.array([float(m.target["age"]) for m in own])
+        drawn = True
+        seen = np.array([m.seen.guesses["judge"]["age"] for m in aged])
+        target = np.array([float(m.target["age"]) for m in aged])
         error = seen - target
         colour = COLOURS[k % len(COLOURS)]
         axes.plot(
@@ -200,7 +200,7 @@ def _agreement(of: Evaluation) -> Any:
             label=f"{method}: {error.mean():+.1f} ± {1.96 * error.std():.1f}",
         )
         axes.axhline(error.mean(), color=colour, lw=1)
-    if not some:
+    if not drawn:
         return None
     axes.set_xlabel("mean of age seen and target (years)")
     axes.set_ylabel("age seen - target (years)")
@@ -208,9 +208,9 @@ def _agreement(of: Evaluation) -> Any:
     return figure
 
 
-def _response(of: Evaluation) -> Any:
+def _response(evaluation: Evaluation) -> Any:
     """Change of region volumes a decade, beside what real people differ by."""
-    rows = [r for r in of.results if r.metric == "change_per_decade"]
+    rows = [r for r in evaluation.results if r.metric == "change_per_decade"]
     methods = _methods(rows)
     if not methods:
         return None
@@ -226,9 +226,9 @@ def _response(of: Evaluation) -> Any:
         label="real people of different age",
     )
     for k, method in enumerate(methods):
-        own = {r.region: r.value for r in rows if r.method == method}
+        by_region = {r.region: r.value for r in rows if r.method == method}
         axes.plot(
-            [own[g] for g in regions],
+            [by_region[g] for g in regions],
             range(len(regions)),
             MARKERS[k % len(MARKERS)],
             ms=4,
@@ -240,36 +240,38 @@ def _response(of: Evaluation) -> Any:
     return figure
 
 
-def _paths(of: Evaluation) -> Any:
+def _paths(evaluation: Evaluation) -> Any:
     """From each person's scan to the counterfactuals of other ages, over the real people; visits of
     one person are joined (PCGM Fig. 3)."""
     aged = {
-        name: [m for m in made if m.changed == ("age",)]
-        for name, made in of.methods.items()
+        name: [m for m in edits if m.changed == ("age",)]
+        for name, edits in evaluation.methods.items()
         if name != COPY
     }
-    aged = {name: made for name, made in aged.items() if made}
+    aged = {name: edits for name, edits in aged.items() if edits}
     if not aged:
         return None
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, panels = _figure(3.4 * len(aged) + 0.6, 3.6, len(aged))
     visits: dict[str, list[tuple[float, float]]] = {}
-    for r in of.real:
+    for r in evaluation.real:
         if "age" in r.row.values:
             at = (float(r.row.values["age"]), _millilitres(r.seen))
             visits.setdefault(r.person, []).append(at)
-    for k, (name, made) in enumerate(aged.items()):
+    for k, (name, edits) in enumerate(aged.items()):
         axes = panels[k]
-        for own in visits.values():
-            axes.plot(*zip(*sorted(own), strict=True), "o-", ms=3, lw=1, color="#888888", zorder=1)
+        for series in visits.values():
+            axes.plot(
+                *zip(*sorted(series), strict=True), "o-", ms=3, lw=1, color="#888888", zorder=1
+            )
         paths: dict[int, list[Made]] = {}
-        for m in made:
+        for m in edits:
             paths.setdefault(id(m.real), []).append(m)
-        for some in paths.values():
-            start = (float(some[0].real.row.values["age"]), _millilitres(some[0].real.seen))
+        for path in paths.values():
+            start = (float(path[0].real.row.values["age"]), _millilitres(path[0].real.seen))
             points = sorted(
-                [start, *((float(m.target["age"]), _millilitres(m.seen)) for m in some)]
+                [start, *((float(m.target["age"]), _millilitres(m.seen)) for m in path)]
             )
             axes.plot(*zip(*points, strict=True), "-", lw=0.8, color=COLOURS[k % len(COLOURS)])
         axes.set_title(name, fontsize=9)

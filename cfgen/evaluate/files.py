@@ -36,32 +36,32 @@ BIBTEX = {
 }
 
 
-def write_evaluation(of: Evaluation, suite: str, seed: int, out: Path) -> list[Path]:
+def write_evaluation(evaluation: Evaluation, suite: str, seed: int, folder: Path) -> list[Path]:
     """Every file of an evaluation in a folder; the paths, metrics.csv first."""
-    write_table(out / "metrics.csv", [r.line() for r in of.results])
-    bundle = of.tools.bundle
+    write_table(folder / "metrics.csv", [r.line() for r in evaluation.results])
+    bundle = evaluation.tools.bundle
     record = {
         "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
         "Suite": suite,
         "Seed": seed,
         "Bundle": {"Name": bundle.name, "SHA256": bundle.identity},
         "Versions": {n: version(n) for n in ("torch", "numpy", "scipy", "scikit-learn")},
-        "Scans": len(of.real),
-        "LeftOut": of.left_out,
-        "Results": [_json(r) for r in of.results],
+        "Scans": len(evaluation.real),
+        "LeftOut": evaluation.left_out,
+        "Results": [_json(r) for r in evaluation.results],
     }
-    methods = [r.method for r in of.results if r.method != REAL]
-    said = methods_text(of, suite, seed)
+    methods = [r.method for r in evaluation.results if r.method != REAL]
+    paragraph = methods_text(evaluation, suite, seed)
     texts = {
         "metrics.json": json.dumps(record, indent=1) + "\n",
-        "tables.md": tables(of.results, list(dict.fromkeys(methods))),
-        "methods.md": said,
-        "references.bib": "".join(f"{e}\n\n" for k, e in BIBTEX.items() if f"@{k}]" in said),
+        "tables.md": tables(evaluation.results, list(dict.fromkeys(methods))),
+        "methods.md": paragraph,
+        "references.bib": "".join(f"{e}\n\n" for k, e in BIBTEX.items() if f"@{k}]" in paragraph),
     }
     for name, text in texts.items():
-        _write_text(out / name, text)
-    figures = draw(of, out / "figures")
-    return [out / "metrics.csv", *(out / name for name in texts), *figures]
+        _write_text(folder / name, text)
+    figures = draw(evaluation, folder / "figures")
+    return [folder / "metrics.csv", *(folder / name for name in texts), *figures]
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -112,31 +112,32 @@ SENTENCES: tuple[tuple[Callable[[Result], bool], str], ...] = (
 )
 
 
-def methods_text(of: Evaluation, suite: str, seed: int) -> str:
+def methods_text(evaluation: Evaluation, suite: str, seed: int) -> str:
     """A paragraph for a paper's methods section, of what was measured and of nothing else."""
-    bundle: Bundle = of.tools.bundle
-    names = ", ".join(of.methods)
-    said = [
+    bundle: Bundle = evaluation.tools.bundle
+    names = ", ".join(evaluation.methods)
+    sentences = [
         f"Scans were evaluated with cfgen {__version__} (suite '{suite}', seed {seed}).",
-        f"{len(of.real)} real scans were skull-stripped, bias-corrected (N4), registered to "
-        f"MNI152NLin2009aSym with 12 degrees of freedom and brought to {bundle.preprocess.grid}.",
+        f"{len(evaluation.real)} real scans were skull-stripped, bias-corrected (N4), registered "
+        f"to MNI152NLin2009aSym with 12 degrees of freedom and brought to "
+        f"{bundle.preprocess.grid}.",
     ]
     if names:
-        said.append(
+        sentences.append(
             f"Counterfactuals ({names}) took the transform, bias field and brightness of their "
             f"factual scan."
         )
-    if any(r.by == "judge" and r.variable for r in of.results):
-        said.append(
-            f"Conditions were judged by an ensemble of {len(of.tools.judges.nets)} convolutional "
-            f"networks trained on real training scans alone (part 'judge' of bundle {bundle.name}, "
-            f"SHA-256 {bundle.identity[:12]})."
+    if any(r.by == "judge" and r.variable for r in evaluation.results):
+        sentences.append(
+            f"Conditions were judged by an ensemble of {len(evaluation.tools.judges.nets)} "
+            f"convolutional networks trained on real training scans alone (part 'judge' of bundle "
+            f"{bundle.name}, SHA-256 {bundle.identity[:12]})."
         )
-    if any(r.by in ("segmenter", "volumes") for r in of.results):
-        said.append(f"Volumes are those of the segmenter of bundle {bundle.name}.")
-    said += [text for holds, text in SENTENCES if any(holds(r) for r in of.results)]
-    said += intervals_text(of.results)
-    return " ".join(said) + "\n\nSynthetic images. Research use, not for diagnosis.\n"
+    if any(r.by in ("segmenter", "volumes") for r in evaluation.results):
+        sentences.append(f"Volumes are those of the segmenter of bundle {bundle.name}.")
+    sentences += [text for holds, text in SENTENCES if any(holds(r) for r in evaluation.results)]
+    sentences += intervals_text(evaluation.results)
+    return " ".join(sentences) + "\n\nSynthetic images. Research use, not for diagnosis.\n"
 
 
 def intervals_text(results: Sequence[Result]) -> list[str]:
@@ -145,13 +146,13 @@ def intervals_text(results: Sequence[Result]) -> list[str]:
     for r in results:
         if r.interval:
             by_kind.setdefault(r.interval, {})[r.metric] = None
-    out = []
+    sentences = []
     if BCA in by_kind:
-        out.append(
+        sentences.append(
             f"Intervals are {BCA}, a person's scans and edits being averaged first"
             + (", unless said otherwise." if len(by_kind) > 1 else ".")
         )
     for kind in (PERCENTILE, PERCENTILE_OF_SETS, FIT):
         if kind in by_kind:
-            out.append(f"Those of {', '.join(by_kind[kind])} are {kind}.")
-    return out
+            sentences.append(f"Those of {', '.join(by_kind[kind])} are {kind}.")
+    return sentences

@@ -25,18 +25,18 @@ def pair(rows: Sequence[Row], real: Sequence[Real], name: str) -> list[tuple[Row
     by_subject: dict[str, list[Real]] = {}
     for r in real:
         by_subject.setdefault(r.row.subject, []).append(r)
-    out, lost = [], []
+    pairs, lost = [], []
     for row in rows:
         path = row.extra.get("factual_image", "")
-        found = by_image.get(str(Path(path).resolve())) if path else None
+        factual = by_image.get(str(Path(path).resolve())) if path else None
         same = by_subject.get(row.subject, [])
-        if found is None and len(same) == 1:
-            found = same[0]
-        if found is None:
+        if factual is None and len(same) == 1:
+            factual = same[0]
+        if factual is None:
             lost.append(f"{row.source} subject '{row.subject}'")
         else:
-            out.append((row, found))
-    if not out:
+            pairs.append((row, factual))
+    if not pairs:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise ManifestError(
             name,
@@ -50,7 +50,7 @@ def pair(rows: Sequence[Row], real: Sequence[Real], name: str) -> list[tuple[Row
             len(lost),
             ", ".join(lost[:5]),
         )
-    return out
+    return pairs
 
 
 def label_of(session: str, visit: str) -> str:
@@ -59,12 +59,12 @@ def label_of(session: str, visit: str) -> str:
     return session.removeprefix(f"{visit}_") if visit else session
 
 
-def check_grid(scan: Volume, own: Real) -> None:
-    if not scan.grid.matches(own.native):
+def check_grid(scan: Volume, real: Real) -> None:
+    if not scan.grid.matches(real.native):
         raise ImageError(
             scan.path,
-            f"{grid_text(scan.grid)} is not the grid of its factual scan {own.row.image.name}",
-            grid_text(own.native),
+            f"{grid_text(scan.grid)} is not the grid of its factual scan {real.row.image.name}",
+            grid_text(real.native),
             "compare images that were written on the scan's own grid",
         )
 
@@ -78,10 +78,10 @@ class Truths:
     by_scan: dict[tuple[Path, str], Row]
     by_visit: dict[tuple[str, str, str], Row]
 
-    def of(self, made: Made) -> Row | None:
-        real = made.real.row
-        found = self.by_scan.get((real.image.resolve(), made.label))
-        return found or self.by_visit.get((real.subject, real.session, made.label))
+    def of(self, edit: Made) -> Row | None:
+        real = edit.real.row
+        row = self.by_scan.get((real.image.resolve(), edit.label))
+        return row or self.by_visit.get((real.subject, real.session, edit.label))
 
 
 def read_truths(rows: Sequence[Row], name: str) -> Truths:

@@ -40,18 +40,18 @@ def read_real(
     ).done
     if not done:
         raise UsageError(work / "failed.csv", "no scan could be used", "one or more")
-    own = {str(row.image.absolute()): row for row in rows}
+    row_of = {str(row.image.absolute()): row for row in rows}
     seen = ahead(partial(_see_real, tools), done, workers)
     return [
-        replace(found(), row=own[row.extra["scan"]])
-        for row, found in each(seen, len(done), "scans measured")
+        replace(result(), row=row_of[row.extra["scan"]])
+        for row, result in each(seen, len(done), "scans measured")
     ]
 
 
 def _see_real(tools: Instruments, done: Row) -> Real:
     prepared = load_prepared(done.image)
-    found = see(tools, prepared.image, prepared)
-    return Real(done, done.image, prepared.mask, prepared.grid, prepared.native, found)
+    seen = see(tools, prepared.image, prepared)
+    return Real(done, done.image, prepared.mask, prepared.grid, prepared.native, seen)
 
 
 def read_made(
@@ -67,24 +67,24 @@ def read_made(
     """
     pairs = [(name, p) for name, rows in methods.items() for p in pair(rows, real, name)]
     seen = ahead(partial(_see_made, tools), [p for _, p in pairs], workers)
-    out: dict[str, list[Made]] = {name: [] for name in methods}
-    both = each(zip(pairs, seen, strict=True), len(pairs), "counterfactuals measured")
-    for (name, _), ((row, own), found) in both:
-        out[name].append(make(row, own, found()))
-    return out
+    counterfactuals: dict[str, list[Made]] = {name: [] for name in methods}
+    measured = each(zip(pairs, seen, strict=True), len(pairs), "counterfactuals measured")
+    for (name, _), ((row, factual), result) in measured:
+        counterfactuals[name].append(make(row, factual, result()))
+    return counterfactuals
 
 
-def _see_made(tools: Instruments, of: tuple[Row, Real]) -> Seen:
-    row, own = of
+def _see_made(tools: Instruments, matched: tuple[Row, Real]) -> Seen:
+    row, factual = matched
     scan = read_volume(row.image)
-    check_grid(scan, own)
-    prepared = own.prepared()
+    check_grid(scan, factual)
+    prepared = factual.prepared()
     image = prepared.again(scan.data, tools.bundle.preprocess.intensity_cap)
     return see(tools, image, prepared)
 
 
-def make(row: Row, own: Real, found: Seen) -> Made:
-    before = own.row.values
+def make(row: Row, real: Real, seen: Seen) -> Made:
+    before = real.row.values
     changed = tuple(n for n, v in row.values.items() if n in before and before[n] != v)
-    label = row.extra.get("intervention") or label_of(row.session, own.row.session)
-    return Made(row, own, label, dict(row.values), changed, found)
+    label = row.extra.get("intervention") or label_of(row.session, real.row.session)
+    return Made(row, real, label, dict(row.values), changed, seen)

@@ -14,24 +14,24 @@ from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import by_subject, over_people
 
 
-def region_response(method: str, made: Sequence[Made], regions: Sequence[str]) -> list[Result]:
+def region_response(method: str, edits: Sequence[Made], regions: Sequence[str]) -> list[Result]:
     """The change of each region's volume in ten years, of edits of age alone: the slope of log
     volume on the years asked for, through the origin, as a percentage.
 
     Everybody weighs the same: a person's edits share one weight, so that who was edited by more
     steps does not count more.
     """
-    aged = [m for m in made if m.changed == ("age",) and m.asked("age")]
+    aged = [m for m in edits if m.changed == ("age",) and m.asked("age")]
     if len(aged) < 3:
         return []
     years, whose = np.array([m.asked("age") for m in aged]), [m.person for m in aged]
-    out = []
+    results = []
     for region in regions:
         before, after = (
             np.log([max(s.volumes[region], 1.0) for s in side])
             for side in ([m.real.seen for m in aged], [m.seen for m in aged])
         )
-        found = over_people(
+        change = over_people(
             lambda xy, xx: percent_a_decade(xy.mean(-1) / xx.mean(-1)),
             whose,
             years * (after - before),
@@ -40,8 +40,8 @@ def region_response(method: str, made: Sequence[Made], regions: Sequence[str]) -
         base = Result(
             n=len(people(aged)), method=method, region=region, by="segmenter", extractor="segmenter"
         )
-        out.append(base.named("change_per_decade", found, "", "%"))
-    return out
+        results.append(base.named("change_per_decade", change, "", "%"))
+    return results
 
 
 def cohort_response(real: Sequence[Real], regions: Sequence[str]) -> list[Result]:
@@ -63,13 +63,13 @@ def cohort_response(real: Sequence[Real], regions: Sequence[str]) -> list[Result
     if n < 3 or np.ptp(by_subject(rows, whose)[0][:, 0]) == 0:
         return []
     volumes = np.log(np.maximum(matrix([r.seen.volumes for r in known], regions), 1.0))
-    out = []
+    results = []
     for k, region in enumerate(regions):
-        found = over_people(_slope_of_first, whose, volumes[:, k], *rows.T)
+        difference = over_people(_slope_of_first, whose, volumes[:, k], *rows.T)
         base = Result(n=n, method=REAL, region=region, by="segmenter", extractor="segmenter")
-        said = "people of different age, sex and head size held"
-        out.append(base.named("change_per_decade", found, "", "%", said))
-    return out
+        note = "people of different age, sex and head size held"
+        results.append(base.named("change_per_decade", difference, "", "%", note))
+    return results
 
 
 def _slope_of_first(y: np.ndarray, *columns: np.ndarray) -> np.ndarray:
@@ -88,15 +88,15 @@ def percent_a_decade(slope: np.ndarray) -> np.ndarray:
     return np.asarray(100 * np.expm1(10 * slope))
 
 
-def untouched_regions(method: str, made: Sequence[Made], regions: Sequence[str]) -> list[Result]:
+def untouched_regions(method: str, edits: Sequence[Made], regions: Sequence[str]) -> list[Result]:
     """Volume change where there should be none: the regions of edits of the acquisition."""
-    imaged = [m for m in made if m.changed and set(m.changed) <= ACQUISITION]
+    imaged = [m for m in edits if m.changed and set(m.changed) <= ACQUISITION]
     if not imaged:
         return []
     before, after = (
         matrix(side, regions)
         for side in ([m.real.seen.volumes for m in imaged], [m.seen.volumes for m in imaged])
     )
-    found = mean_of_edits(np.nanmean(axioms.percent_change(before, after), 1), imaged)
+    change = mean_of_edits(np.nanmean(axioms.percent_change(before, after), 1), imaged)
     base = Result(n=len(people(imaged)), method=method, by="segmenter", extractor="segmenter")
-    return [base.named("untouched_region_change", found, "down", "%")]
+    return [base.named("untouched_region_change", change, "down", "%")]

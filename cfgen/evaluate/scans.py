@@ -50,8 +50,8 @@ class Instruments:
     @property
     def opinions(self) -> dict[str, Schema]:
         """Who guesses, and what."""
-        both = {"judge": self.judges.targets}
-        return both | ({"ridge": self.bundle.schema} if self.ridge is not None else {})
+        schemas = {"judge": self.judges.targets}
+        return schemas | ({"ridge": self.bundle.schema} if self.ridge is not None else {})
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def load_instruments(bundle: Bundle, device: torch.device) -> Instruments:
 def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
     """Measure an image (D, H, W) on the model grid of a prepared scan."""
     batch = image[None].astype(np.float32)
-    said = tools.judges.judge(batch)
-    guesses = {"judge": {name: x[0] for name, x in said.items()}}
+    outputs = tools.judges.judge(batch)
+    guesses = {"judge": {name: x[0] for name, x in outputs.items()}}
     if tools.ridge is not None:
         guesses["ridge"] = score_conditions(
             tools.ridge, tools.bundle.schema, batch[0], tools.device
@@ -149,15 +149,15 @@ def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
 def volumes_of(tools: Instruments, image: np.ndarray, prepared: Prepared) -> dict[str, float]:
     """Volumes (mm3 in the scanner's space) of every structure, both sides together, of an image
     (D, H, W) on the model grid of a prepared scan."""
-    found = soft_volumes(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
+    volumes = soft_volumes(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
     # The affine to the template changes every volume by the same factor.
     factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
-    return {name: v * factor for name, v in found.items()}
+    return {name: v * factor for name, v in volumes.items()}
 
 
-def copies(made: Sequence[Made]) -> list[Made]:
+def copies(edits: Sequence[Made]) -> list[Made]:
     """The baseline that leaves every scan as it is, whatever was asked for."""
-    return [Made(m.row, m.real, m.label, m.target, m.changed, m.real.seen) for m in made]
+    return [Made(m.row, m.real, m.label, m.target, m.changed, m.real.seen) for m in edits]
 
 
 def people(scans: Iterable[Real | Made]) -> list[str]:
@@ -173,6 +173,6 @@ def one_a_person(scans: Iterable[Real]) -> list[Real]:
     return list(first.values())
 
 
-def matrix(of: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
+def matrix(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
     """(n, K) of named numbers."""
-    return np.array([[one[name] for name in names] for one in of], np.float64)
+    return np.array([[row[name] for name in names] for row in rows], np.float64)

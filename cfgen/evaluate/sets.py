@@ -42,15 +42,15 @@ SHARES = "share of the head"
 def feature_floors(features: Mapping[Extractor, np.ndarray], seed: int) -> list[Result]:
     """FID of one half of the real set to the other, for every extractor; none where a half would
     be a single scan."""
-    out = []
+    results = []
     for (by, extractor), real in features.items():
         if len(real) < 4:
             continue
         floor, half = dist.frechet_floor(real, seed)
-        said = "halves of the real set"
-        base = Result(n=half, method=REAL, by=by, extractor=extractor, note=said)
-        out.append(base.named("fid_floor", floor, "down"))
-    return out
+        note = "halves of the real set"
+        base = Result(n=half, method=REAL, by=by, extractor=extractor, note=note)
+        results.append(base.named("fid_floor", floor, "down"))
+    return results
 
 
 def feature_distances(
@@ -60,28 +60,28 @@ def feature_distances(
     papers: bool,
 ) -> list[Result]:
     """FID and its value without bias, KID and MMD, for every extractor."""
-    out: list[Result] = []
-    for (by, extractor), (real, made) in features.items():
-        n = min(len(real), len(made))
+    results: list[Result] = []
+    for (by, extractor), (real, generated) in features.items():
+        n = min(len(real), len(generated))
         base = Result(n=n, method=method, by=by, extractor=extractor)
         few = ""
         if n < FRECHET_LEAST:
             few = f"n below {FRECHET_LEAST}: mostly bias, read KID"
             log.warning("%s: FID by %s of %d scans is mostly bias; read KID", method, extractor, n)
-        of = replace(base, reference="CDM Tab. 1, PCGM Tab. 1", note=few)
-        out.append(of.named("fid", dist.frechet(real, made), "down"))
+        line = replace(base, reference="CDM Tab. 1, PCGM Tab. 1", note=few)
+        results.append(line.named("fid", dist.frechet(real, generated), "down"))
         if n >= 12:
-            limit = dist.frechet_extrapolated(real, made, seed)
-            out.append(base.named("fid_infinite", limit, "down", note=few))
-        kid, spread = dist.kernel_distance(real, made, seed)
-        of = replace(base, reference="Latent Drifting Tab. 1")
-        out.append(of.named("kid", kid, "down"))
-        out.append(of.named("kid_sd", spread, note="over subsets"))
-        out += _tested(base, "mmd_rbf", dist.mmd_rbf(real, made, seed))
+            limit = dist.frechet_extrapolated(real, generated, seed)
+            results.append(base.named("fid_infinite", limit, "down", note=few))
+        kid, spread = dist.kernel_distance(real, generated, seed)
+        line = replace(base, reference="Latent Drifting Tab. 1")
+        results.append(line.named("kid", kid, "down"))
+        results.append(line.named("kid_sd", spread, note="over subsets"))
+        results += _tested(base, "mmd_rbf", dist.mmd_rbf(real, generated, seed))
         if papers:
-            of = replace(base, reference="PCGM Tab. 1")
-            out += _tested(of, "mmd_rbf_median", dist.mmd_rbf_median(real, made, seed))
-    return out
+            line = replace(base, reference="PCGM Tab. 1")
+            results += _tested(line, "mmd_rbf_median", dist.mmd_rbf_median(real, generated, seed))
+    return results
 
 
 def _tested(base: Result, metric: str, test: dist.KernelTest) -> list[Result]:
@@ -92,30 +92,33 @@ def _tested(base: Result, metric: str, test: dist.KernelTest) -> list[Result]:
 
 
 def image_distances(
-    method: str, real: Sequence[Seen], made: Sequence[Seen], papers: bool
+    method: str, real: Sequence[Seen], generated: Sequence[Seen], papers: bool
 ) -> list[Result]:
     """MMD of voxels: for each voxel as reported, and as the papers computed theirs."""
-    x, y = (np.stack([s.image.ravel() for s in some]).astype(np.float32) for some in (real, made))
+    x, y = (
+        np.stack([s.image.ravel() for s in images]).astype(np.float32)
+        for images in (real, generated)
+    )
     base = Result(n=min(len(x), len(y)), method=method)
-    out = [base.named("mmd_image", dist.mmd_linear(x, y), "down")]
+    results = [base.named("mmd_image", dist.mmd_linear(x, y), "down")]
     if papers:
-        of = replace(base, reference="cDDGM Tab. 3")
-        out.append(of.named("mmd_image_biased", dist.mmd_linear_biased(x, y), "down"))
+        line = replace(base, reference="cDDGM Tab. 3")
+        results.append(line.named("mmd_image_biased", dist.mmd_linear_biased(x, y), "down"))
         if min(len(x), len(y)) >= 8:
-            of = replace(base, reference="PCGM Tab. 1", note="batches of 8")
-            out.append(of.named("mmd_image_batches", dist.mmd_linear_batches(x, y), "down"))
-    return out
+            line = replace(base, reference="PCGM Tab. 1", note="batches of 8")
+            results.append(line.named("mmd_image_batches", dist.mmd_linear_batches(x, y), "down"))
+    return results
 
 
-def variety(real: Sequence[Seen], made: Mapping[str, Sequence[Seen]], seed: int) -> list[Result]:
+def variety(real: Sequence[Seen], methods: Mapping[str, Sequence[Seen]], seed: int) -> list[Result]:
     """MS-SSIM of the pairs of a set: made should be as unlike each other as real people are."""
-    out = []
+    results = []
     for scales in dict.fromkeys((COMPARABLE, scales_for(real[0].image.shape))):
-        own = _mean_pair(real, scales, seed)
-        for method, seen in (REAL, real), *made.items():
+        reference = _mean_pair(real, scales, seed)
+        for method, seen in (REAL, real), *methods.items():
             # The copies of all people are the real set again.
             same = len(seen) == len(real) and all(a is b for a, b in zip(seen, real, strict=True))
-            found = own if same else _mean_pair(seen, scales, seed)
+            mean = reference if same else _mean_pair(seen, scales, seed)
             pairs = len(choose_pairs(len(seen), PAIRS, seed))
             base = Result(
                 n=len(seen),
@@ -124,11 +127,11 @@ def variety(real: Sequence[Seen], made: Mapping[str, Sequence[Seen]], seed: int)
                 reference="CDM Tab. 1, PCGM Tab. 1",
                 note=f"{pairs} pairs, whole volume",
             )
-            out.append(base.named("ms_ssim", found))
+            results.append(base.named("ms_ssim", mean))
             if method != REAL:
-                off = 100 * abs(found.value - own.value) / own.value
-                out.append(base.named("ms_ssim_difference", off, "down", "%"))
-    return out
+                off = 100 * abs(mean.value - reference.value) / reference.value
+                results.append(base.named("ms_ssim_difference", off, "down", "%"))
+    return results
 
 
 def _mean_pair(seen: Sequence[Seen], scales: Scales, seed: int) -> Estimate:
@@ -149,39 +152,41 @@ def _mean_pair(seen: Sequence[Seen], scales: Scales, seed: int) -> Estimate:
 
 
 def volume_distances(
-    method: str, real: Sequence[Seen], made: Sequence[Seen], regions: Sequence[str], seed: int
+    method: str, real: Sequence[Seen], generated: Sequence[Seen], regions: Sequence[str], seed: int
 ) -> list[Result]:
     """Cohen's d of every region, raw and as a share of the head, and transport distances."""
-    out: list[Result] = []
-    base = Result(n=min(len(real), len(made)), method=method, by="segmenter", extractor="segmenter")
+    results: list[Result] = []
+    base = Result(
+        n=min(len(real), len(generated)), method=method, by="segmenter", extractor="segmenter"
+    )
     for kind in (SHARES, "raw"):
-        x, y = (region_volumes(some, regions, kind) for some in (real, made))
-        found = morph.d_interval(y, x, seed, 1000)
+        x, y = (region_volumes(images, regions, kind) for images in (real, generated))
+        effects = morph.d_interval(y, x, seed, 1000)
         g = morph.hedges_g(y, x)
         of_kind = replace(base, variant=kind)
         for k, region in enumerate(regions):
-            own = replace(of_kind, region=region, reference="PCGM Fig. 4")
-            out.append(own.named("cohens_d", found[k], "to 0"))
-            out.append(own.named("hedges_g", float(g[k]), "to 0"))
-        d = np.array([f.value for f in found])
+            line = replace(of_kind, region=region, reference="PCGM Fig. 4")
+            results.append(line.named("cohens_d", effects[k], "to 0"))
+            results.append(line.named("hedges_g", float(g[k]), "to 0"))
+        d = np.array([f.value for f in effects])
         size = np.abs(d[np.isfinite(d)])
         small, large = size < EFFECT_BINS[0], size > EFFECT_BINS[1]
-        said = f"|d| below {EFFECT_BINS[0]}"
+        note = f"|d| below {EFFECT_BINS[0]}"
         share = 100 * float(small.mean())
-        out.append(of_kind.named("regions_with_small_d", share, "up", "%", said))
-        said = f"|d| above {EFFECT_BINS[1]}"
+        results.append(of_kind.named("regions_with_small_d", share, "up", "%", note))
+        note = f"|d| above {EFFECT_BINS[1]}"
         share = 100 * float(large.mean())
-        out.append(of_kind.named("regions_with_large_d", share, "down", "%", said))
+        results.append(of_kind.named("regions_with_large_d", share, "down", "%", note))
         if len(size):
             worst = int(np.nanargmax(np.abs(d)))
-            own = replace(of_kind, region=regions[worst])
-            out.append(own.named("largest_d", found[worst], "to 0"))
-    x, y = (region_volumes(some, regions, SHARES) * 1e3 for some in (real, made))
-    of = replace(base, variant=SHARES, reference="WASABI", note="in thousandths")
-    out.append(of.named("volume_w2", morph.gaussian_w2(x, y), "down"))
+            line = replace(of_kind, region=regions[worst])
+            results.append(line.named("largest_d", effects[worst], "to 0"))
+    x, y = (region_volumes(images, regions, SHARES) * 1e3 for images in (real, generated))
+    line = replace(base, variant=SHARES, reference="WASABI", note="in thousandths")
+    results.append(line.named("volume_w2", morph.gaussian_w2(x, y), "down"))
     if len(x) == len(y):
-        out.append(of.named("volume_w2_exact", morph.exact_w2(x, y), "down"))
-    return out
+        results.append(line.named("volume_w2_exact", morph.exact_w2(x, y), "down"))
+    return results
 
 
 def region_volumes(seen: Sequence[Seen], regions: Sequence[str], kind: str) -> np.ndarray:
@@ -196,7 +201,7 @@ def transfer(
     tools: Instruments,
     method: str,
     real: Sequence[tuple[str, Value, Seen]],
-    made: Sequence[tuple[str, Value, Seen]],
+    generated: Sequence[tuple[str, Value, Seen]],
     name: str,
     second: str,
 ) -> list[Result]:
@@ -210,27 +215,27 @@ def transfer(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    subjects = sorted({s for s, _, _ in real} | {s for s, _, _ in made})
+    subjects = sorted({s for s, _, _ in real} | {s for s, _, _ in generated})
     fold = {s: k % FOLDS for k, s in enumerate(subjects)}
-    sets = {"real": real, "made": made}
+    sets = {"real": real, "made": generated}
 
     def arrays(
-        some: Sequence[tuple[str, Value, Seen]],
+        entries: Sequence[tuple[str, Value, Seen]],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return (
-            np.stack([seen.embedding for _, _, seen in some]),
-            np.array([value == second for _, value, _ in some]),
-            np.array([fold[s] for s, _, _ in some]),
+            np.stack([seen.embedding for _, _, seen in entries]),
+            np.array([value == second for _, value, _ in entries]),
+            np.array([fold[s] for s, _, _ in entries]),
         )
 
-    data = {key: arrays(some) for key, some in sets.items()}
-    out = []
+    data = {key: arrays(entries) for key, entries in sets.items()}
+    results = []
     by, extractor = tools.extractor("judge")
     for key, (learn, test) in TRANSFERS.items():
-        (x, y, own), (xt, yt, theirs) = data[learn], data[test]
+        (x, y, f), (xt, yt, ft) = data[learn], data[test]
         scores, kept = np.zeros(len(yt)), np.zeros(len(yt), bool)
         for k in range(FOLDS):
-            inside, outside = own != k, theirs == k
+            inside, outside = f != k, ft == k
             if len(set(y[inside])) < 2 or not outside.any():
                 continue
             model = make_pipeline(
@@ -249,14 +254,14 @@ def transfer(
                 reference="Latent Drifting Tab. 1",
                 note=f"learns from {learn}, tested on {test}",
             )
-            out.append(base.named(key, area_under_roc(scores[kept], yt[kept]), "up"))
-    return out
+            results.append(base.named(key, area_under_roc(scores[kept], yt[kept]), "up"))
+    return results
 
 
-def one_each(made: Sequence[Made], seed: int) -> list[Made]:
+def one_each(edits: Sequence[Made], seed: int) -> list[Made]:
     """One edit a person, drawn: a set whose members are different people."""
-    own: dict[str, list[Made]] = {}
-    for m in made:
-        own.setdefault(m.person, []).append(m)
+    by_person: dict[str, list[Made]] = {}
+    for m in edits:
+        by_person.setdefault(m.person, []).append(m)
     draw = np.random.default_rng(seed)
-    return [some[int(draw.integers(len(some)))] for some in own.values()]
+    return [choices[int(draw.integers(len(choices)))] for choices in by_person.values()]

@@ -116,10 +116,10 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     if methods:
         with_copy[COPY] = copies(next(iter(methods.values())))
     with working("comparing edits", len(with_copy)) as step:
-        for name, made in with_copy.items():
-            results += _of_edits(tools, name, made, real)
+        for name, counterfactuals in with_copy.items():
+            results += _of_edits(tools, name, counterfactuals, real)
             if suite.papers:
-                results += edits.acquisition_likeness(name, made, real, asked.seed)
+                results += edits.acquisition_likeness(name, counterfactuals, real, asked.seed)
             log.info("%s: edits compared", name)
             step()
     if methods:
@@ -127,19 +127,19 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     if truths and methods:
         results += truth_results(tools, methods, truths, suite.labels, asked.workers)
     if suite.sets:
-        own = [r.seen for r in one_a_person(real)]
+        reference = [r.seen for r in one_a_person(real)]
         chosen = {
-            name: [m.seen for m in sets.one_each(made, asked.seed)]
-            for name, made in with_copy.items()
-        } | {name: [r.seen for r in one_a_person(some)] for name, some in generated.items()}
+            name: [m.seen for m in sets.one_each(counterfactuals, asked.seed)]
+            for name, counterfactuals in with_copy.items()
+        } | {name: [r.seen for r in one_a_person(images)] for name, images in generated.items()}
         with working("comparing sets"):
-            results += _of_sets(own, chosen, network, tools, suite, asked.seed)
-        for name, made in with_copy.items():
-            results += _transfer(tools, name, real, made)
+            results += _of_sets(reference, chosen, network, tools, suite, asked.seed)
+        for name, counterfactuals in with_copy.items():
+            results += _transfer(tools, name, real, counterfactuals)
     if suite.cycles:
         results += axioms(tools, load_models(tools.bundle, tools.device), real, suite.cycles)
-    for name, made in methods.items():
-        results += replication(name, made, real)
+    for name, counterfactuals in methods.items():
+        results += replication(name, counterfactuals, real)
     used = {str(r.row.image) for r in real}
     left_out = [str(row.image) for row in asked.real if str(row.image) not in used]
     return Evaluation(_once(results), real, with_copy, tools, left_out)
@@ -168,50 +168,50 @@ def check(asked: Asked) -> None:
 
 
 def _of_edits(
-    tools: Instruments, name: str, made: Sequence[Made], real: Sequence[Real]
+    tools: Instruments, name: str, counterfactuals: Sequence[Made], real: Sequence[Real]
 ) -> list[Result]:
     return [
-        *edits.preservation(tools, name, made),
-        *effectiveness(tools, name, made, real),
-        *region_response(name, made, REGIONS),
-        *untouched_regions(name, made, REGIONS),
-        *edits.minimality(tools, name, made, real),
-        *edits.identity(name, made, real),
-        *edits.trajectories(name, made, real, TRAJECTORY),
+        *edits.preservation(tools, name, counterfactuals),
+        *effectiveness(tools, name, counterfactuals, real),
+        *region_response(name, counterfactuals, REGIONS),
+        *untouched_regions(name, counterfactuals, REGIONS),
+        *edits.minimality(tools, name, counterfactuals, real),
+        *edits.identity(name, counterfactuals, real),
+        *edits.trajectories(name, counterfactuals, real, TRAJECTORY),
     ]
 
 
 def _of_sets(
     real: Sequence[Seen],
-    made: Mapping[str, Sequence[Seen]],
+    methods: Mapping[str, Sequence[Seen]],
     network: MedicalNet | None,
     tools: Instruments,
     suite: Suite,
     seed: int,
 ) -> list[Result]:
     """The sets of all methods against the real one, brought to one size: distances depend on it."""
-    out: list[Result] = []
+    results: list[Result] = []
     by_size: dict[int, dict[str, Sequence[Seen]]] = {}
-    for name, seen in made.items():
+    for name, seen in methods.items():
         by_size.setdefault(min(len(real), len(seen)), {})[name] = seen
-    for n, some in by_size.items():
+    for n, group in by_size.items():
         if n < 3:
-            names = ", ".join(some)
+            names = ", ".join(group)
             log.warning("%s: %d scans of a set; sets are compared from 3 on", names, n)
             continue
-        own = _drawn(real, n, seed)
-        features = _features(own, own, network, tools)
-        out += sets.feature_floors(features, seed)
-        chosen = {name: _drawn(seen, n, seed) for name, seen in some.items()}
-        out += sets.variety(own, chosen, seed)
+        reference = _drawn(real, n, seed)
+        features = _features(reference, reference, network, tools)
+        results += sets.feature_floors(features, seed)
+        chosen = {name: _drawn(seen, n, seed) for name, seen in group.items()}
+        results += sets.variety(reference, chosen, seed)
         for name, seen in chosen.items():
-            theirs = _features(seen, own, network, tools)
-            both = {key: (x, theirs[key]) for key, x in features.items()}
-            out += sets.feature_distances(name, both, seed, suite.papers)
-            out += sets.image_distances(name, own, seen, suite.papers)
-            out += sets.volume_distances(name, own, seen, REGIONS, seed)
+            method_features = _features(seen, reference, network, tools)
+            pairs = {key: (x, method_features[key]) for key, x in features.items()}
+            results += sets.feature_distances(name, pairs, seed, suite.papers)
+            results += sets.image_distances(name, reference, seen, suite.papers)
+            results += sets.volume_distances(name, reference, seen, REGIONS, seed)
             log.info("%s: sets of %d compared", name, n)
-    return out
+    return results
 
 
 def _drawn(seen: Sequence[Seen], n: int, seed: int) -> list[Seen]:
@@ -223,38 +223,38 @@ def _features(
 ) -> dict[Extractor, np.ndarray]:
     """Features (n, K) of a set by every extractor; volumes are shares of the head, in standard
     deviations of the real set, so that every region counts."""
-    shares, usual = (sets.region_volumes(some, REGIONS, sets.SHARES) for some in (seen, real))
+    shares, usual = (sets.region_volumes(images, REGIONS, sets.SHARES) for images in (seen, real))
     spread = usual.std(0)
-    out = {
+    features = {
         tools.extractor("judge"): np.stack([s.embedding for s in seen]),
         Extractor("volumes", "region volumes"): (shares - usual.mean(0))
         / np.where(spread > 0, spread, 1.0),
     }
     if network is not None:
-        out[Extractor("medicalnet", network.name)] = np.stack(
+        features[Extractor("medicalnet", network.name)] = np.stack(
             [network.embed(s.image) for s in seen]
         )
-    return out
+    return features
 
 
 def _transfer(
-    tools: Instruments, name: str, real: Sequence[Real], made: Sequence[Made]
+    tools: Instruments, name: str, real: Sequence[Real], counterfactuals: Sequence[Made]
 ) -> list[Result]:
-    out: list[Result] = []
+    results: list[Result] = []
     for variable in tools.judges.targets.variables:
         if variable.kind == "continuous" or len(variable.levels) != 2:
             continue
         key, second = variable.name, variable.levels[1]
         known = [(r.person, r.row.values[key], r.seen) for r in real if key in r.row.values]
-        flipped = [(m.person, m.target[key], m.seen) for m in made if key in m.changed]
+        flipped = [(m.person, m.target[key], m.seen) for m in counterfactuals if key in m.changed]
         if min(len(known), len(flipped)) >= 2 * sets.FOLDS:
-            out += sets.transfer(tools, name, known, flipped, key, second)
-    return out
+            results += sets.transfer(tools, name, known, flipped, key, second)
+    return results
 
 
-def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[Result]:
+def replication(name: str, counterfactuals: Sequence[Made], real: Sequence[Real]) -> list[Result]:
     """PCGM's task 3, where scans with and without AUD have a counterfactual in the other group."""
-    swapped = {id(m.real): m for m in made if m.changed == ("aud",)}
+    swapped = {id(m.real): m for m in counterfactuals if m.changed == ("aud",)}
     scans = [r for r in real if id(r) in swapped]
     sick = np.array([float(r.row.values["aud"]) > 0 for r in scans], bool)
     if min(sick.sum(), (~sick).sum()) < 3:
@@ -271,7 +271,7 @@ def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[R
         matrix([swapped[id(r)].seen.volumes for r in scans], names),
         np.array(covariates),
     )
-    found = aud.replicate(cohort)
+    findings = aud.replicate(cohort)
     base = Result(
         n=len(people(scans)),
         method=name,
@@ -279,19 +279,19 @@ def replication(name: str, made: Sequence[Made], real: Sequence[Real]) -> list[R
         extractor="segmenter",
         reference="PCGM Tab. 3",
     )
-    out = [
+    results = [
         replace(base, group=key).named("aud_correct", k, "up", "of 6")
-        for key, k in aud.correct(found).items()
+        for key, k in aud.correct(findings).items()
     ]
-    for f in found:
-        own = replace(base, group=f.comparison, region=f"cortex_{f.region}")
-        out.append(own.named("aud_d", f.d))
-        out.append(own.named("aud_p", f.p, note="Welch's t"))
+    for f in findings:
+        line = replace(base, group=f.comparison, region=f"cortex_{f.region}")
+        results.append(line.named("aud_d", f.d))
+        results.append(line.named("aud_p", f.p, note="Welch's t"))
         if f.paired_p == f.paired_p:
-            out.append(own.named("aud_paired_p", f.paired_p, note="paired t"))
-        said = f"two one-sided tests within {aud.EQUIVALENCE_D} SD"
-        out.append(own.named("aud_equivalence_p", f.equivalence_p, note=said))
-    return out
+            results.append(line.named("aud_paired_p", f.paired_p, note="paired t"))
+        note = f"two one-sided tests within {aud.EQUIVALENCE_D} SD"
+        results.append(line.named("aud_equivalence_p", f.equivalence_p, note=note))
+    return results
 
 
 def _once(results: Sequence[Result]) -> list[Result]:

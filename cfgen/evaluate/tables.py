@@ -81,9 +81,9 @@ WHAT_WAS_KEPT = (
     Column("image MMD", "mmd_image_biased"),
 )
 AXIOMS = tuple(
-    Column(f"{axiom}, {said}, m = {m}", f"{axiom}_{key}", group=rounds(m), by=by)
+    Column(f"{axiom}, {heading}, m = {m}", f"{axiom}_{key}", group=rounds(m), by=by)
     for axiom in ("composition", "reversibility")
-    for key, said, by in (("l1", "L1", ""), ("volumes", "volumes %", "segmenter"))
+    for key, heading, by in (("l1", "L1", ""), ("volumes", "volumes %", "segmenter"))
     for m in (1, 10)
 )
 AXIOMS_SAID = (
@@ -118,7 +118,7 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         "The same person?": PERSON,
         "Edits of nothing, and there and back": AXIOMS,
     }
-    out = [
+    lines = [
         "Figures in brackets are intervals; `interval` in metrics.csv says of each what it is: "
         + "; ".join(dict.fromkeys(r.interval for r in results if r.interval))
         + ". None may stand beside a paper's: weights and data differ."
@@ -126,7 +126,7 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
     for title, columns in titles.items():
         rows = {m: [_cell(results, m, column) for column in columns] for m in [REAL, *methods]}
         table = _table(title, "method", [c.heading for c in columns], rows)
-        out += [*table, "", AXIOMS_SAID] if table and columns is AXIOMS else table
+        lines += [*table, "", AXIOMS_SAID] if table and columns is AXIOMS else table
     for title, columns in (
         ("Against the truth", TRUTH),
         ("Volumes against the truth", TRUE_VOLUMES),
@@ -142,8 +142,8 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
             ]
             for (group, region, method), n in keys.items()
         }
-        out += _table(title, "edit | method | n", [c.heading for c in columns], rows)
-    return "\n".join(out) + "\n"
+        lines += _table(title, "edit | method | n", [c.heading for c in columns], rows)
+    return "\n".join(lines) + "\n"
 
 
 def _table(
@@ -153,12 +153,12 @@ def _table(
     kept = [k for k in range(len(headings)) if any(cells[k] for cells in rows.values())]
     if not kept:
         return []
-    out = ["", f"## {title}", "", f"| {first} | " + " | ".join(headings[k] for k in kept) + " |"]
-    out.append("|---" * (first.count("|") + 1 + len(kept)) + "|")
+    lines = ["", f"## {title}", "", f"| {first} | " + " | ".join(headings[k] for k in kept) + " |"]
+    lines.append("|---" * (first.count("|") + 1 + len(kept)) + "|")
     for name, cells in rows.items():
         if any(cells[k] for k in kept):
-            out.append(f"| {name} | " + " | ".join(cells[k] for k in kept) + " |")
-    return out
+            lines.append(f"| {name} | " + " | ".join(cells[k] for k in kept) + " |")
+    return lines
 
 
 def _by_age(results: Sequence[Result]) -> tuple[Column, ...]:
@@ -175,7 +175,7 @@ def _by_age(results: Sequence[Result]) -> tuple[Column, ...]:
 
 
 def _transfer(results: Sequence[Result]) -> tuple[Column, ...]:
-    found = dict.fromkeys((r.metric, r.variable) for r in results if r.metric in TRANSFERS)
+    pairs = dict.fromkeys((r.metric, r.variable) for r in results if r.metric in TRANSFERS)
     aucs = tuple(
         Column(
             f"AUC of {variable}, learned from {TRANSFERS[metric][0]}, tested on "
@@ -184,7 +184,7 @@ def _transfer(results: Sequence[Result]) -> tuple[Column, ...]:
             variable,
             by="judge",
         )
-        for metric, variable in found
+        for metric, variable in pairs
     )
     return (FID, KID, *aucs) if aucs else ()
 
@@ -192,21 +192,21 @@ def _transfer(results: Sequence[Result]) -> tuple[Column, ...]:
 def _acquisition(results: Sequence[Result]) -> tuple[Column, ...]:
     """Every condition but age and sex, by the judge; and what was kept."""
     group = {"mse": ALL, "r2": ALL, "accuracy": CHANGED}
-    found = dict.fromkeys(
+    pairs = dict.fromkeys(
         (r.variable, r.metric)
         for r in results
         if r.by == "judge" and r.metric in group and r.variable not in ("age", "sex")
     )
     conditions = tuple(
         Column(f"{variable.replace('_', ' ')} {metric}", metric, variable, group[metric], "judge")
-        for variable, metric in found
+        for variable, metric in pairs
     )
     return (*conditions, *WHAT_WAS_KEPT) if conditions else ()
 
 
 def _cell(results: Sequence[Result], method: str, column: Column) -> str:
-    found = next((r for r in results if r.method == method and column.holds(r)), None)
-    return "" if found is None else _value(found)
+    result = next((r for r in results if r.method == method and column.holds(r)), None)
+    return "" if result is None else _value(result)
 
 
 def _value(r: Result) -> str:

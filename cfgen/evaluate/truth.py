@@ -63,40 +63,40 @@ def truth_results(
             "intervention of a row",
             "the interventions of 'cfgen simulate --truth'",
         )
-    found: dict[tuple[str, str], list[_Found]] = {}
+    measurements: dict[tuple[str, str], list[_Measurement]] = {}
     done = ahead(partial(_scan, tools, labels), scans, workers)
     for _, result in each(done, len(scans), "scans compared with the truth"):
-        for key, one in result().items():
-            found.setdefault(key, []).append(one)
+        for key, measurement in result().items():
+            measurements.setdefault(key, []).append(measurement)
     asked = dict.fromkeys(edit.label for scan in scans for edit in scan)
     return [
         result
         for method in (COPY, ORACLE, *methods)
         for label in asked
-        if (method, label) in found
-        for result in _results(method, label, found[method, label])
+        if (method, label) in measurements
+        for result in _results(method, label, measurements[method, label])
     ]
 
 
 def _edits_by_scan(methods: Mapping[str, Sequence[Made]], truths: Truths) -> list[list[_Edit]]:
     """For each factual scan, every visit of a person being one, its edits that have a truth."""
-    made: dict[Path, dict[str, dict[str, Made]]] = {}
-    for method, some in methods.items():
-        for m in some:
+    by_scan: dict[Path, dict[str, dict[str, Made]]] = {}
+    for method, counterfactuals in methods.items():
+        for m in counterfactuals:
             if truths.of(m) is not None:
-                of = made.setdefault(m.real.row.image, {}).setdefault(m.label, {})
-                of.setdefault(COPY, m)
-                of.setdefault(ORACLE, m)
-                of[method] = m
-    out = []
-    for edits in made.values():
-        own = []
+                by_method = by_scan.setdefault(m.real.row.image, {}).setdefault(m.label, {})
+                by_method.setdefault(COPY, m)
+                by_method.setdefault(ORACLE, m)
+                by_method[method] = m
+    scans = []
+    for edits in by_scan.values():
+        scan_edits = []
         for label, by_method in edits.items():
             truth = truths.of(by_method[COPY])
             assert truth is not None
-            own.append(_Edit(label, truth, by_method))
-        out.append(own)
-    return out
+            scan_edits.append(_Edit(label, truth, by_method))
+        scans.append(scan_edits)
+    return scans
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Edit:
 
     label: str
     truth: Row
-    made: dict[str, Made]
+    by_method: dict[str, Made]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _Scan:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Measurement:
     """Errors of one image; (factual, made, true) mm3 by region; overlaps by region and metric."""
 
     person: str
@@ -136,56 +136,58 @@ class _Found:
 
 def _scan(
     tools: Instruments, labels: bool, edits: Sequence[_Edit]
-) -> dict[tuple[str, str], _Found]:
+) -> dict[tuple[str, str], _Measurement]:
     """By method and label; every one of them needs the same factual scan."""
-    factual = _Scan.read(next(iter(edits[0].made.values())).real.row)
+    factual = _Scan.read(next(iter(edits[0].by_method.values())).real.row)
     copied = factual.segmented(tools) if labels and factual.labels else None
-    out = {}
+    measurements = {}
     for edit in edits:
         true = _Scan.read(edit.truth)
-        for method, made in edit.made.items():
-            check_grid(true.volume, made.real)
-            out[method, edit.label] = _measured(tools, method, made, factual, true, copied)
-    return out
+        for method, counterfactual in edit.by_method.items():
+            check_grid(true.volume, counterfactual.real)
+            measurements[method, edit.label] = _measured(
+                tools, method, counterfactual, factual, true, copied
+            )
+    return measurements
 
 
 def _measured(
     tools: Instruments,
     method: str,
-    made: Made,
+    counterfactual: Made,
     factual: _Scan,
     true: _Scan,
     copied: np.ndarray | None,
-) -> _Found:
+) -> _Measurement:
     """`copied` are the labels that the segmenter finds in the factual scan; None: no overlaps."""
-    before = made.real.seen.volumes
+    before = counterfactual.real.seen.volumes
     if method == COPY:
         scan, volumes = factual, before
     elif method == ORACLE:
-        scan, volumes = true, _seen_volumes(tools, true, made)
+        scan, volumes = true, _seen_volumes(tools, true, counterfactual)
     else:
-        scan, volumes = _Scan.read(made.row), made.seen.volumes
+        scan, volumes = _Scan.read(counterfactual.row), counterfactual.seen.volumes
     overlaps = {}
     if copied is not None:
         overlaps = _overlap(copied if method == COPY else scan.segmented(tools), true)
-    return _Found(
-        made.person,
-        made.changed,
+    return _Measurement(
+        counterfactual.person,
+        counterfactual.changed,
         _errors(factual, scan, true),
         _volumes(factual, true, before, volumes),
         overlaps,
     )
 
 
-def _errors(factual: _Scan, made: _Scan, true: _Scan) -> dict[str, float]:
+def _errors(factual: _Scan, edited: _Scan, true: _Scan) -> dict[str, float]:
     mask, white = factual.volume.data > 0, factual.volume.data
     if factual.labels is not None and true.labels is not None:
         table = recognise_table(factual.labels.data)
         mask = (factual.labels.data > 0) | (true.labels.data > 0)
         white = white[group_mask(factual.labels.data, table, WHITE)]
     sigma = NOISE * float(np.median(white[white > 0]))
-    found = image_truth(factual.volume.data, made.volume.data, true.volume.data, mask, sigma)
-    return {name: getattr(found, name) for name in BETTER}
+    errors = image_truth(factual.volume.data, edited.volume.data, true.volume.data, mask, sigma)
+    return {name: getattr(errors, name) for name in BETTER}
 
 
 def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
@@ -194,42 +196,44 @@ def _seen_volumes(tools: Instruments, true: _Scan, m: Made) -> dict[str, float]:
     return volumes_of(tools, image, prepared)
 
 
-def _results(method: str, label: str, found: Sequence[_Found]) -> list[Result]:
+def _results(method: str, label: str, measurements: Sequence[_Measurement]) -> list[Result]:
     base = Result(method=method, group=label, reference="simulator's truth")
-    out = []
+    results = []
     for name, better in BETTER.items():
-        own = replace(base, n=_people(found))
-        values = np.array([f.image[name] for f in found])
-        out.append(own.named(f"truth_{name}", mean_over_people(values, _whose(found)), better))
+        line = replace(base, n=_people(measurements))
+        values = np.array([f.image[name] for f in measurements])
+        results.append(
+            line.named(f"truth_{name}", mean_over_people(values, _whose(measurements)), better)
+        )
     base = replace(base, by="segmenter", extractor="segmenter")
-    still = set(found[0].changed) <= ACQUISITION
+    still = set(measurements[0].changed) <= ACQUISITION
     for region in REGIONS:
-        some = [f for f in found if region in f.volumes]
-        if not some:
+        known = [f for f in measurements if region in f.volumes]
+        if not known:
             continue
-        before, made, true = np.array([f.volumes[region] for f in some]).T
-        of = volume_truth(before, made, true, _whose(some))
-        own = replace(base, n=_people(some), region=region)
+        before, edited, true = np.array([f.volumes[region] for f in known]).T
+        truth = volume_truth(before, edited, true, _whose(known))
+        line = replace(base, n=_people(known), region=region)
         # Where the true change is nothing, a slope on it says nothing.
         if not still:
-            out.append(own.named("truth_volume_slope", of.slope, "to 1"))
-            out.append(own.named("truth_volume_nmse", of.nmse, "down"))
-        out.append(own.named("truth_volume_error", of.error_percent, "to 0", "%"))
-    for key in dict.fromkeys(key for f in found for key in f.overlaps):
+            results.append(line.named("truth_volume_slope", truth.slope, "to 1"))
+            results.append(line.named("truth_volume_nmse", truth.nmse, "down"))
+        results.append(line.named("truth_volume_error", truth.error_percent, "to 0", "%"))
+    for key in dict.fromkeys(key for f in measurements for key in f.overlaps):
         region, metric = key
-        some = [f for f in found if key in f.overlaps]
-        own = replace(base, n=_people(some), region=region)
-        overlap = mean_over_people(np.array([f.overlaps[key] for f in some]), _whose(some))
-        out.append(own.named(metric, overlap, *OVERLAPS[metric]))
-    return out
+        known = [f for f in measurements if key in f.overlaps]
+        line = replace(base, n=_people(known), region=region)
+        overlap = mean_over_people(np.array([f.overlaps[key] for f in known]), _whose(known))
+        results.append(line.named(metric, overlap, *OVERLAPS[metric]))
+    return results
 
 
-def _whose(found: Sequence[_Found]) -> list[str]:
-    return [f.person for f in found]
+def _whose(measurements: Sequence[_Measurement]) -> list[str]:
+    return [f.person for f in measurements]
 
 
-def _people(found: Sequence[_Found]) -> int:
-    return len(set(_whose(found)))
+def _people(measurements: Sequence[_Measurement]) -> int:
+    return len(set(_whose(measurements)))
 
 
 def _volumes(
@@ -240,26 +244,26 @@ def _volumes(
     if factual.labels is None or true.labels is None:
         return {}
     table = recognise_table(factual.labels.data)
-    out = {}
+    volumes = {}
     for group in REGIONS:
         old, new = (
             float(group_mask(v.data, table, group).sum()) * v.grid.voxel_mm3
             for v in (factual.labels, true.labels)
         )
         if old and new:
-            out[group] = (old, old + after[group] - before[group], new)
-    return out
+            volumes[group] = (old, old + after[group] - before[group], new)
+    return volumes
 
 
-def _overlap(found: np.ndarray, true: _Scan) -> dict[tuple[str, str], float]:
+def _overlap(labels: np.ndarray, true: _Scan) -> dict[tuple[str, str], float]:
     """Dice and distance of surfaces of the labels that the segmenter finds and the true ones."""
     if true.labels is None:
         return {}
     table = recognise_table(true.labels.data)
     spacing = min(true.volume.grid.spacing)
-    out = {}
+    overlaps = {}
     for group in TISSUES:
-        a, b = group_mask(found, "freesurfer", group), group_mask(true.labels.data, table, group)
-        out[group, DICE] = dice(a, b)
-        out[group, SURFACE_DISTANCE] = surface_distance_mm(a, b, spacing)
-    return out
+        a, b = group_mask(labels, "freesurfer", group), group_mask(true.labels.data, table, group)
+        overlaps[group, DICE] = dice(a, b)
+        overlaps[group, SURFACE_DISTANCE] = surface_distance_mm(a, b, spacing)
+    return overlaps

@@ -84,10 +84,10 @@ def replicate(cohort: Cohort) -> list[Finding]:
     nuisance = nuisance - nuisance[control].mean(0)
     design = np.concatenate([np.ones((len(size), 1)), nuisance], axis=1)
     weights = np.linalg.lstsq(design[control], cohort.regions[control], rcond=None)[0]
-    real, made = (v - nuisance @ weights[1:] for v in (cohort.regions, cohort.made))
+    real, counterfactual = (v - nuisance @ weights[1:] for v in (cohort.regions, cohort.made))
     sick, _ = by_subject(cohort.aud.astype(float), cohort.subjects)
     real, _ = by_subject(real, cohort.subjects)
-    made, _ = by_subject(made, cohort.subjects)
+    counterfactual, _ = by_subject(counterfactual, cohort.subjects)
     aud = sick > 0.5
     if min(aud.sum(), (~aud).sum()) < 3:
         raise UsageError(
@@ -96,8 +96,8 @@ def replicate(cohort: Cohort) -> list[Finding]:
     groups = {
         "control": real[~aud],
         "aud": real[aud],
-        "cf_aud": made[~aud],
-        "cf_control": made[aud],
+        "cf_aud": counterfactual[~aud],
+        "cf_control": counterfactual[aud],
     }
     # A real group and the counterfactuals of the same people.
     same_people = ({"control", "cf_aud"}, {"aud", "cf_control"})

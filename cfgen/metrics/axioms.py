@@ -164,22 +164,22 @@ class Retrieval:
 
 
 def retrieval_ranks(
-    scans: np.ndarray, whose: Sequence[str], made: np.ndarray, own: Sequence[str]
+    scans: np.ndarray, whose: Sequence[str], counterfactuals: np.ndarray, subjects: Sequence[str]
 ) -> np.ndarray:
     """The rank (m,) from 1 of the right person for each counterfactual, by cosine similarity.
 
-    `scans` (n, d) are embeddings of real scans of the people `whose` (n,), `made` (m, d) of
-    counterfactuals of the people `own` (m,). A person is as near as the nearest of their scans, so
-    that another visit of the right one is no stranger. Ties count against it.
+    `scans` (n, d) are embeddings of real scans of the people `whose` (n,), `counterfactuals` (m, d)
+    of those of `subjects` (m,). A person is as near as the nearest of their scans, so that another
+    visit of the right one is no stranger. Ties count against it.
     """
     centre = scans.mean(0)
-    a, b = ((e - centre).astype(np.float64) for e in (scans, made))
+    a, b = ((e - centre).astype(np.float64) for e in (scans, counterfactuals))
     a /= np.linalg.norm(a, axis=1, keepdims=True) + 1e-12
     b /= np.linalg.norm(b, axis=1, keepdims=True) + 1e-12
     similarity, names = b @ a.T, np.array(whose)
     people = list(dict.fromkeys(whose))
     nearest = np.stack([similarity[:, names == p].max(1) for p in people], 1)
-    right = nearest[np.arange(len(b)), [people.index(p) for p in own]]
+    right = nearest[np.arange(len(b)), [people.index(p) for p in subjects]]
     return np.asarray((nearest >= right[:, None]).sum(1))
 
 
@@ -188,8 +188,8 @@ def retrieval(ranks: np.ndarray, subjects: Sequence[str]) -> Retrieval:
     return Retrieval(*(mean_over_people(x, subjects) for x in (ranks <= 1, ranks <= 5, 1 / ranks)))
 
 
-def percent_change(factual: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """|made - factual| / factual in %, of volumes (n, K); NaN where there was none."""
+def percent_change(factual: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """|edited - factual| / factual in %, of volumes (n, K); NaN where there was none."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        change = 100 * np.abs(made - factual) / factual
+        change = 100 * np.abs(edited - factual) / factual
     return np.where(factual > 0, change, np.nan)

@@ -89,8 +89,8 @@ def _cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def mmd_unbiased(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
     """MMD^2 of kernel matrices (n, n), (m, m), (n, m), without their diagonals; may be below 0."""
     n, m = xy.shape
-    own = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(own - 2 * xy.mean())
+    within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
+    return float(within - 2 * xy.mean())
 
 
 def mmd_biased(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
@@ -154,9 +154,9 @@ def _linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def _squared_distances(z: np.ndarray) -> np.ndarray:
     z = z.astype(np.float64)
     square = (z**2).sum(1)
-    out = np.maximum(square[:, None] + square[None] - 2 * z @ z.T, 0)
-    np.fill_diagonal(out, 0)
-    return out
+    squared = np.maximum(square[:, None] + square[None] - 2 * z @ z.T, 0)
+    np.fill_diagonal(squared, 0)
+    return squared
 
 
 def _median_off_diagonal(squared: np.ndarray) -> float:
@@ -165,15 +165,15 @@ def _median_off_diagonal(squared: np.ndarray) -> float:
 
 
 def _tested(kernel: np.ndarray, n: int, seed: int, permutations: int) -> KernelTest:
-    def of(order: np.ndarray) -> float:
+    def mmd2(order: np.ndarray) -> float:
         a, b = order[:n], order[n:]
         parts = (kernel[np.ix_(p, q)] for p, q in ((a, a), (b, b), (a, b)))
         return mmd_unbiased(*parts)
 
-    own = of(np.arange(len(kernel)))
+    observed = mmd2(np.arange(len(kernel)))
     draw = np.random.default_rng(seed)
-    reached = sum(of(draw.permutation(len(kernel))) >= own for _ in range(permutations))
-    return KernelTest(own, (reached + 1) / (permutations + 1))
+    reached = sum(mmd2(draw.permutation(len(kernel))) >= observed for _ in range(permutations))
+    return KernelTest(observed, (reached + 1) / (permutations + 1))
 
 
 def _check_sets(x: np.ndarray, y: np.ndarray) -> None:

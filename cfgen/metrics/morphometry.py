@@ -81,13 +81,13 @@ def d_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000)
     """Cohen's d of (n, K) and (m, K), a row a person, with a percentile bootstrap, people
     drawn within each group."""
     draw = np.random.default_rng(seed)
-    found = np.stack(
+    resampled = np.stack(
         [
             cohens_d(a[draw.integers(0, len(a), len(a))], b[draw.integers(0, len(b), len(b))])
             for _ in range(samples)
         ]
     )
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     return [
         estimate(*ends, PERCENTILE_OF_SETS) for ends in zip(cohens_d(a, b), low, high, strict=True)
     ]
@@ -110,8 +110,8 @@ def exact_w2(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One subject's visits after the first: `pearson` of made with real volumes (NaN below three),
-    `nmse` sum (made - real)^2 / sum real^2, and the slopes a year over all visits."""
+    """One subject's visits after the first: `pearson` of generated with real volumes (NaN below
+    three), `nmse` sum (generated - real)^2 / sum real^2, and the slopes a year over all visits."""
 
     pearson: float
     nmse: float
@@ -119,19 +119,19 @@ class Trajectory:
     made_slope: float
 
 
-def trajectory(ages: np.ndarray, real: np.ndarray, made: np.ndarray) -> Trajectory:
-    """Volumes (T,) of a region at `ages` (T,) in years, the first visit being what `made` started
-    from (PCGM, task 2). Raises UsageError below two visits."""
+def trajectory(ages: np.ndarray, real: np.ndarray, generated: np.ndarray) -> Trajectory:
+    """Volumes (T,) of a region at `ages` (T,) in years, the first visit being what `generated`
+    started from (PCGM, task 2). Raises UsageError below two visits."""
     if len(ages) < 2:
         raise UsageError("trajectory", f"{len(ages)} visit", "two or more")
-    later, made_later = real[1:], made[1:]
+    later, generated_later = real[1:], generated[1:]
     pearson = float("nan")
     # Of two points a correlation is 1 or -1, whatever they are.
-    if len(later) >= 3 and later.std() > 0 and made_later.std() > 0:
-        pearson = float(np.corrcoef(later, made_later)[0, 1])
+    if len(later) >= 3 and later.std() > 0 and generated_later.std() > 0:
+        pearson = float(np.corrcoef(later, generated_later)[0, 1])
     return Trajectory(
         pearson,
-        float(((made_later - later) ** 2).sum() / (later**2).sum()),
+        float(((generated_later - later) ** 2).sum() / (later**2).sum()),
         float(np.polyfit(ages, real, 1)[0]),
-        float(np.polyfit(ages, made, 1)[0]),
+        float(np.polyfit(ages, generated, 1)[0]),
     )

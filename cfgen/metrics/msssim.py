@@ -96,13 +96,13 @@ def _banded(window: int) -> Tensor:
 def _windowed(volumes: Tensor, window: int) -> Tensor:
     """Gaussian window of volumes (N, D, H, W), where it fits."""
     n, d, h, w = volumes.shape
-    out = volumes.reshape(-1, w)
-    out = _blocks(out.new_empty(len(out), w - window + 1), out, window, across=True)
-    out = out.view(n * d, h, -1)
-    out = _blocks(out.new_empty(n * d, h - window + 1, out.shape[2]), out, window)
-    out = out.view(n, d, -1)
-    out = _blocks(out.new_empty(n, d - window + 1, out.shape[2]), out, window)
-    return out.view(n, d - window + 1, h - window + 1, -1)
+    means = volumes.reshape(-1, w)
+    means = _blocks(means.new_empty(len(means), w - window + 1), means, window, across=True)
+    means = means.view(n * d, h, -1)
+    means = _blocks(means.new_empty(n * d, h - window + 1, means.shape[2]), means, window)
+    means = means.view(n, d, -1)
+    means = _blocks(means.new_empty(n, d - window + 1, means.shape[2]), means, window)
+    return means.view(n, d - window + 1, h - window + 1, -1)
 
 
 def _blocks(out: Tensor, volumes: Tensor, window: int, across: bool = False) -> Tensor:
@@ -113,9 +113,9 @@ def _blocks(out: Tensor, volumes: Tensor, window: int, across: bool = False) -> 
     axis = -1 if across else -2
     for first in range(0, out.shape[axis], BLOCK):
         rows = min(BLOCK, out.shape[axis] - first)
-        own = volumes.narrow(axis, first, rows + window - 1)
+        block = volumes.narrow(axis, first, rows + window - 1)
         band = _banded(window)[:rows, : rows + window - 1]
-        out.narrow(axis, first, rows).copy_(own @ band.T if across else band @ own)
+        out.narrow(axis, first, rows).copy_(block @ band.T if across else band @ block)
     return out
 
 
@@ -153,7 +153,7 @@ def ms_ssim_pairs(volumes: Tensor, pairs: np.ndarray, scales: Scales) -> np.ndar
 
     Memory is bounded: moments are held for a tile of volumes at a time.
     """
-    out = np.empty(len(pairs), np.float32)
+    values = np.empty(len(pairs), np.float32)
     tile = max(1, HELD_VALUES // (7 * volumes[0].numel()))
     held: dict[int, Pyramid] = {}
     for (row, column), which in _tiles(pairs, tile):
@@ -162,13 +162,13 @@ def ms_ssim_pairs(volumes: Tensor, pairs: np.ndarray, scales: Scales) -> np.ndar
             if k not in held:
                 held[k] = pyramid(volumes[k * tile : (k + 1) * tile], scales)
         for i in np.unique(pairs[which, 0]):
-            own = which[pairs[which, 0] == i]
+            partners = which[pairs[which, 0] == i]
             one = [level[int(i) % tile : int(i) % tile + 1] for level in held[row]]
-            for n in own:
+            for n in partners:
                 j = int(pairs[n, 1]) % tile
                 other = [level[j : j + 1] for level in held[column]]
-                out[n] = float(ms_ssim(one, other, scales))
-    return out
+                values[n] = float(ms_ssim(one, other, scales))
+    return values
 
 
 def _tiles(pairs: np.ndarray, tile: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:

@@ -58,13 +58,13 @@ class Result:
     def named(
         self,
         metric: str,
-        found: float | Estimate,
+        figure: float | Estimate,
         better: Better = "",
         unit: str = "",
         note: str = "",
     ) -> Result:
         """This line with a figure in it."""
-        value, low, high, interval = found if isinstance(found, Estimate) else Estimate(found)
+        value, low, high, interval = figure if isinstance(figure, Estimate) else Estimate(figure)
         return replace(
             self,
             metric=metric,

@@ -45,10 +45,10 @@ def by_subject(values: np.ndarray, subjects: Sequence[str]) -> tuple[np.ndarray,
     """Mean of (n, ...) values over the rows of each subject, in order of first appearance."""
     order = list(dict.fromkeys(subjects))
     place = {s: k for k, s in enumerate(order)}
-    own = np.array([place[s] for s in subjects], int)
+    index = np.array([place[s] for s in subjects], int)
     sums = np.zeros((len(order), *values.shape[1:]))
-    np.add.at(sums, own, values)
-    times = np.bincount(own, minlength=len(order))
+    np.add.at(sums, index, values)
+    times = np.bincount(index, minlength=len(order))
     return sums / times.reshape(-1, *[1] * (values.ndim - 1)), order
 
 
@@ -90,7 +90,7 @@ def over_people(
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # A constant sample has no interval, which NaN says.
         warnings.simplefilter("ignore")
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             data,
             lambda *x, axis: statistic(*(np.moveaxis(c, axis, -1) for c in x)),
             paired=len(data) > 1,
@@ -99,4 +99,4 @@ def over_people(
             method="BCa",
             random_state=np.random.default_rng(seed),
         ).confidence_interval
-    return estimate(value, found.low, found.high, BCA)
+    return estimate(value, interval.low, interval.high, BCA)

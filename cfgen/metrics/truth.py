@@ -2,7 +2,7 @@
 
 G1 to G6 of the protocol: error of the image, of the change alone, of the volumes, of the labels and
 of the masks, and the skill against leaving the scan as it is. Arrays of a subject: `factual`,
-`made`, `true` (D, H, W) in one unit of brightness, `mask` (D, H, W) of the brain.
+`edited`, `true` (D, H, W) in one unit of brightness, `mask` (D, H, W) of the brain.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ImageTruth:
 
 
 def image_truth(
-    factual: np.ndarray, made: np.ndarray, true: np.ndarray, mask: np.ndarray, noise_sigma: float
+    factual: np.ndarray, edited: np.ndarray, true: np.ndarray, mask: np.ndarray, noise_sigma: float
 ) -> ImageTruth:
     """G1, G2 and G6 of one counterfactual. `psnr_db` takes the true image's range as its peak."""
-    f, m, t = (x[mask].astype(np.float64) for x in (factual, made, true))
+    f, m, t = (x[mask].astype(np.float64) for x in (factual, edited, true))
     error, change, due = m - t, m - f, t - f
     rmse = float(np.sqrt((error**2).mean()))
     peak = float(np.ptp(t))
@@ -71,14 +71,14 @@ class VolumeTruth:
 
 
 def volume_truth(
-    factual: np.ndarray, made: np.ndarray, true: np.ndarray, subjects: Sequence[str]
+    factual: np.ndarray, edited: np.ndarray, true: np.ndarray, subjects: Sequence[str]
 ) -> VolumeTruth:
     """Volumes (n,) of one region in any unit, of `subjects` who may have several scans."""
-    due, change = true - factual, made - factual
+    due, change = true - factual, edited - factual
     return VolumeTruth(
-        error_percent=mean_over_people(100 * (made - true) / true, subjects),
+        error_percent=mean_over_people(100 * (edited - true) / true, subjects),
         slope=ratio_over_people(change * due, due**2, subjects),
-        nmse=ratio_over_people((made - true) ** 2, due**2, subjects),
+        nmse=ratio_over_people((edited - true) ** 2, due**2, subjects),
     )
 
 

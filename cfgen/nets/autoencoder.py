@@ -119,8 +119,8 @@ class Decoder(nn.Module):
             if level > 0:
                 blocks.append(Upsample(width))
         blocks.append(nn.GroupNorm(config.norm_groups, width, config.norm_eps))
-        out = config.unpacked_channels * config.pack**3 if config.pack > 1 else 1
-        blocks.append(nn.Conv3d(width, out, 3, padding=1))
+        channels_out = config.unpacked_channels * config.pack**3 if config.pack > 1 else 1
+        blocks.append(nn.Conv3d(width, channels_out, 3, padding=1))
         self.blocks = nn.Sequential(*blocks)
         if config.pack > 1:
             self.full_resolution = nn.Conv3d(config.unpacked_channels, 1, 3, padding=1)
@@ -173,10 +173,10 @@ class Autoencoder(nn.Module):
         return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        out = self.decoder(self.post_quant_conv(z))
+        image = self.decoder(self.post_quant_conv(z))
         if self.config.linear_path:
-            out = out + self.linear_decoder(z)
-        return out
+            image = image + self.linear_decoder(z)
+        return image
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction from the posterior mean."""

@@ -65,7 +65,7 @@ class ResBlock(nn.Module):
 
 def current_name(key: str) -> str:
     """What a weight of MONAI's, or of a bundle written with both names, is called here."""
-    return _SECOND_NAME.sub(lambda found: _FIRST_NAME[found[0]], key)
+    return _SECOND_NAME.sub(lambda match: _FIRST_NAME[match[0]], key)
 
 
 def _rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object) -> None:

@@ -33,8 +33,8 @@ def autoencoder_config(state: State, norm_groups: int, norm_eps: float) -> Autoe
     decoder = _words(state, "decoder", "postconv")
     middle = encoder[-1].endswith(_MIDDLE), decoder[0].startswith(_MIDDLE + _RES)
     if middle[0] != middle[1]:
-        said = "with_encoder_nonlocal_attn={}, with_decoder_nonlocal_attn={}".format(*middle)
-        raise ValueError(f"a middle in one half alone ({said})")
+        text = "with_encoder_nonlocal_attn={}, with_decoder_nonlocal_attn={}".format(*middle)
+        raise ValueError(f"a middle in one half alone ({text})")
     if middle[0]:
         encoder[-1], decoder[0] = encoder[-1][: -len(_MIDDLE)], decoder[0][len(_MIDDLE) :]
     if encoder != decoder[::-1]:
@@ -105,7 +105,7 @@ def _count(state: State, prefix: str) -> int:
 
 def _numbers(state: State, prefix: str) -> Iterable[int]:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return {int(found[1]) for key in state if (found := pattern.match(key))}
+    return {int(match[1]) for key in state if (match := pattern.match(key))}
 
 
 def _words(state: State, half: str, resampling: str) -> list[str]:

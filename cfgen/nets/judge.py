@@ -91,16 +91,16 @@ class Judge(nn.Module):
     def maps(self, small: Tensor) -> list[Tensor]:
         """What every level sees of a shrunk image: (B, channels[k], D_k, H_k, W_k)."""
         places = self.places.expand(len(small), -1, -1, -1, -1)
-        found, x = [], torch.cat([(small - self.centre) / SPREAD, places], 1)
+        maps, x = [], torch.cat([(small - self.centre) / SPREAD, places], 1)
         for level in self.levels:
             x = level(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """The maps of an image, and their last averaged over places, (B, channels[-1])."""
-        found = self.maps(self.shrink(image))
-        return found, pooled(found[-1])
+        maps = self.maps(self.shrink(image))
+        return maps, pooled(maps[-1])
 
     def outputs(self, small: Tensor) -> Tensor:
         """(B, outputs) of an image that is shrunk already, as training keeps them."""

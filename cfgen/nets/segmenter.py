@@ -81,16 +81,18 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         d, h, w = x.shape[2:]
         packed = self.conv_out(F.silu(self.hidden(self.features(x))))
-        out = unpack_voxels(packed, self.config.pack)[:, :, :d, :h, :w]
-        return out[:, :-1], out[:, -1]
+        logits = unpack_voxels(packed, self.config.pack)[:, :, :d, :h, :w]
+        return logits[:, :-1], logits[:, -1]
 
     def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of an image's features.
 
         As `forward` gives them there: training looks at some voxels alone.
         """
-        some = features.flatten(1)[:, places].T
-        some = F.silu(F.linear(some, self.hidden.weight.flatten(1), self.hidden.bias))
-        out = F.linear(some, self.conv_out.weight.flatten(1), self.conv_out.bias)
-        out = out.reshape(len(places), self.config.classes + 1, -1).permute(1, 0, 2).flatten(1)
-        return out[:-1], out[-1]
+        cells = features.flatten(1)[:, places].T
+        cells = F.silu(F.linear(cells, self.hidden.weight.flatten(1), self.hidden.bias))
+        logits = F.linear(cells, self.conv_out.weight.flatten(1), self.conv_out.bias)
+        logits = (
+            logits.reshape(len(places), self.config.classes + 1, -1).permute(1, 0, 2).flatten(1)
+        )
+        return logits[:-1], logits[-1]

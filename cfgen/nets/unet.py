@@ -193,10 +193,10 @@ def _down_levels(config: UNetConfig, width: int) -> list[_Down]:
 def _up_levels(config: UNetConfig, width: int) -> list[_Up]:
     levels = []
     for level in reversed(range(len(config.channels))):
-        own = config.channels[level]
+        channels = config.channels[level]
         finer = config.channels[max(level - 1, 0)]
         coarser = config.channels[min(level + 1, len(config.channels) - 1)]
         # The last skip of a level is the map that came down from the finer one.
-        skips = [own] * config.res_blocks + [finer]
+        skips = [channels] * config.res_blocks + [finer]
         levels.append(_Up(coarser, skips, width, level, config))
     return levels

@@ -39,18 +39,18 @@ class Line:
     error: str = ""
 
 
-def write_entry(row: Row, run: Run, out: Path) -> Line:
+def write_entry(row: Row, run: Run, folder: Path) -> Line:
     """The page, the thumbnail and the line of one row."""
     shown = show(run)
     key = unique_key(row)
     # In a folder of their own: a subject may be called 'index'.
-    write_page(run, out / "pages" / f"{key}.html", shown, index="../index.html")
+    write_page(run, folder / "pages" / f"{key}.html", shown, index="../index.html")
     picture = thumbnail(shown)
     write_atomically(
-        out / "thumbnails" / f"{key}.jpg", lambda temporary: temporary.write_bytes(picture)
+        folder / "thumbnails" / f"{key}.jpg", lambda temporary: temporary.write_bytes(picture)
     )
     rows = report_text.conditions(run.sidecar)
-    said = ", ".join(
+    text = ", ".join(
         f"{n} {was} → {will}" if new else f"{n} {was}" for n, was, _, will, new in rows
     )
     return Line(
@@ -59,7 +59,7 @@ def write_entry(row: Row, run: Run, out: Path) -> Line:
         page="pages/" + quote(f"{key}.html"),
         picture="thumbnails/" + quote(f"{key}.jpg"),
         label=run.sidecar.intervention,
-        conditions=said,
+        conditions=text,
         round_trip=100 * run.sidecar.round_trip_error,
         changes=_changes(run),
         flags=tuple(report_text.flags(run.sidecar)),
@@ -75,10 +75,10 @@ def _changes(run: Run) -> tuple[float | None, ...]:
     )
 
 
-def failed_line(row: Row, said: str) -> Line:
+def failed_line(row: Row, message: str) -> Line:
     """The line of a row that has no page."""
-    bad = report_text.Flag("warn", "failed", said)
-    return Line(row.subject, row.session, flags=(bad,), error=said)
+    bad = report_text.Flag("warn", "failed", message)
+    return Line(row.subject, row.session, flags=(bad,), error=message)
 
 
 def write_index(lines: Sequence[Line], path: Path) -> None:

@@ -81,13 +81,13 @@ def display(volumes: dict[str, np.ndarray], grid: Grid, brain: np.ndarray) -> Di
     """Layers of `volumes` on `grid`: 'factual' and 'counterfactual', and 'reconstruction' and 'sd'
     where there are any; the difference is made here. `brain` (I, J, K) bool sets box and window."""
     box = crop_box(brain, margin=max(1, round(MARGIN_MM / min(grid.spacing))))
-    own = crop_grid(grid, box)
-    shown, note = _shown_grid(own)
+    cropped = crop_grid(grid, box)
+    shown, note = _shown_grid(cropped)
     data = {name: values[box] for name, values in volumes.items()}
     inside = brain[box]
-    if shown is not own:
-        data = {name: resample(values, own, shown) for name, values in data.items()}
-        inside = resample(inside.astype(np.float32), own, shown) > 0.5
+    if shown is not cropped:
+        data = {name: resample(values, cropped, shown) for name, values in data.items()}
+        inside = resample(inside.astype(np.float32), cropped, shown) > 0.5
     turned = {name: to_ras(values, shown)[0] for name, values in data.items()}
     inside, spacing = to_ras(inside, shown)
     turn = nib.io_orientation(shown.affine)
@@ -98,25 +98,25 @@ def display(volumes: dict[str, np.ndarray], grid: Grid, brain: np.ndarray) -> Di
     return Display(layers, affine, spacing, (start[0], start[1], start[2]), note)
 
 
-def _shown_grid(own: Grid) -> tuple[Grid, str]:
+def _shown_grid(grid: Grid) -> tuple[Grid, str]:
     """The grid itself, or one of the same box that has few enough voxels."""
-    if np.prod(own.shape) <= MOST_VOXELS:
-        return own, ""
-    spacing_mm = round((np.prod(own.shape) * own.voxel_mm3 / MOST_VOXELS) ** (1 / 3), 1)
-    while np.prod(work_grid(own, spacing_mm).shape) > MOST_VOXELS:
+    if np.prod(grid.shape) <= MOST_VOXELS:
+        return grid, ""
+    spacing_mm = round((np.prod(grid.shape) * grid.voxel_mm3 / MOST_VOXELS) ** (1 / 3), 1)
+    while np.prod(work_grid(grid, spacing_mm).shape) > MOST_VOXELS:
         spacing_mm += 0.1
-    native = " x ".join(f"{s:.2f}" for s in own.spacing)
+    native = " x ".join(f"{s:.2f}" for s in grid.spacing)
     note = (
         f"The scan has {native} mm; it is shown at {spacing_mm:.1f} mm, so that the page is small."
     )
-    return work_grid(own, spacing_mm), note
+    return work_grid(grid, spacing_mm), note
 
 
 def _layers(data: dict[str, np.ndarray], change: np.ndarray, brain: np.ndarray) -> list[Layer]:
     white = float(np.percentile(data["factual"][brain], 99.8)) or 1.0
     names = {"factual": "factual", "reconstruction": "reconstruction"}
     names["counterfactual"] = "counterfactual"
-    out = [
+    layers = [
         # A quarter above white is kept, so that the window can be opened.
         Layer(name, title, "grey", _levels(data[name], 0, 1.25 * white), 0, 1.25 * white, white)
         for name, title in names.items()
@@ -128,13 +128,15 @@ def _layers(data: dict[str, np.ndarray], change: np.ndarray, brain: np.ndarray) 
     # No change is a level, 128, of its own: there is one more below it than above.
     low = -top * 128 / 127
     change_levels = _levels(change, low, top)
-    out.append(Layer("difference", "difference", "change", change_levels, low, top, shown or top))
+    layers.append(
+        Layer("difference", "difference", "change", change_levels, low, top, shown or top)
+    )
     if "sd" in data:
         most = float(np.percentile(data["sd"][brain], 99.8)) or 1.0
-        out.append(
+        layers.append(
             Layer("sd", "SD of samples", "spread", _levels(data["sd"], 0, most), 0, most, most)
         )
-    return out
+    return layers
 
 
 def _levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -173,10 +175,10 @@ def planes(shown: Display) -> list[dict[str, Any]]:
     still slice of every layer."""
     extent = np.array(shown.shape) * shown.spacing
     widest = max(extent[0], extent[1])
-    out = []
+    views = []
     for name, axis, across_letters, up_letters in PLANES:
         across, up = (int(a) for a in np.delete(range(3), axis))
-        out.append(
+        views.append(
             {
                 "name": name,
                 "axis": axis,
@@ -194,7 +196,7 @@ def planes(shown: Display) -> list[dict[str, Any]]:
                 },
             }
         )
-    return out
+    return views
 
 
 def thumbnail(shown: Display, height: int = 96) -> bytes:

@@ -54,20 +54,23 @@ def read_run(
     edited = read_volume(edited_path)
     sidecar = read_sidecar(edited_path)
     source = sidecar.sources[0]
-    found = factual_path or edited_path.parent / Path(source.file).name
-    if not found.is_file():
+    scan_path = factual_path or edited_path.parent / Path(source.file).name
+    if not scan_path.is_file():
         raise ImageError(
-            found, "no such file", f"the scan that {edited_path.name} was made of", "give --factual"
+            scan_path,
+            "no such file",
+            f"the scan that {edited_path.name} was made of",
+            "give --factual",
         )
-    digest = file_sha256(found)
+    digest = file_sha256(scan_path)
     if digest != source.sha256:
         raise ImageError(
-            found,
+            scan_path,
             f"is not the scan that {edited_path.name} was made of: SHA-256 {digest[:12]}",
             f"{source.sha256[:12]} ({source.file})",
             "give that file with --factual",
         )
-    factual = read_volume(found)
+    factual = read_volume(scan_path)
 
     def beside(name: str | None) -> Volume | None:
         if not name:
@@ -151,24 +154,24 @@ def write_page(run: Run, path: Path, shown: Display | None = None, index: str = 
 
 def _page(run: Run, shown: Display) -> dict[str, Any]:
     """What the template is filled with."""
-    said = run.sidecar
+    sidecar = run.sidecar
     edited = run.edited.path.name if run.edited.path else "counterfactual"
     groups = report_text.region_groups(
         run.before.volumes,
         run.after.volumes,
         run.targets,
-        said.samples.regions if said.samples else [],
+        sidecar.samples.regions if sidecar.samples else [],
     )
     digest = file_sha256(run.edited.path) if run.edited.path else ""
     files = [("counterfactual", f"{edited}, SHA-256 {digest}")]
     return {
         "version": __version__,
         "statement": report_text.STATEMENT,
-        "scan": said.sources[0].file,
-        "label": said.intervention,
+        "scan": sidecar.sources[0].file,
+        "label": sidecar.intervention,
         "edited": edited,
-        "conditions": report_text.conditions(said),
-        "flags": report_text.flags(said),
+        "conditions": report_text.conditions(sidecar),
+        "flags": report_text.flags(sidecar),
         "layers": shown.layers,
         "planes": planes(shown),
         "note": shown.note,
@@ -176,12 +179,12 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
         "groups": groups,
         "has_targets": any(line.target is not None for _, lines in groups for line in lines),
         "has_samples": any(line.interval for _, lines in groups for line in lines),
-        "samples": said.samples.count if said.samples else None,
+        "samples": sidecar.samples.count if sidecar.samples else None,
         "missing": run.before.missing or run.after.missing,
         "measured_by": run.before.by,
-        "measures": said.gate.measures,
-        "provenance": report_text.provenance(said, files),
-        "methods": report_text.methods(said, run.before.by),
+        "measures": sidecar.gate.measures,
+        "provenance": report_text.provenance(sidecar, files),
+        "methods": report_text.methods(sidecar, run.before.by),
         "stops": STOPS,
         "data": _data(shown),
     }

@@ -94,18 +94,18 @@ def region_groups(
         total = pair(name, "both")
         if total is None:
             return None
-        own = spread.get((name, "both"))
+        sample = spread.get((name, "both"))
         return RegionLine(
             _NAMES.get(name, name.removeprefix("cortex_").replace("_", " ")),
             total,
             pair(name, "left"),
             pair(name, "right"),
             targets.get((name, "both")),
-            (own.low95, own.high95) if own else None,
+            (sample.low95, sample.high95) if sample else None,
         )
 
-    found = [(title, [x for n in names if (x := line(n))]) for title, names in _GROUPS]
-    return [(title, lines) for title, lines in found if lines]
+    groups = [(title, [x for n in names if (x := line(n))]) for title, names in _GROUPS]
+    return [(title, lines) for title, lines in groups if lines]
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ _GATE = {
 
 def flags(sidecar: Sidecar) -> list[Flag]:
     """What a reader must know before believing the picture, the worst first."""
-    out = []
+    raised = []
     gate = sidecar.gate.verdict
-    out.append(Flag("ok" if gate == "ok" else "warn", *_GATE[gate]))
+    raised.append(Flag("ok" if gate == "ok" else "warn", *_GATE[gate]))
     error = sidecar.round_trip_error
     high = error > ROUND_TRIP_LIMIT
-    out.append(
+    raised.append(
         Flag(
             "warn" if high else "ok",
             "round trip high" if high else "round trip ok",
@@ -145,14 +145,14 @@ def flags(sidecar: Sidecar) -> list[Flag]:
     predicted = [n for n, v in sidecar.factual.items() if v.predicted]
     if predicted:
         words = " and ".join(predicted)
-        out.append(Flag("warn", "factual predicted", f"Factual {words} guessed from the image."))
+        raised.append(Flag("warn", "factual predicted", f"Factual {words} guessed from the image."))
     for notice in sidecar.warnings:
         if notice.code == "extrapolation":
-            out.append(Flag("warn", "extrapolation", _sentence(notice.text)))
+            raised.append(Flag("warn", "extrapolation", _sentence(notice.text)))
         elif notice.code not in ("predicted", "round-trip"):
-            out.append(Flag("note", "warning", _sentence(notice.text)))
+            raised.append(Flag("note", "warning", _sentence(notice.text)))
     order = ("warn", "note", "ok")
-    return sorted(out, key=lambda flag: order.index(flag.level))
+    return sorted(raised, key=lambda flag: order.index(flag.level))
 
 
 def _sentence(text: str) -> str:
@@ -161,13 +161,13 @@ def _sentence(text: str) -> str:
 
 def conditions(sidecar: Sidecar) -> list[tuple[str, str, str, str, bool]]:
     """Name, factual value, its source, target and whether it changed, for each condition."""
-    out = []
-    for name, own in sidecar.factual.items():
-        target = sidecar.target.get(name, own)
-        changed = target.value != own.value
-        source = own.source.replace("--from", "given")
-        out.append((name, value_text(own), source, value_text(target), changed))
-    return out
+    rows = []
+    for name, factual in sidecar.factual.items():
+        target = sidecar.target.get(name, factual)
+        changed = target.value != factual.value
+        source = factual.source.replace("--from", "given")
+        rows.append((name, value_text(factual), source, value_text(target), changed))
+    return rows
 
 
 def value_text(entry: FactualValue | TargetValue) -> str:
@@ -219,14 +219,14 @@ _RENDER = {
 
 def methods(sidecar: Sidecar, segmenter: str) -> str:
     """A paragraph to paste; `segmenter` is the bundle that measured the regions, '' for none."""
-    made, sampler = sidecar.generated_by[0], sidecar.sampler
+    software, sampler = sidecar.generated_by[0], sidecar.sampler
     shape, spacing = config.GRIDS.get(str(sidecar.preprocessing.get("grid")), ((0, 0, 0), 0.0))
     rows = conditions(sidecar)
     before = ", ".join(f"{n} {was} ({where})" for n, was, where, _, _ in rows)
     after = ", ".join(f"{n} {will}" for n, _, _, will, changed in rows if changed)
     brain = _BRAIN.get(sidecar.skull_stripping.method, "was found")
     parts = [
-        f"A counterfactual T1-weighted image was computed with {made.name} {made.version} "
+        f"A counterfactual T1-weighted image was computed with {software.name} {software.version} "
         f"(bundle {sidecar.bundle.name}, SHA-256 {sidecar.bundle.sha256[:12]}).",
         f"The brain {brain}; the bias field was corrected (N4), and the brain was registered "
         f"affinely to {config.TEMPLATE_SPACE} and resampled to {'x'.join(map(str, shape))} voxels "

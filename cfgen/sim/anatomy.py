@@ -89,10 +89,10 @@ def scale_to_rendered(model: Graph, head: Reference) -> np.ndarray:
         model.tiv["spread"] + model.tiv["spread_male"] / 2
     )
     volumes = predict(model, young, Noise(one * size, np.zeros((1, len(model.regions)))))
-    own = head.volumes_ml()
+    reference = head.volumes_ml()
     return np.array(
         [
-            PART.get(name, 1.0) * own[name] * REFERENCE_TIV_ML / own["tiv"] / volume
+            PART.get(name, 1.0) * reference[name] * REFERENCE_TIV_ML / reference["tiv"] / volume
             for name, volume in zip(model.regions, volumes.regions[0], strict=True)
         ]
     )
@@ -110,9 +110,9 @@ def sample_shape(head: Reference, seed: int, subject: int) -> Shape:
         torch.from_numpy(np.exp(logs - logs.mean()))
     )
     velocity = smooth_noise(draw, head.grid, SHAPE_EVERY_MM, SHAPE_MM)
-    own = exponential(velocity, head.grid.spacing[0])
-    own = own + smooth_noise(draw, head.grid, GYRI_EVERY_MM, GYRI_MM)
-    return Shape(turn.float(), own)
+    displacement = exponential(velocity, head.grid.spacing[0])
+    displacement = displacement + smooth_noise(draw, head.grid, GYRI_EVERY_MM, GYRI_MM)
+    return Shape(turn.float(), displacement)
 
 
 def no_shape(head: Reference) -> Shape:
@@ -225,7 +225,7 @@ def make_anatomy(model: Graph, head: Reference, shape: Shape, volumes: Volumes) 
     cortex = torch.stack([grey * (lobes == n) for n in range(1, len(CORTEX) + 1)])
     measured = {"ventricles": ventricles, "white_matter": white}
     measured |= dict(zip(CORTEX, cortex, strict=True))
-    found = np.array([float(measured[name].double().sum()) * ml for name in model.regions])
+    volumes_ml = np.array([float(measured[name].double().sum()) * ml for name in model.regions])
     return Anatomy(
         white=white + fixed_white,
         grey=grey + fixed_grey,
@@ -234,7 +234,7 @@ def make_anatomy(model: Graph, head: Reference, shape: Shape, volumes: Volumes) 
         cortex=cortex,
         lobes=lobes,
         white_matter=white,
-        volumes_ml=found,
+        volumes_ml=volumes_ml,
         tiv_ml=float(skull.double().sum()) * ml,
     )
 
@@ -252,10 +252,10 @@ def _own_points(head: Reference, shape: Shape, tiv_ml: float) -> Tensor:
     for _ in range(3):
         q = (centred / scale) @ inverse.T + middle
         y = q + sample(shape.own, q).permute(1, 2, 3, 0) / spacing
-        found = float(sample(head.skull[None], y).double().sum()) * ml
-        if abs(found / tiv_ml - 1) < TOLERANCE:
+        volume_ml = float(sample(head.skull[None], y).double().sum()) * ml
+        if abs(volume_ml / tiv_ml - 1) < TOLERANCE:
             break
-        scale *= (tiv_ml / found) ** (1 / 3)
+        scale *= (tiv_ml / volume_ml) ** (1 / 3)
     return y
 
 
@@ -281,9 +281,9 @@ def _ventricle_push(
         return float(sample(head.ventricles[None], points + push(strength)).double().sum()) * ml
 
     strength = _solve(volume, wanted_ml, float(knots[0]), float(knots[-1]), "ventricles")
-    out = torch.zeros_like(y)
-    out[inside] = push(strength)
-    return out
+    displacement = torch.zeros_like(y)
+    displacement[inside] = push(strength)
+    return displacement
 
 
 def _white_push(
@@ -319,13 +319,13 @@ def _solve(
     middle = low
     for _ in range(40):
         middle = (low * at_high - high * at_low) / (at_high - at_low)
-        found = volume(middle) - wanted
-        if abs(found) < TOLERANCE * wanted:
+        excess = volume(middle) - wanted
+        if abs(excess) < TOLERANCE * wanted:
             break
-        if found > 0:
-            high, at_high, at_low = middle, found, at_low / 2
+        if excess > 0:
+            high, at_high, at_low = middle, excess, at_low / 2
         else:
-            low, at_low, at_high = middle, found, at_high / 2
+            low, at_low, at_high = middle, excess, at_high / 2
     return middle
 
 
@@ -333,13 +333,13 @@ def _shift_cortex(
     grey: Tensor, outer: Tensor, depth: Tensor, lobes: Tensor, wanted_ml: list[float], ml: float
 ) -> Tensor:
     """Grey matter whose border to the fluid has moved in depth, each lobe's volume as wanted."""
-    out = grey.clone()
+    shifted = grey.clone()
     for number, wanted in enumerate(wanted_ml, 1):
         here = lobes == number
-        out[here] = _move_border(
+        shifted[here] = _move_border(
             grey[here], outer[here], depth[here], wanted / ml, CORTEX[number - 1]
         )
-    return out
+    return shifted
 
 
 def _move_border(grey: Tensor, outer: Tensor, depth: Tensor, wanted: float, name: str) -> Tensor:

@@ -126,7 +126,7 @@ def sample(
     if stress.confounded:
         parents, noise = _confound(parents, noise, u[:, 7])
     scan = uniforms(seed, Purpose.ACQUISITION, start, stop, 9)
-    out = []
+    subjects = []
     for visit in range(visits):
         then = replace(parents, age=parents.age + VISIT_YEARS * visit)
         again = _later(model, noise, seed, start, stop, visit)
@@ -136,7 +136,7 @@ def sample(
             scanner = one_scanner()
             if chosen.scanners == "many":
                 scanner = draw_scanner(scan[n], float(parents.age[n]), confounding)
-            out.append(
+            subjects.append(
                 Subject(
                     start + n,
                     visit,
@@ -146,7 +146,7 @@ def sample(
                     scanner,
                 )
             )
-    return out
+    return subjects
 
 
 def _parents(chosen: Preset, u: np.ndarray, number: np.ndarray) -> Parents:
@@ -167,8 +167,8 @@ def _parents(chosen: Preset, u: np.ndarray, number: np.ndarray) -> Parents:
         ad = np.where(u[:, 2] < 0.4, demented, 0.0)
         aud = np.where(u[:, 3] < 0.4, betaincinv(4.0, 1.3, u[:, 5]), 0.0)
     elif chosen.disease == "alcohol":
-        some, of = PATIENTS_OF
-        aud = ((number + 1) * some // of - number * some // of).astype(float)
+        patients, total = PATIENTS_OF
+        aud = ((number + 1) * patients // total - number * patients // total).astype(float)
     return Parents(age, male, ad, aud)
 
 
@@ -252,12 +252,12 @@ def observed(
     model: Graph, subjects: Sequence[Subject], seed: int, stress: Stress
 ) -> list[dict[str, float]]:
     """Region volumes as a segmentation would measure them: true, or with noise (`measured`)."""
-    out = []
+    volumes = []
     for s in subjects:
         regions = s.volumes.regions[0]
         if stress.measured:
             # An intraclass correlation of 0.9: noise of a third of the spread between people.
             draw = stream(seed, Purpose.MEASUREMENT, s.number, s.visit)
             regions = regions * np.exp(model.sigma / 3 * draw.standard_normal(len(regions)))
-        out.append(dict(zip(model.regions, map(float, regions), strict=True)))
-    return out
+        volumes.append(dict(zip(model.regions, map(float, regions), strict=True)))
+    return volumes

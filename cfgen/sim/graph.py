@@ -126,8 +126,8 @@ def graph() -> Graph:
 def sample_noise(model: Graph, seed: int, start: int, stop: int) -> Exogenous:
     """The noise of subjects `start` to `stop` - 1."""
     z = normals(seed, Purpose.VOLUMES, start, stop, len(model.regions) + 2)
-    tiv, common, own = z[:, 0], z[:, 1:2], z[:, 2:]
-    return Exogenous(tiv, np.sqrt(model.shared) * common + np.sqrt(1 - model.shared) * own)
+    tiv, common, specific = z[:, 0], z[:, 1:2], z[:, 2:]
+    return Exogenous(tiv, np.sqrt(model.shared) * common + np.sqrt(1 - model.shared) * specific)
 
 
 def predict(model: Graph, parents: Parents, noise: Exogenous, stress: Stress = PLAIN) -> Volumes:

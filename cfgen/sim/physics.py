@@ -88,23 +88,25 @@ def tissue(name: str, field_tesla: float, table: str = "apparent") -> Tissue:
     return Tissue(t1, T2_STAR_MS[name][at], PROTON_DENSITY[name])
 
 
-def signal(of: Tissue, scan: Acquisition, flip_scale: Tensor | float = 1.0) -> Tensor:
+def signal(matter: Tissue, scan: Acquisition, flip_scale: Tensor | float = 1.0) -> Tensor:
     """The signal of a tissue, float64; `flip_scale` (any shape) is the transmit field, 1 nominal.
 
     Raises UsageError when the readouts do not fit between the pulses.
     """
     angle = torch.as_tensor(flip_scale, dtype=torch.float64) * np.deg2rad(scan.flip_degrees)
-    longitudinal = _mprage(of, scan, angle) if scan.sequence == "MPRAGE" else _spgr(of, scan, angle)
-    decay = np.exp(-scan.te_ms / of.t2_star_ms)
-    return of.proton_density * torch.sin(angle) * longitudinal.abs() * decay
+    longitudinal = (
+        _mprage(matter, scan, angle) if scan.sequence == "MPRAGE" else _spgr(matter, scan, angle)
+    )
+    decay = np.exp(-scan.te_ms / matter.t2_star_ms)
+    return matter.proton_density * torch.sin(angle) * longitudinal.abs() * decay
 
 
-def _spgr(of: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
-    e1 = np.exp(-scan.tr_ms / of.t1_ms)
+def _spgr(matter: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
+    e1 = np.exp(-scan.tr_ms / matter.t1_ms)
     return (1 - e1) / (1 - torch.cos(angle) * e1)
 
 
-def _mprage(of: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
+def _mprage(matter: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
     train = scan.slices * scan.echo_spacing_ms
     td1, td2 = scan.ti_ms - train / 2, scan.tr_ms - scan.ti_ms - train / 2
     if td1 < 0 or td2 < 0:
@@ -115,8 +117,8 @@ def _mprage(of: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
             f"at most {2 * min(scan.ti_ms, scan.tr_ms - scan.ti_ms) / scan.echo_spacing_ms:.0f}",
             "shorten the train (readouts are a segment's, after partial Fourier and acceleration)",
         )
-    f, e = INVERSION_EFFICIENCY, np.exp(-scan.echo_spacing_ms / of.t1_ms)
-    e1, e2 = np.exp(-td1 / of.t1_ms), np.exp(-td2 / of.t1_ms)
+    f, e = INVERSION_EFFICIENCY, np.exp(-scan.echo_spacing_ms / matter.t1_ms)
+    e1, e2 = np.exp(-td1 / matter.t1_ms), np.exp(-td2 / matter.t1_ms)
     c = torch.cos(angle) * e
     whole, half = c**scan.slices, c ** (scan.slices / 2)
     saturated = (1 - e) / (1 - c)
@@ -136,7 +138,7 @@ def reported(scan: Acquisition) -> dict[str, float | str]:
     tr_ms = scan.tr_ms
     if scan.sequence == "MPRAGE" and scan.manufacturer != "Siemens":
         tr_ms = scan.echo_spacing_ms
-    said: dict[str, float | str] = {
+    header: dict[str, float | str] = {
         "Manufacturer": scan.manufacturer,
         "MagneticFieldStrength": scan.field_tesla,
         "PulseSequenceType": scan.sequence,
@@ -149,10 +151,10 @@ def reported(scan: Acquisition) -> dict[str, float | str]:
     }
     if scan.sequence == "MPRAGE":
         before = GE_INVERSION_OFFSET_MS if scan.manufacturer == "GE" else 0.0
-        said["InversionTime"] = (scan.ti_ms - before) / 1000
-        said["RepetitionTimePreparation"] = scan.tr_ms / 1000
-        said["EchoSpacing"] = scan.echo_spacing_ms / 1000
-    return said
+        header["InversionTime"] = (scan.ti_ms - before) / 1000
+        header["RepetitionTimePreparation"] = scan.tr_ms / 1000
+        header["EchoSpacing"] = scan.echo_spacing_ms / 1000
+    return header
 
 
 def acquire(
@@ -174,11 +176,11 @@ def acquire(
     image = torch.zeros(maps.shape[1:], dtype=torch.float32)
     reference = float(signal(tissue("white", scan.field_tesla), scan))
     for n, name in enumerate(TISSUES):
-        of = tissue(name, scan.field_tesla)
+        matter = tissue(name, scan.field_tesla)
         if name == "white":
-            of = replace(of, t1_ms=of.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)))
+            matter = replace(matter, t1_ms=matter.t1_ms * (1 + T1_AGEING * max(0.0, age - 50)))
         # Smooth in the flip angle: a cubic through four of them is exact enough, and fast.
-        image += maps[n] * texture[n] * _over_flip(of, scan, transmit)
+        image += maps[n] * texture[n] * _over_flip(matter, scan, transmit)
     image = blurred(image / reference * receive, scan, spacing_mm)
     if noise is None:
         return image
@@ -186,15 +188,15 @@ def acquire(
     return torch.sqrt((image + sigma * noise[0]) ** 2 + (sigma * noise[1]) ** 2)
 
 
-def _over_flip(of: Tissue, scan: Acquisition, transmit: Tensor) -> Tensor:
+def _over_flip(matter: Tissue, scan: Acquisition, transmit: Tensor) -> Tensor:
     low, high = float(transmit.min()), float(transmit.max())
     knots = np.linspace(low, max(high, low + 0.02), 4)
-    values = signal(of, scan, torch.from_numpy(knots)).numpy()
+    values = signal(matter, scan, torch.from_numpy(knots)).numpy()
     polynomial = np.polynomial.Polynomial.fit(knots, values, 3).convert().coef
-    out = torch.full_like(transmit, float(polynomial[-1]))
+    fitted = torch.full_like(transmit, float(polynomial[-1]))
     for coefficient in polynomial[-2::-1]:
-        out = out * transmit + float(coefficient)
-    return out
+        fitted = fitted * transmit + float(coefficient)
+    return fitted
 
 
 def noise_level(scan: Acquisition, spacing_mm: float) -> float:

@@ -54,13 +54,13 @@ class Reference:
     def volumes_ml(self) -> dict[str, float]:
         """Soft volumes of the reference head itself, by the names of graph.toml; and its TIV."""
         ml = self.grid.voxel_mm3 / 1000
-        out = {"ventricles": float(self.ventricles.sum()) * ml}
+        volumes = {"ventricles": float(self.ventricles.sum()) * ml}
         for number, name in enumerate(CORTEX, 1):
-            out[name] = float(self.grey[self.lobes == number].sum()) * ml
-        out["white_matter"] = float(self.white.sum()) * ml
-        out["fixed"] = float((self.fixed_white + self.fixed_grey).sum()) * ml
-        out["tiv"] = float(self.skull.sum()) * ml
-        return out
+            volumes[name] = float(self.grey[self.lobes == number].sum()) * ml
+        volumes["white_matter"] = float(self.white.sum()) * ml
+        volumes["fixed"] = float((self.fixed_white + self.fixed_grey).sum()) * ml
+        volumes["tiv"] = float(self.skull.sum()) * ml
+        return volumes
 
 
 @cache
@@ -128,8 +128,8 @@ def _voxel(point_mm: tuple[float, float, float], grid: Grid) -> tuple[int, int, 
 def _ventricles(fluid: np.ndarray, grid: Grid) -> np.ndarray:
     """The soft map of the lateral ventricles: one piece of fluid, with its edge."""
     pieces, _ = ndimage.label(fluid > 0.5)
-    found = {pieces[_voxel(seed, grid)] for seed in VENTRICLE_SEEDS_MM} - {0}
-    piece = ndimage.binary_dilation(np.isin(pieces, list(found)))
+    labels = {pieces[_voxel(seed, grid)] for seed in VENTRICLE_SEEDS_MM} - {0}
+    piece = ndimage.binary_dilation(np.isin(pieces, list(labels)))
     return np.asarray(fluid * piece)
 
 
@@ -144,30 +144,30 @@ def _nearest_seed(skull: np.ndarray, fluid: np.ndarray, grid: Grid) -> np.ndarra
     voxels = np.argwhere(skull)
     world = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     _, nearest = cKDTree(np.array(points, float)).query(world)
-    found = np.array(numbers, np.uint8)[nearest]
-    found = _corrected(found, fluid[skull] > 0.3, world)
+    regions = np.array(numbers, np.uint8)[nearest]
+    regions = _corrected(regions, fluid[skull] > 0.3, world)
     names = np.zeros(skull.shape, np.uint8)
-    names[skull] = found
+    names[skull] = regions
     return names
 
 
-def _corrected(found: np.ndarray, fluid: np.ndarray, world: np.ndarray) -> np.ndarray:
+def _corrected(regions: np.ndarray, fluid: np.ndarray, world: np.ndarray) -> np.ndarray:
     """Insula and cingulate stay where they are; the hippocampus is an ellipsoid, and owns the fluid
     around it, to grow into."""
     x, y, z = np.abs(world[:, 0]), world[:, 1], world[:, 2]
     number = {name: n for n, name in enumerate((*CORTEX, *FIXED), 1)}
-    out = found.copy()
-    out[(found == number["insula"]) & ((x < 30) | (x > 46))] = number["frontal"]
-    out[(found == number["insula"]) & (x < 30)] = number["putamen"]
-    out[(found == number["cingulate"]) & (x > 14)] = number["frontal"]
+    corrected = regions.copy()
+    corrected[(regions == number["insula"]) & ((x < 30) | (x > 46))] = number["frontal"]
+    corrected[(regions == number["insula"]) & (x < 30)] = number["putamen"]
+    corrected[(regions == number["cingulate"]) & (x > 14)] = number["frontal"]
     # Along its axis, from front below to back above.
     along = ((y + 24) / 17) ** 2
     across = ((x - 27 - 0.12 * (y + 24)) / 8.5) ** 2 + ((z + 12 + 0.55 * (y + 24)) / 8) ** 2
     inside = along + across <= np.where(fluid, 2.5, 1.0)
-    out[(found == number["hippocampus"]) & ~inside] = number["temporal"]
-    near = np.isin(found, [number["temporal"], number["hippocampus"]]) | (fluid & inside)
-    out[inside & near] = number["hippocampus"]
-    return out
+    corrected[(regions == number["hippocampus"]) & ~inside] = number["temporal"]
+    near = np.isin(regions, [number["temporal"], number["hippocampus"]]) | (fluid & inside)
+    corrected[inside & near] = number["hippocampus"]
+    return corrected
 
 
 def _depth(white: np.ndarray, grey: np.ndarray, fluid: np.ndarray) -> np.ndarray:

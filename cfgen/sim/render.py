@@ -141,7 +141,7 @@ def _labels(head: Reference, lobes: Tensor, soft: Tensor) -> np.ndarray:
     best = soft.argmax(0).numpy()
     x = head.grid.affine[0, 0] * np.arange(head.grid.shape[0]) + head.grid.affine[0, 3]
     on_left = np.broadcast_to((x < 0)[:, None, None], best.shape)
-    out = np.zeros(best.shape, np.int16)
+    labels = np.zeros(best.shape, np.int16)
     part = lobes.numpy()
     for channel, name in enumerate(CHANNELS):
         here = best == channel
@@ -149,11 +149,11 @@ def _labels(head: Reference, lobes: Tensor, soft: Tensor) -> np.ndarray:
             for n, structure in enumerate(FIXED, len(CORTEX) + 1):
                 which = here & (part == n)
                 left, right = _codes(structure, name)
-                out[which] = np.where(on_left[which], left, right)
+                labels[which] = np.where(on_left[which], left, right)
             continue
         left, right = _codes(name, name)
-        out[here] = np.where(on_left[here], left, right)
-    return out
+        labels[here] = np.where(on_left[here], left, right)
+    return labels
 
 
 def _codes(name: str, channel: str) -> tuple[int, int]:
@@ -166,5 +166,5 @@ def _codes(name: str, channel: str) -> tuple[int, int]:
     }.get(name, name)
     if structure not in NAMES:
         structure = f"cortex_{name}"
-    found = STRUCTURES[NAMES.index(structure)]
-    return found.left, found.right
+    entry = STRUCTURES[NAMES.index(structure)]
+    return entry.left, entry.right

@@ -127,14 +127,14 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        found = []
+        psnrs = []
         for image, mask in zip(self.held_out, self.masks, strict=True):
             x = image.float()[None, None].to(self.device)
             with autocast(self.device):
                 rec = net(x).float()
-            found.append(psnr(rec[0, 0].cpu().numpy(), image.float().numpy(), mask.numpy()))
+            psnrs.append(psnr(rec[0, 0].cpu().numpy(), image.float().numpy(), mask.numpy()))
         _draw(picture, image.float(), rec[0, 0].cpu())
-        return {"psnr_db": sum(found) / len(found)}
+        return {"psnr_db": sum(psnrs) / len(psnrs)}
 
 
 def _gradient_difference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

@@ -59,15 +59,15 @@ def read_images(
 ) -> Tensor:
     """Prepared scans (N, D, H, W) float16. Raises ManifestError naming every row that is not on the
     grid, after `faults` that were found before."""
-    expected, found, images = model_grid(grid), list(faults), []
+    expected, problems, images = model_grid(grid), list(faults), []
     for row in rows:
         volume = read_volume(row.image)
         if not volume.grid.matches(expected):
-            found.append(f"{row.source}: {row.image.name} is not on grid {grid}")
+            problems.append(f"{row.source}: {row.image.name} is not on grid {grid}")
         images.append(torch.from_numpy(volume.data).half())
-    if found:
+    if problems:
         raise ManifestError(
-            manifest, "; ".join(found[:20]), f"scans that 'cfgen preprocess --grid {grid}' wrote"
+            manifest, "; ".join(problems[:20]), f"scans that 'cfgen preprocess --grid {grid}' wrote"
         )
     return torch.stack(images)
 

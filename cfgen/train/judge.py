@@ -82,9 +82,9 @@ class JudgeTask:
         # In bf16 the kernels of a CPU give gradients of NaN on maps of two voxels' edge; on small
         # maps they are no faster than those of float32.
         with no_autocast(self.device):
-            found = self.net.outputs(views)
+            outputs = self.net.outputs(views)
         truth = self.train.targets[picks].to(self.device)
-        errors = target_errors(found, truth, self.net.config)
+        errors = target_errors(outputs, truth, self.net.config)
         total = (self.weight.to(self.device) * errors).sum()
         named = [n for n, v in enumerate(self.targets.variables) if not v.name.startswith(VOLUME)]
         return total, {self.targets.names[n]: errors[n].item() for n in named}
@@ -107,8 +107,8 @@ class JudgeTask:
         net = copy.deepcopy(net)
         settle(net, self.train.images, self.device)
         small = self.small_val[:, None].to(self.device)
-        found = torch.cat([net.outputs(x).float().cpu() for x in small.split(self.batch_size)])
-        errors = target_errors(found, self.val.targets, net.config)
+        outputs = torch.cat([net.outputs(x).float().cpu() for x in small.split(self.batch_size)])
+        errors = target_errors(outputs, self.val.targets, net.config)
         by_name = dict(zip(self.targets.names, errors.tolist(), strict=True))
         volumes = [e for name, e in by_name.items() if name.startswith(VOLUME)]
         named = {name: e for name, e in by_name.items() if not name.startswith(VOLUME)}
@@ -129,8 +129,8 @@ def settle(net: Judge, images: Tensor, device: torch.device) -> None:
         # None is the mean of all batches; they must be of about one size.
         norm.momentum = None
     net.train()
-    for some in _shrunk(net, images).tensor_split(-(-len(images) // SETTLED)):
-        net.outputs(torch.cat([some, mirror(some)])[:, None].to(device))
+    for batch in _shrunk(net, images).tensor_split(-(-len(images) // SETTLED)):
+        net.outputs(torch.cat([batch, mirror(batch)])[:, None].to(device))
     net.eval()
 
 
@@ -147,7 +147,7 @@ def target_weights(targets: Schema) -> Tensor:
     )
 
 
-def target_errors(found: Tensor, truth: Tensor, config: JudgeConfig) -> Tensor:
+def target_errors(outputs: Tensor, truth: Tensor, config: JudgeConfig) -> Tensor:
     """(T,) mean squared error or cross-entropy of outputs (B, outputs) against targets (B, T).
 
     NaN in `truth` is unknown; a target that no row of the batch has costs nothing.
@@ -155,9 +155,9 @@ def target_errors(found: Tensor, truth: Tensor, config: JudgeConfig) -> Tensor:
     known = truth.isfinite()
     count = known.sum(0).clamp(min=1)
     truth = truth.nan_to_num()
-    squares = (found[:, : config.numbers] - truth[:, : config.numbers]).square()
+    squares = (outputs[:, : config.numbers] - truth[:, : config.numbers]).square()
     losses = [*squares.unbind(1)]
-    scores = found[:, config.numbers :].split(config.categories, 1) if config.categories else ()
+    scores = outputs[:, config.numbers :].split(config.categories, 1) if config.categories else ()
     for levels, true in zip(scores, truth[:, config.numbers :].unbind(1), strict=True):
         losses.append(F.cross_entropy(levels, true.long(), reduction="none"))
     return (torch.stack(losses, 1) * known).sum(0) / count

@@ -54,8 +54,8 @@ def read_judge_data(
     rows = _real(manifest, read_manifest(manifest, default_schema()))
     rows = [_with_volumes(row) for row in rows] if VOLUMES in names else rows
     train, val = ([r for r in rows if r.split == split] for split in ("train", "val"))
-    for split, some in (("train", train), ("val", val)):
-        if not some:
+    for split, part in (("train", train), ("val", val)):
+        if not part:
             raise ManifestError(
                 manifest,
                 f"no real scan has split '{split}'",
@@ -187,9 +187,9 @@ def raw(targets: Schema, encoded: Tensor) -> np.ndarray:
 
 def usual(targets: Schema, data: JudgeData) -> np.ndarray:
     """(T,) the mean or the commonest level, in raw units."""
-    found = []
+    values = []
     for v, column in zip(targets.variables, raw(targets, data.targets).T, strict=True):
         known = column[np.isfinite(column)]
         commonest = float(np.bincount(known.astype(int)).argmax()) if v.levels else 0.0
-        found.append(commonest if v.levels else float(known.mean()))
-    return np.array(found)
+        values.append(commonest if v.levels else float(known.mean()))
+    return np.array(values)

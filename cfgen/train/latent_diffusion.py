@@ -144,8 +144,8 @@ class LatentDiffusionTask:
         zt = self.schedule.add_noise(r, t, eps).contiguous(memory_format=torch.channels_last_3d)
         tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
-        out: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
-        return (out - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
+        output: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
+        return (output - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
 
     def critic_loss(self, step: int) -> Tensor | None:
         return None
@@ -177,8 +177,8 @@ class LatentDiffusionTask:
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):
-                out: Tensor = net(zt, t - 1, tokens).float()
-            return out
+                output: Tensor = net(zt, t - 1, tokens).float()
+            return output
 
         times = time_grid(10, len(self.schedule.alpha_bar) - 1)
         r = denoise_dpmpp_2m(denoise, self.schedule, noise, times).cpu()

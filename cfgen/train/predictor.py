@@ -48,10 +48,10 @@ def fit_predictor(images: Tensor, conditions: Tensor) -> tuple[Predictor, Predic
 def _held_out_error(gram: Tensor, y: Tensor, fold: Tensor, penalty: float) -> float:
     total = 0.0
     for k in range(FOLDS):
-        own, rest = fold == k, fold != k
-        if not own.any():
+        held_out, rest = fold == k, fold != k
+        if not held_out.any():
             continue
         inner = gram[rest][:, rest]
         dual = torch.linalg.solve(inner + penalty * torch.eye(len(inner)), y[rest])
-        total += float((gram[own][:, rest] @ dual - y[own]).square().sum())
+        total += float((gram[held_out][:, rest] @ dual - y[held_out]).square().sum())
     return total / len(y)

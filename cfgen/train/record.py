@@ -11,9 +11,9 @@ from cfgen.config import FitConfig
 from cfgen.data.table import Row
 
 
-def runs_folder(out: Path, stage: str) -> Path:
+def runs_folder(bundle: Path, stage: str) -> Path:
     """Where a stage keeps its checkpoint, log and pictures: beside the bundle it writes."""
-    return out.with_name(f"{out.name}-training") / stage
+    return bundle.with_name(f"{bundle.name}-training") / stage
 
 
 def trained_on(rows: list[Row], config: FitConfig) -> dict[str, Any]:

@@ -118,10 +118,10 @@ class SegmenterTask:
         image = example.image[None, None].to(self.device)
         features = self.net.features(image.contiguous(memory_format=torch.channels_last_3d))
         cells = features[0, 0].numel()
-        some = torch.randperm(cells, generator=generator)[: round(self.weight.looked_at * cells)]
-        scores, side = self.net.scores_at(features[0], some.to(self.device))
-        target = _cells(example.sets, self.net.config.pack)[some].flatten().to(self.device)
-        sides = _cells(example.sides, self.net.config.pack)[some].flatten().to(self.device)
+        places = torch.randperm(cells, generator=generator)[: round(self.weight.looked_at * cells)]
+        scores, side = self.net.scores_at(features[0], places.to(self.device))
+        target = _cells(example.sets, self.net.config.pack)[places].flatten().to(self.device)
+        sides = _cells(example.sides, self.net.config.pack)[places].flatten().to(self.device)
         balance = self.weight.balance * max(0.0, 1 - 2 * step / self.steps)
         entropy, dice = set_loss(scores.float(), target, self.membership, balance)
         known = sides > 0
@@ -138,7 +138,7 @@ class SegmenterTask:
     @torch.no_grad()
     def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
         """Mean Dice of the held-out scans over the structures, and of the brain."""
-        found: dict[str, list[float]] = {name: [] for name in NAMES}
+        dices: dict[str, list[float]] = {name: [] for name in NAMES}
         brains = []
         for scan in self.held_out:
             image = scaled(scan.image.float())[None, None].to(self.device)
@@ -148,9 +148,9 @@ class SegmenterTask:
             brains.append(_dice(labels > 1, truth != SETS.index((0, 1))))
             for index, name in enumerate(NAMES[2:], 2):
                 if (truth == index).any():
-                    found[name].append(_dice(labels == index, truth == index))
+                    dices[name].append(_dice(labels == index, truth == index))
         _draw(picture, image[0, 0].cpu(), labels)
-        means = {name: float(np.mean(v)) for name, v in found.items() if v}
+        means = {name: float(np.mean(v)) for name, v in dices.items() if v}
         return {
             "brain": float(np.mean(brains)),
             "mean": float(np.mean(list(means.values()))),
@@ -223,13 +223,13 @@ def meet_volumes(
     known = [c for c in range(BRAIN_FROM, len(NAMES)) if truth[c]]
     shift = torch.zeros(len(NAMES))
     for _ in range(rounds):
-        found = np.zeros(len(NAMES))
+        counts = np.zeros(len(NAMES))
         for one in scores:
             labels = (one + shift[:, None, None, None].half()).argmax(0)
-            found += np.bincount(labels.flatten().numpy(), minlength=len(NAMES))
+            counts += np.bincount(labels.flatten().numpy(), minlength=len(NAMES))
         for c in known:
             # Less than the whole step: neighbours move too.
-            shift[c] -= 0.8 * float(np.log(max(found[c], 0.2 * truth[c]) / truth[c]))
+            shift[c] -= 0.8 * float(np.log(max(counts[c], 0.2 * truth[c]) / truth[c]))
     assert net.conv_out.bias is not None
     cells = net.config.pack**3
     net.conv_out.bias[: len(NAMES) * cells] += shift.repeat_interleave(cells).to(device)

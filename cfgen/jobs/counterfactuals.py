@@ -40,7 +40,7 @@ def plan(
     """Name every output. `out` is an image file for one scan and target, else a folder.
 
     Raises UsageError when a file name is given for more than one output, when two outputs would
-    share a name, or when no file system takes it.
+    share a name, or when no file system takes it; ImageError for a folder that cannot be written.
     """
     plans = _named(rows, interventions, out)
     paths = [path for scan_plan in plans for path in scan_plan.outputs.values()]

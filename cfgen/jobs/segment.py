@@ -124,7 +124,8 @@ def name_outputs(
 ) -> list[Outputs]:
     """A name for every file: as given for a `single` scan, else in folders, by subject.
 
-    Raises UsageError for names that no file system takes.
+    Raises UsageError for names that no file system takes, ImageError for a folder that cannot be
+    written.
     """
 
     def inside(folder: Path | None, row: Row, ending: str) -> Path | None:

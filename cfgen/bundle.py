@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     Net = TypeVar("Net", bound=nn.Module)
 
 FORMAT = 2
-DEFAULT = Path(__file__).parent / "bundles" / "default"
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ class Bundle:
         if not path.exists():
             raise BundleError(path, "is missing", "the file bundle.json speaks of", _REINSTALL)
         payload = path.read_bytes()
-        found = hashlib.sha256(payload).hexdigest()
-        if found != expected:
+        digest = hashlib.sha256(payload).hexdigest()
+        if digest != expected:
             raise BundleError(
-                path, f"is damaged: SHA-256 {found[:12]}...", f"{expected[:12]}...", _REINSTALL
+                path, f"is damaged: SHA-256 {digest[:12]}...", f"{expected[:12]}...", _REINSTALL
             )
         return dict(load(payload))
 
@@ -92,9 +91,9 @@ class Bundle:
         """
         from cfgen.device import channels_last
 
-        own = self.part(part)
+        entry = self.part(part)
         with self.fitting(part):
-            net = kind(config(**tuples(own.config["net"])))
+            net = kind(config(**tuples(entry.config["net"])))
         self.fill(net, part)
         return channels_last(net, device).eval()
 

@@ -20,12 +20,12 @@ def write_lists(
     What an earlier run listed stays, as long as its image is there; of `tried` rows the new word
     counts. Gives the paths that were written.
     """
-    again = {_key(row.subject, row.session) for row in tried}
+    tried_keys = {(row.subject, row.session) for row in tried}
     written = []
     with _locked(folder):
         for name, rows, gone in (
-            ("manifest.csv", done, {_key(row.subject, row.session) for row in done}),
-            ("failed.csv", failed, again),
+            ("manifest.csv", done, {(row.subject, row.session) for row in done}),
+            ("failed.csv", failed, tried_keys),
         ):
             path = folder / name
             lines = [*_kept(path, gone), *manifest_lines(rows, folder)]
@@ -35,10 +35,6 @@ def write_lists(
             else:
                 path.unlink(missing_ok=True)
     return written
-
-
-def _key(subject: str, session: str) -> tuple[str, str]:
-    return subject, session
 
 
 def _kept(path: Path, gone: set[tuple[str, str]]) -> list[dict[str, str]]:
@@ -52,7 +48,7 @@ def _kept(path: Path, gone: set[tuple[str, str]]) -> list[dict[str, str]]:
     return [
         {name: text for name, text in cells.items() if text}
         for _, cells in table.lines
-        if _key(table.cell(cells, "subject"), table.cell(cells, "session")) not in gone
+        if (table.cell(cells, "subject"), table.cell(cells, "session")) not in gone
         and (path.parent / table.cell(cells, "image")).exists()
     ]
 

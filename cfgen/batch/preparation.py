@@ -39,8 +39,8 @@ def prepare_scans(
     processes, each with a scan at a time (`ahead`).
     """
 
-    def finish(row: Row, found: tuple[str, Opened | None]) -> Made[Row]:
-        wanted, opened = found
+    def finish(row: Row, result: tuple[str, Opened | None]) -> Made[Row]:
+        wanted, opened = result
         files = Files.named(out, unique_key(row))
         if opened is not None:
             write_prepared(row, files, recipe, opened, wanted)

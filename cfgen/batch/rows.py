@@ -17,7 +17,7 @@ from cfgen.progress import working
 
 log = logging.getLogger("cfgen")
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Worked = TypeVar("Worked")
 Done = TypeVar("Done")
 
 
@@ -25,7 +25,7 @@ class Made(NamedTuple, Generic[Done]):
     """What became of an item, and a word of it for the log: 'prepared', 'is there already'."""
 
     value: Done
-    said: str
+    status: str
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Outcome(Generic[Done]):
 def run_rows(
     items: Sequence[Item],
     row_of: Callable[[Item], Row],
-    work: Callable[[Item], Found],
-    finish: Callable[[Item, Found], Made[Done]],
+    work: Callable[[Item], Worked],
+    finish: Callable[[Item, Worked], Made[Done]],
     *,
     what: str = "scans",
     workers: int = 1,
@@ -57,23 +57,23 @@ def run_rows(
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signal()) if keep_going else lambda: False
         step = stack.enter_context(working(what, len(items)))
-        for number, (item, found) in enumerate(ahead(work, items, workers), 1):
+        for number, (item, call) in enumerate(ahead(work, items, workers), 1):
             if stopped():
                 outcome.left.extend(row_of(i) for i in items[number - 1 :])
                 break
             row = row_of(item)
             try:
-                made = finish(item, found())
+                result = finish(item, call())
             except Exception as error:
                 if not keep_going:
                     raise
-                said = reason(error)
-                log.error("%s: %s", row.source or row.subject, said)
+                message = reason(error)
+                log.error("%s: %s", row.source or row.subject, message)
                 log.debug("%s", "".join(traceback.format_exception(error)))
-                outcome.failed.append(failed_row(row, said))
+                outcome.failed.append(failed_row(row, message))
             else:
-                outcome.done.append(made.value)
-                log.info("%d/%d %s %s", number, len(items), row.subject, made.said)
+                outcome.done.append(result.value)
+                log.info("%d/%d %s %s", number, len(items), row.subject, result.status)
             step()
     return outcome
 
@@ -84,9 +84,9 @@ def reason(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or use fewer --threads"
-    said = " ".join(str(error).split())
-    return f"unforeseen {type(error).__name__}: {said}; -v shows where"
+    text = " ".join(str(error).split())
+    return f"unforeseen {type(error).__name__}: {text}; -v shows where"
 
 
-def failed_row(row: Row, said: str) -> Row:
-    return replace(row, extra=row.extra | {"error": said})
+def failed_row(row: Row, error: str) -> Row:
+    return replace(row, extra=row.extra | {"error": error})

@@ -89,8 +89,8 @@ def _result(
     except BrokenProcessPool:
         with started(1) as alone:
             try:
-                again: Future[Done] = alone.submit(_run, item)
-                return again.result()
+                retry: Future[Done] = alone.submit(_run, item)
+                return retry.result()
             except BrokenProcessPool as error:
                 raise MemoryError from error
 

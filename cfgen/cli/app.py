@@ -85,28 +85,28 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    before = {s: signal.signal(s, _stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {s: signal.signal(s, _stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         app()
     except CfgenError as error:
         _end(str(error), error.exit_code)
     except Stopped as error:
-        said = f"stopped by {error}; nothing is left half written, the same command starts again"
-        _end(said, EXIT_INTERRUPTED)
+        message = f"stopped by {error}; nothing is left half written, the same command starts again"
+        _end(message, EXIT_INTERRUPTED)
     except MemoryError:
         _end("out of memory; close other programs or use fewer --threads", EXIT_OUT_OF_MEMORY)
     except (RuntimeError, ImportError, OSError) as error:
         # torch reports memory of either device as a RuntimeError, the loader as a library that
         # cannot be mapped.
         if any(text in str(error) for text in OUT_OF_MEMORY):
-            said = f"out of memory ({error}); use --device cpu or free memory"
-            _end(said, EXIT_OUT_OF_MEMORY)
+            message = f"out of memory ({error}); use --device cpu or free memory"
+            _end(message, EXIT_OUT_OF_MEMORY)
         if not (isinstance(error, OSError) and error.filename):
             raise
-        said = f"{error.filename}: {error.strerror}; check the path and its permissions"
-        _end(said, EXIT_UNUSABLE_INPUT)
+        message = f"{error.filename}: {error.strerror}; check the path and its permissions"
+        _end(message, EXIT_UNUSABLE_INPUT)
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -118,6 +118,6 @@ OUT_OF_MEMORY = (
 )
 
 
-def _end(said: str, code: int) -> None:
-    print(f"cfgen: {said}", file=sys.stderr)
+def _end(message: str, code: int) -> None:
+    print(f"cfgen: {message}", file=sys.stderr)
     sys.exit(code)

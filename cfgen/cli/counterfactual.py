@@ -21,6 +21,7 @@ from cfgen.cli.options import (
     In,
     Manifest,
     Mask,
+    NoPicture,
     Overwrite,
     Quiet,
     Seed,
@@ -41,7 +42,12 @@ def counterfactual(
     manifest: Manifest = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Output image, or a folder (needed for a manifest)."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output image, or a folder (needed for a manifest).",
+            show_default="the current folder",
+        ),
     ] = None,
     age: Annotated[
         list[str] | None,
@@ -83,7 +89,7 @@ def counterfactual(
     report: Annotated[
         bool, typer.Option("--report", help="Also write a page to look at it; see 'report'.")
     ] = False,
-    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
+    no_picture: NoPicture = False,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -115,12 +121,12 @@ def counterfactual(
     from cfgen.jobs.counterfactual import Options
     from cfgen.jobs.counterfactuals import check_plans, plan, run, single_row, write_outcome
 
-    found = read_bundle(bundle)
-    schema = found.schema
+    model = read_bundle(bundle)
+    schema = model.schema
     interventions = parse_interventions(schema, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
     one_source("counterfactual", image, manifest)
-    how, mask = skull_strip_of(skull_strip, mask)
+    method, mask = skull_strip_of(skull_strip, mask)
     if manifest is not None and (factual or mask):
         raise UsageError("counterfactual", "--from or --mask beside --manifest", "columns in it")
     if manifest is not None and out is None:
@@ -144,7 +150,7 @@ def counterfactual(
         report=report,
     )
     if dry_run:
-        failed = check_plans(found, plans, options)
+        failed = check_plans(model, plans, options)
         for row in failed:
             log.error("%s: %s", row.source or row.image, row.extra["error"])
         print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
@@ -152,7 +158,7 @@ def counterfactual(
             raise typer.Exit(EXIT_UNUSABLE_INPUT)
         end_batch(len(failed), 0, manifest)
         return
-    engine = load_engine(bundle, device, how)
+    engine = load_engine(bundle, device, method)
     outcome = run(engine, plans, options, "--from", image is None)
     if manifest is not None:
         assert out is not None

@@ -103,15 +103,15 @@ def evaluate(
         raise UsageError("--suite", "paper without --medicalnet", "the weights of the papers' FID")
     check_folder(out)
     refuse_existing(out / "metrics.csv", overwrite)
-    known = conditions_of(read_bundle(bundle))
-    rows = [r for r in read_manifest(real, known) if split in ("", r.split)]
+    schema = conditions_of(read_bundle(bundle))
+    rows = [r for r in read_manifest(real, schema) if split in ("", r.split)]
     if not rows:
         raise UsageError("--split", f"no row of {real} is '{split}'", "a split that it has")
     asked = Asked(
         rows,
-        {n: read_manifest(p, known) for n, p in _named(counterfactuals, "--counterfactuals")},
-        {n: read_manifest(p, known) for n, p in _named(generated, "--generated")},
-        read_manifest(truth, known) if truth else [],
+        {n: read_manifest(p, schema) for n, p in _named(counterfactuals, "--counterfactuals")},
+        {n: read_manifest(p, schema) for n, p in _named(generated, "--generated")},
+        read_manifest(truth, schema) if truth else [],
         bundle,
         suite,
         medicalnet,
@@ -120,13 +120,13 @@ def evaluate(
         overwrite,
         worker_count(pick_device(device), len(rows)),
     )
-    found = job(asked, out / "work", device)
-    written = write_evaluation(found, suite, seed, out)
+    evaluation = job(asked, out / "work", device)
+    written = write_evaluation(evaluation, suite, seed, out)
     if as_json:
         print((out / "metrics.json").read_text())
         return
-    methods = list(dict.fromkeys(r.method for r in found.results if r.method != "real"))
-    text = tables(found.results, methods)
+    methods = list(dict.fromkeys(r.method for r in evaluation.results if r.method != "real"))
+    text = tables(evaluation.results, methods)
     if is_live(sys.stderr):
         print_markdown(text)
     else:
@@ -136,17 +136,17 @@ def evaluate(
 
 def _named(given: list[str] | None, option: str) -> list[tuple[str, Path]]:
     """'ours=a.csv' -> its name and path; a bare path is named by its folder."""
-    out = []
+    manifests = []
     for text in given or []:
         name, equals, path = text.partition("=")
         if not equals:
             name, path = Path(text).absolute().parent.name, text
-        out.append((name, Path(path)))
-    names = [name for name, _ in out]
+        manifests.append((name, Path(path)))
+    names = [name for name, _ in manifests]
     if len(set(names)) < len(names) or {"copy", "real", "oracle"} & set(names):
         raise UsageError(
             option,
             f"names {', '.join(names)}",
             "different NAME=MANIFEST, none of them copy, real or oracle",
         )
-    return out
+    return manifests

@@ -28,7 +28,12 @@ def import_weights(
         typer.Option("--bundle", help="Bundle whose grid, conditions and other parts are kept."),
     ] = None,
     grid: Annotated[
-        str | None, typer.Option("--grid", help=" or ".join(GRIDS), show_default=DEFAULT_GRID)
+        str | None,
+        typer.Option(
+            "--grid",
+            help=f"Model grid: {' or '.join(GRIDS)}.",
+            show_default=f"{DEFAULT_GRID}, or that of --bundle",
+        ),
     ] = None,
     network_config: Annotated[
         Path | None,
@@ -41,12 +46,17 @@ def import_weights(
     norm_groups: Annotated[
         int | None,
         typer.Option(
-            "--norm-groups", min=1, help="Of every norm.", show_default=str(UNTOLD.norm_groups)
+            "--norm-groups",
+            min=1,
+            help="Groups of every norm.",
+            show_default=str(UNTOLD.norm_groups),
         ),
     ] = None,
     norm_eps: Annotated[
         float | None,
-        typer.Option("--norm-eps", min=0, help="Of every norm.", show_default=str(UNTOLD.norm_eps)),
+        typer.Option(
+            "--norm-eps", min=0, help="Epsilon of every norm.", show_default=str(UNTOLD.norm_eps)
+        ),
     ] = None,
     head_channels: Annotated[
         str | None,
@@ -80,7 +90,7 @@ def import_weights(
             "--beta-start",
             min=0,
             max=1,
-            help="Of the two linear schedules.",
+            help="First beta of the two linear schedules.",
             show_default=str(UNTOLD.beta_start),
         ),
     ] = None,
@@ -90,7 +100,7 @@ def import_weights(
             "--beta-end",
             min=0,
             max=1,
-            help="Of the two linear schedules.",
+            help="Last beta of the two linear schedules.",
             show_default=str(UNTOLD.beta_end),
         ),
     ] = None,
@@ -133,10 +143,10 @@ def import_weights(
     from cfgen.jobs.train_autoencoder import read_about
 
     known = {name: value for name, value in given.items() if value is not None}
-    made = import_weights(
+    model = import_weights(
         out, autoencoder, unet, known, bundle, grid, network_config, read_about(about), overwrite
     )
-    print(made.path)
+    print(model.path)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ Strip = Annotated[
         help=f"How the brain is found: {', '.join(get_args(config.SkullStrip))} or mask:FILE.",
     ),
 ]
-Grid = Annotated[str, typer.Option("--grid", help=" or ".join(config.GRIDS))]
+Grid = Annotated[str, typer.Option("--grid", help=f"Model grid: {' or '.join(config.GRIDS)}.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Go on with scans that the gate refuses; recorded.")
 ]
@@ -86,14 +86,14 @@ def skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path |
         if mask is not None:
             raise UsageError("--skull-strip", f"'{text}' and --mask {mask}", "one of them")
         return config.SKULL_STRIP, Path(text.removeprefix("mask:"))
-    for how in get_args(config.SkullStrip):
-        if text == how:
-            return how, mask
+    for method in get_args(config.SkullStrip):
+        if text == method:
+            return method, mask
     expected = ", ".join(get_args(config.SkullStrip)) + " or mask:FILE"
     raise UsageError("--skull-strip", f"'{text}'", expected)
 
 
 def one_source(command: str, image: Path | None, manifest: Path | None) -> None:
     if (image is None) == (manifest is None):
-        found = "neither --in nor --manifest" if image is None else "both --in and --manifest"
-        raise UsageError(command, found, "one of them")
+        problem = "neither --in nor --manifest" if image is None else "both --in and --manifest"
+        raise UsageError(command, problem, "one of them")

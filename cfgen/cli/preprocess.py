@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,11 +33,16 @@ from cfgen.cli.options import skull_strip as skull_strip_of
 from cfgen.cli.show import end_batch, is_live, print_paths, print_rich, setup
 from cfgen.errors import EXIT_SOME_FAILED, EXIT_UNUSABLE_INPUT, UsageError
 
+if TYPE_CHECKING:
+    from cfgen.jobs.check import Checked
+
 
 def preprocess(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for prepared scans, or with --check for a CSV."),
+        typer.Option(
+            "--out", "-o", help="Folder for prepared scans, or with --check for check.csv."
+        ),
     ] = None,
     image: In = None,
     manifest: Manifest = None,
@@ -75,29 +81,31 @@ def preprocess(
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
     from cfgen.device import pick_device
+    from cfgen.jobs.check import check_scans
     from cfgen.jobs.counterfactuals import single_row
     from cfgen.scan.brain import BrainFinder, brain_finder
     from cfgen.scan.gate import Gate
 
     one_source("preprocess", image, manifest)
-    how, mask = skull_strip_of(skull_strip, mask)
+    method, mask = skull_strip_of(skull_strip, mask)
     if image is not None:
         rows = [single_row(image, mask)]
     else:
         assert manifest is not None
         rows = read_manifest(manifest, default_schema())
-    found = read_bundle(bundle)
-    finder = BrainFinder(how)
+    model = read_bundle(bundle)
+    finder = BrainFinder(method)
     if any(row.mask is None and row.labels is None for row in rows):
-        finder = brain_finder(found, how, pick_device(device))
+        finder = brain_finder(model, method, pick_device(device))
     recipe = cfg.Preprocess(grid=grid)
     if check:
-        _check(rows, recipe, finder, found.card, out, overwrite, as_json, image is not None)
+        checked = check_scans(rows, recipe, finder, model.card)
+        _check(checked, out, overwrite, as_json, image is not None)
         return
     if out is None:
         raise UsageError("--out", "missing", "a folder for the prepared scans")
     keep_going = manifest is not None
-    gate = Gate(found.card, force)
+    gate = Gate(model.card, force)
     outcome = job(
         rows,
         out,
@@ -113,30 +121,22 @@ def preprocess(
 
 
 def _check(
-    rows: list[Any],
-    recipe: cfg.Preprocess,
-    finder: Any,
-    card: Any,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    single: bool,
+    scans: Iterable[Checked], out: Path | None, overwrite: bool, as_json: bool, single: bool
 ) -> None:
     """Print a verdict a scan; exit 3 when the one scan, 1 when some scan is refused."""
     from cfgen.data.table import write_table
     from cfgen.data.volume import refuse_existing
-    from cfgen.jobs.check import check_scans
 
     table = out / "check.csv" if out is not None else None
     if table is not None:
         refuse_existing(table, overwrite)
     checked = []
     as_table = not as_json and is_live(sys.stdout)
-    for one in check_scans(rows, recipe, finder, card):
-        checked.append(one)
+    for result in scans:
+        checked.append(result)
         if not (as_json or as_table):
-            print(one.line(), flush=True)
-    lines = [one.table_row() for one in checked]
+            print(result.line(), flush=True)
+    lines = [result.table_row() for result in checked]
     if as_json:
         print(json.dumps({"scans": lines}, indent=2))
     elif as_table:
@@ -145,5 +145,5 @@ def _check(
         print_rich(verdicts(checked))
     if table is not None:
         write_table(table, lines)
-    if any(one.verdict == "refuse" for one in checked):
+    if any(result.verdict == "refuse" for result in checked):
         raise typer.Exit(EXIT_UNUSABLE_INPUT if single else EXIT_SOME_FAILED)

@@ -74,16 +74,16 @@ def report(
     from cfgen.report.page import read_targets
 
     one_source("report", image, manifest)
-    found = read_bundle(bundle)
-    ruler = Ruler.of(None if no_regions else found, pick_device(device))
+    model = read_bundle(bundle)
+    ruler = Ruler.of(None if no_regions else model, pick_device(device))
     if image is not None:
-        wanted = read_targets(targets) if targets else {}
-        report_one(image, factual, out, ruler, wanted, overwrite)
+        volumes = read_targets(targets) if targets else {}
+        report_one(image, factual, out, ruler, volumes, overwrite)
         print_paths([str(out)], as_json)
         return
     assert manifest is not None
     if factual or targets:
         raise UsageError("report", "--factual or --targets beside --manifest", "--in")
-    result = report_group(read_manifest(manifest, found.schema), out, ruler, overwrite)
+    result = report_group(read_manifest(manifest, model.schema), out, ruler, overwrite)
     print_paths([str(result.index)], as_json)
     end_batch(len(result.failed), len(result.left), manifest)

@@ -15,6 +15,7 @@ from cfgen.cli.options import (
     Device,
     Force,
     Manifest,
+    NoPicture,
     Overwrite,
     Quiet,
     Threads,
@@ -62,7 +63,7 @@ def segment(
         Path | None, typer.Option("--seg-qc", help="With --seg: its --qc table.")
     ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
-    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")] = False,
+    no_picture: NoPicture = False,
     device: Device = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
@@ -108,25 +109,25 @@ def segment(
         raise UsageError("segment", "--seg-posteriors, --seg-volumes or --seg-qc alone", "--seg")
     if seg is not None and posteriors is not None:
         raise UsageError("--posteriors", "beside --seg, which has its own", "one of them")
-    found = read_bundle(bundle)
+    model = read_bundle(bundle)
     if seg is not None:
         regions = segment_scans.by_other_tool(seg, seg_posteriors, seg_volumes, seg_qc)
     else:
-        regions = segment_scans.by_segmenter(found, pick_device(device))
+        regions = segment_scans.by_segmenter(model, pick_device(device))
     outcome = segment_scans.segment_scans(
         regions,
         rows,
         files,
-        Gate(found.card, force),
-        source="" if seg else f"segmenter {found.part('segmenter').sha256}",
+        Gate(model.card, force),
+        source="" if seg else f"segmenter {model.part('segmenter').sha256}",
         keep_going=not single,
         overwrite=overwrite,
     )
     if volumes is not None:
-        write_table(volumes, [line for one in outcome.done for line in one.volumes])
+        write_table(volumes, [line for scan in outcome.done for line in scan.volumes])
     if qc is not None:
-        write_table(qc, [one.quality for one in outcome.done])
+        write_table(qc, [scan.quality for scan in outcome.done])
     if not single:
-        write_lists(out, [one.row for one in outcome.done], outcome.failed, rows)
-    print_paths([str(one.row.labels) for one in outcome.done], as_json)
+        write_lists(out, [scan.row for scan in outcome.done], outcome.failed, rows)
+    print_paths([str(scan.row.labels) for scan in outcome.done], as_json)
     end_batch(len(outcome.failed), len(outcome.left), manifest or image)

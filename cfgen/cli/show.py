@@ -86,7 +86,7 @@ def end_batch(failed: int, left: int, source: object) -> None:
     """Ends a batch in which rows failed, or that a signal stopped, with the exit code that says
     so; `source` is the manifest or folder of the scans."""
     if left:
-        said = f"stopped with {left} scan{'s' if left > 1 else ''} left"
-        raise Interrupted(source, said, fix="the same command goes on from there")
+        message = f"stopped with {left} scan{'s' if left > 1 else ''} left"
+        raise Interrupted(source, message, fix="the same command goes on from there")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)

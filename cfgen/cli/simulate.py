@@ -105,14 +105,14 @@ def simulate(
         print(f"{len(subjects)} images, {len(counterfactuals)} true counterfactuals")
         return
     check_folder(out)
-    made = job(plan, out, overwrite=overwrite)
+    simulated = job(plan, out, overwrite=overwrite)
     if as_json:
         summary = {
             "preset": preset,
             "seed": seed,
-            "images": [str(r.image) for r in made.rows],
-            "truths": [str(r.image) for r in made.truths],
-            "left_out": made.left_out,
+            "images": [str(r.image) for r in simulated.rows],
+            "truths": [str(r.image) for r in simulated.truths],
+            "left_out": simulated.left_out,
         }
         print(json.dumps(summary, indent=2))
     else:

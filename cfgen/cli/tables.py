@@ -15,34 +15,34 @@ VERDICTS = {"ok": "green", "warn": "yellow", "refuse": "bold red"}
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
     """A plain table; the last column takes the room that is left."""
-    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for n, column in enumerate(columns):
         last = n == len(columns) - 1
-        out.add_column(column, style="" if n else "cyan", overflow="fold", no_wrap=not last)
+        view.add_column(column, style="" if n else "cyan", overflow="fold", no_wrap=not last)
     for row in rows:
-        out.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
-    return out
+        view.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    return view
 
 
 def verdicts(checked: Sequence[Any]) -> Table:
     """Scans as `jobs.check` found them."""
     rows = [
         (
-            Text(one.verdict, VERDICTS[one.verdict]),
-            Text(one.row.image.name, overflow="fold"),
-            one.brain,
-            "\n".join(one.reasons),
+            Text(scan.verdict, VERDICTS[scan.verdict]),
+            Text(scan.row.image.name, overflow="fold"),
+            scan.brain,
+            "\n".join(scan.reasons),
         )
-        for one in checked
+        for scan in checked
     ]
-    out = Table(box=None, pad_edge=False)
-    out.add_column("verdict")
-    out.add_column("scan", overflow="fold", ratio=2)
-    out.add_column("brain from")
-    out.add_column("why", overflow="fold", ratio=5)
+    view = Table(box=None, pad_edge=False)
+    view.add_column("verdict")
+    view.add_column("scan", overflow="fold", ratio=2)
+    view.add_column("brain from")
+    view.add_column("why", overflow="fold", ratio=5)
     for verdict, name, brain, why in rows:
-        out.add_row(verdict, name, escape(brain), escape(why))
-    return out
+        view.add_row(verdict, name, escape(brain), escape(why))
+    return view
 
 
 def bundle_page(info: dict[str, Any]) -> list[RenderableType]:
@@ -60,7 +60,7 @@ def bundle_page(info: dict[str, Any]) -> list[RenderableType]:
         (name, part["size"], part["training"], "\n".join(part.get("on_val", [])))
         for name, part in bundle["parts"].items()
     ]
-    out: list[RenderableType] = [
+    page: list[RenderableType] = [
         head,
         table("Conditions", ("name", "in training"), bundle["conditions_text"].items()),
         "",
@@ -69,5 +69,5 @@ def bundle_page(info: dict[str, Any]) -> list[RenderableType]:
         table("Data", ("", ""), ((k, str(v)) for k, v in bundle["data"].items())),
     ]
     if bundle["card_text"]:
-        out += ["", table("Training card", ("", "lowest to highest"), bundle["card_text"].items())]
-    return out
+        page += ["", table("Training card", ("", "lowest to highest"), bundle["card_text"].items())]
+    return page

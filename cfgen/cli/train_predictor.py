@@ -91,8 +91,8 @@ def train_predictor(
 
     if not target:
         if networks or steps or learning_rate or batch_size:
-            found = "--networks, --steps, --learning-rate or --batch-size without --target"
-            raise UsageError("train-predictor", found, "--target: they are the judge's")
+            options = "--networks, --steps, --learning-rate or --batch-size without --target"
+            raise UsageError("train-predictor", options, "--target: they are the judge's")
         from cfgen.jobs.train_predictor import train_predictor as predictor
 
         print(predictor(manifest, bundle, out).path)

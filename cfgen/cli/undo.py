@@ -18,7 +18,9 @@ from cfgen.cli.show import setup
 
 def undo(
     image: Annotated[Path, typer.Option("--in", "-i", help="Edited image on the model grid.")],
-    prepared: Annotated[Path, typer.Option("--prepared", help="What 'preprocess' wrote.")],
+    prepared: Annotated[
+        Path, typer.Option("--prepared", help="Prepared image that 'preprocess' wrote.")
+    ],
     scan: Annotated[Path, typer.Option("--scan", help="The scan that was prepared.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Image to write, on the scan's grid.")],
     overwrite: Overwrite = False,

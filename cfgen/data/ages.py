@@ -84,8 +84,8 @@ def unit_of(text: str) -> str:
     if plain in _LETTERS:
         return _LETTERS[plain]
     words = re.findall(r"[^\W\d_]+", plain)
-    found = {UNIT_WORDS[word] for word in words if word in UNIT_WORDS}
-    return found.pop() if len(found) == 1 and not _BEFORE_BIRTH.search(plain) else ""
+    units = {UNIT_WORDS[word] for word in words if word in UNIT_WORDS}
+    return units.pop() if len(units) == 1 and not _BEFORE_BIRTH.search(plain) else ""
 
 
 def unit_in_sentence(text: str) -> tuple[str, str]:
@@ -100,7 +100,7 @@ def unit_in_sentence(text: str) -> tuple[str, str]:
         return "", early[0]
     word = "(" + "|".join(sorted(UNIT_WORDS, key=len, reverse=True)) + ")"
     meant = {
-        UNIT_WORDS[found] for form in _ONE_UNIT for found in re.findall(form.format(word), plain)
+        UNIT_WORDS[match] for form in _ONE_UNIT for match in re.findall(form.format(word), plain)
     }
     # 'within 30 days' is no unit, but it may be one: only years are taken from a bare plural.
     plural = [w for w in re.findall(r"[^\W\d_]+", plain) if w in _PLURAL]

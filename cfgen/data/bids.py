@@ -43,8 +43,9 @@ def bids_values(image: Path, schema: Schema) -> tuple[dict[str, Value], str]:
         for note in without_known(reading, values).unknown():
             log.warning("%s: %s", source, note)
         new = {name: value for name, value in reading.values.items() if name not in values}
-        for said in _contradictions(values, reading.values, schema, source.suffix == ".json"):
-            log.warning("%s: %s %s, which is taken", source, said, ", ".join(files))
+        header = source.suffix == ".json"
+        for text in _contradictions(values, reading.values, schema, header):
+            log.warning("%s: %s %s, which is taken", source, text, ", ".join(files))
         if new:
             files.append(source.name)
             values |= new
@@ -53,9 +54,9 @@ def bids_values(image: Path, schema: Schema) -> tuple[dict[str, Value], str]:
 
 def sidecar_notes(image: Path, values: Mapping[str, Value], schema: Schema) -> list[str]:
     """Where the sidecar of an image contradicts what a table says of it."""
-    found = _sidecar_values(_sidecar(image), schema).values
-    said = _contradictions(values, found, schema, True)
-    return [f"the scan's JSON sidecar: {part} the table, which is taken" for part in said]
+    reading = _sidecar_values(_sidecar(image), schema)
+    texts = _contradictions(values, reading.values, schema, True)
+    return [f"the scan's JSON sidecar: {text} the table, which is taken" for text in texts]
 
 
 def session_values(folder: Path, session: str, schema: Schema) -> Reading:
@@ -77,8 +78,8 @@ def session_values(folder: Path, session: str, schema: Schema) -> Reading:
 def visit_values(reading: Reading | None, all_lines: Sequence[Reading], visit: str) -> Reading:
     """What a subject's lines say of one visit: its own line, or None where it has none, and what
     does not change between visits from the others."""
-    said = {n: {r.values[n] for r in all_lines if n in r.values} for n in _LASTING}
-    values = {name: found.pop() for name, found in said.items() if len(found) == 1}
+    choices = {n: {r.values[n] for r in all_lines if n in r.values} for n in _LASTING}
+    values = {name: options.pop() for name, options in choices.items() if len(options) == 1}
     if reading is None:
         where = visit or "the scan outside the ses-* folders"
         note = f"no line for {where}: of the subject's others, {_LASTING[0]} alone is taken"
@@ -89,7 +90,7 @@ def visit_values(reading: Reading | None, all_lines: Sequence[Reading], visit: s
 
 def without_known(reading: Reading, known: Mapping[str, Value]) -> Reading:
     """The reading less its problems with what a better source has said."""
-    problems = {name: said for name, said in reading.problems.items() if name not in known}
+    problems = {name: problem for name, problem in reading.problems.items() if name not in known}
     return Reading(reading.values, problems, reading.notes)
 
 
@@ -124,24 +125,23 @@ def _participant_values(path: Path, subject: str, session: str, schema: Schema) 
     except ManifestError as error:
         return Reading(notes=[str(error)])
     reader = Reader(table, schema, Descriptions(path.with_suffix(".json")))
-    own, notes = _lines_of(table, PARTICIPANT, path.parent / subject)
-    notes += reader.doubts if own else []
-    lines, visits = own, visit_column(table, PARTICIPANT)
-    if visits and own:
+    subject_lines, notes = _lines_of(table, PARTICIPANT, path.parent / subject)
+    notes += reader.doubts if subject_lines else []
+    lines, visits = subject_lines, visit_column(table, PARTICIPANT)
+    if visits and subject_lines:
         labels = sorted({session, *folders_in(path.parent / subject, "ses")})
-        told, _, doubts = lines_of_visits(table, own, visits, labels)
-        lines, notes = told[session], notes + doubts
+        lines_by_visit, _, doubts = lines_of_visits(table, subject_lines, visits, labels)
+        lines, notes = lines_by_visit[session], notes + doubts
         if len(lines) < 2:
-            readings = {i: reader.read(table.lines[i][1]) for i in own}
-            mine = readings[lines[0]] if lines else None
-            return _with_notes(visit_values(mine, list(readings.values()), session), notes)
+            readings = {i: reader.read(table.lines[i][1]) for i in subject_lines}
+            reading = readings[lines[0]] if lines else None
+            return _with_notes(visit_values(reading, list(readings.values()), session), notes)
     return _with_notes(_one_line(reader, table, lines, subject), notes)
 
 
 def _one_line(reader: Reader, table: Table, lines: Sequence[int], wanted: str) -> Reading:
     if len(lines) > 1:
-        said = f"{table.path.name} has {len(lines)} lines for {wanted}: not used"
-        return Reading(notes=[said])
+        return Reading(notes=[f"{table.path.name} has {len(lines)} lines for {wanted}: not used"])
     return reader.read(table.lines[lines[0]][1]) if lines else Reading()
 
 
@@ -175,28 +175,29 @@ def _sidecar(image: Path) -> Path:
 
 def _sidecar_values(path: Path, schema: Schema) -> Reading:
     cells = {
-        key: str(said).strip()
-        for key, said in read_json(path).items()
-        if isinstance(said, str | int | float) and not isinstance(said, bool)
+        key: str(value).strip()
+        for key, value in read_json(path).items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
     }
     table = Table(path, list(cells), [(0, cells)])
     return Reader(table, schema, headers=True).read(cells)
 
 
 def _contradictions(
-    taken: Mapping[str, Value], found: Mapping[str, Value], schema: Schema, header: bool
+    known: Mapping[str, Value], values: Mapping[str, Value], schema: Schema, header: bool
 ) -> list[str]:
     """'age 25 contradicts 62.3 of': another sex is another subject; ages differ between visits, so
     that only a header's is compared, by more than a year."""
-    said = []
-    for name in sorted(found.keys() & taken.keys()):
-        one, other = found[name], taken[name]
-        if isinstance(one, str) or isinstance(other, str):
-            differ = one != other
+    contradictions = []
+    for name in sorted(values.keys() & known.keys()):
+        value, known_value = values[name], known[name]
+        if isinstance(value, str) or isinstance(known_value, str):
+            differ = value != known_value
         else:
             years = schema.variable(name).unit == "years"
-            differ = header and years and abs(one - other) > _YEARS_APART
+            differ = header and years and abs(value - known_value) > _YEARS_APART
         if differ:
-            texts = [v if isinstance(v, str) else number_text(round(v, 2)) for v in (one, other)]
-            said.append(f"{name} {texts[0]} contradicts {texts[1]} of")
-    return said
+            pair = (value, known_value)
+            texts = [v if isinstance(v, str) else number_text(round(v, 2)) for v in pair]
+            contradictions.append(f"{name} {texts[0]} contradicts {texts[1]} of")
+    return contradictions

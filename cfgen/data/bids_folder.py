@@ -49,30 +49,31 @@ def bids_rows(table: Table, schema: Schema, faults: list[str]) -> list[Row]:
     matches = match_ids(lines, folders)
     visits = visit_column(table, PARTICIPANT)
     rows: list[Row] = []
-    without: list[str] = []
-    for subject, own in lines.items():
-        where = f"{name}:{table.lines[own[0]][0]} column"
+    missing: list[str] = []
+    for subject, places in lines.items():
+        where = f"{name}:{table.lines[places[0]][0]} column"
         if subject in matches.doubts:
             faults.append(f"{where} {PARTICIPANT}: {matches.doubts[subject]}; expected one")
             continue
         folder = matches.folders.get(subject)
         scans = list(_first_t1w(table.path.parent / folder)) if folder else []
-        told = {scan.session: own for scan in scans}
+        places_by_visit = {scan.session: places for scan in scans}
         if not scans:
-            without.append(subject)
+            missing.append(subject)
         elif visits:
-            told, absent, doubts = lines_of_visits(table, own, visits, list(told))
-            without += [f"{subject} {session}" for session in absent]
+            sessions = list(places_by_visit)
+            places_by_visit, absent, doubts = lines_of_visits(table, places, visits, sessions)
+            missing += [f"{subject} {session}" for session in absent]
             faults += [f"{where} {visits}: {doubt}; expected one" for doubt in doubts]
-        readings = {i: reader.read(table.lines[i][1]) for i in own}
+        readings = {i: reader.read(table.lines[i][1]) for i in places}
         for scan in scans:
-            for i in told[scan.session] or own[:1]:
-                reading = readings[i] if told[scan.session] else None
+            for i in places_by_visit[scan.session] or places[:1]:
+                reading = readings[i] if places_by_visit[scan.session] else None
                 values = visit_values(reading, list(readings.values()), scan.session)
                 rows.append(_row(table, i, subject, scan, values, schema))
     if not rows and not faults:
         raise _no_scan(table.path, list(lines), folders)
-    _say(name, reader.doubts, matches, without)
+    _say(name, reader.doubts, matches, missing)
     return rows
 
 
@@ -143,15 +144,15 @@ def _no_scan(path: Path, ids: Sequence[str], folders: Sequence[str]) -> Manifest
     )
 
 
-def _say(name: str, doubts: Sequence[str], matches: Matches, without: Sequence[str]) -> None:
+def _say(name: str, doubts: Sequence[str], matches: Matches, missing: Sequence[str]) -> None:
     for doubt in doubts:
         log.warning("%s: %s", name, doubt)
     if matches.respelt:
         pairs = ", ".join(f"{i} is {f}" for i, f in list(matches.respelt.items())[:SHOWN])
         log.warning("%s: %d ids differ from their folders: %s", name, len(matches.respelt), pairs)
-    if without:
-        shown = ", ".join(without[:SHOWN])
-        log.warning("%s: %d without a T1w left out: %s", name, len(without), shown)
+    if missing:
+        shown = ", ".join(missing[:SHOWN])
+        log.warning("%s: %d without a T1w left out: %s", name, len(missing), shown)
 
 
 def _first_t1w(folder: Path) -> Iterator[_Scan]:

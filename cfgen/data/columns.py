@@ -41,12 +41,12 @@ class Column:
 
 def columns_of(name: str, columns: Sequence[str], schema: Schema) -> list[Column]:
     """The columns that hold the condition `name`, the one of just this name first."""
-    own = [Column(c) for c in columns if c.lower() == name.lower()]
+    exact = [Column(c) for c in columns if c.lower() == name.lower()]
     taken = {n.lower() for n in schema.names}
-    others = (_other_name(name, c) for c in columns if c.lower() not in taken)
-    found = [column for column in others if column is not None]
+    candidates = (_other_name(name, c) for c in columns if c.lower() not in taken)
+    similar = [column for column in candidates if column is not None]
     # 'age' without a unit is years; 'gender' is what older BIDS tables call sex.
-    return own + sorted(found, key=lambda c: len(_words(c.name)))
+    return exact + sorted(similar, key=lambda c: len(_words(c.name)))
 
 
 def unit_column(name: str, columns: Sequence[str]) -> str:
@@ -60,16 +60,16 @@ def unit_column(name: str, columns: Sequence[str]) -> str:
 
 def doubtful_columns(columns: Sequence[str], schema: Schema) -> list[str]:
     """A sentence for every column that looks like age or sex where no column is understood."""
-    said = []
+    sentences = []
     for name in (n for n in schema.names if n in _NAMES and not columns_of(n, columns, schema)):
         unit = " in years" if name == "age" else ""
-        said += [
+        sentences += [
             f"column '{column}' looks like {name} but is not understood, and not used; "
             f"call it '{name}'{unit} if that is what it is"
             for column in columns
             if _looks_like(name, column)
         ]
-    return said
+    return sentences
 
 
 def _other_name(name: str, column: str) -> Column | None:
@@ -96,8 +96,8 @@ def _titles(name: str, column: str, text: str) -> Iterator[tuple[str, str]]:
     """(the variable's name in some language, what stands around it) for a column's letters."""
     plain = fold(column) == column.casefold()
     for title in _NAMES[name]:
-        before, found, after = text.partition(title)
-        if found and not (plain and title in _ACCENTED):
+        before, match, after = text.partition(title)
+        if match and not (plain and title in _ACCENTED):
             yield title, before + after
 
 
@@ -120,8 +120,8 @@ def _unit(column: str, words: Sequence[str]) -> str:
 
 def _unit_joined(text: str) -> str:
     """'ageinmonths' has its unit inside one word."""
-    found = [unit for unit in ("month", "week", "day") if unit in text]
-    return f"{found[0]}s" if found else ""
+    units = [unit for unit in ("month", "week", "day") if unit in text]
+    return f"{units[0]}s" if units else ""
 
 
 def _looks_like(name: str, column: str) -> bool:

@@ -35,8 +35,8 @@ class Descriptions:
         The unit is as it is written where it is no unit of time.
         """
         entry = self._of(column)
-        said = next((text for key, text in entry.items() if key.startswith("unit")), None)
-        units = "" if said is None or str(said).strip().lower() in MISSING else str(said).strip()
+        value = next((text for key, text in entry.items() if key.startswith("unit")), None)
+        units = "" if value is None or str(value).strip().lower() in MISSING else str(value).strip()
         words = {k: v for k, v in entry.items() if k != "levels" and not k.startswith("unit")}
         sentence = " ".join(_texts(words))
         meant, doubt = unit_in_sentence(sentence)
@@ -53,15 +53,15 @@ class Descriptions:
         """What the levels say of a code, None where they do not speak of it."""
         levels = self._of(column).get("levels")
         if not isinstance(levels, dict):
-            found = codes_in_words(" ".join(_texts(self._of(column).get("description"))))
-            return _looked_up(found, text)
+            sentence = " ".join(_texts(self._of(column).get("description")))
+            return _looked_up(codes_in_words(sentence), text)
         words = {str(code): " ".join(_texts(level)) for code, level in levels.items()}
-        said = _looked_up(words, text)
-        if said is None:
+        meaning = _looked_up(words, text)
+        if meaning is None:
             # Some write it the other way round: {'male': 1, 'female': 2}.
             codes = {str(level): code for code, level in levels.items() if str(level).isdecimal()}
-            said = _looked_up(codes, text)
-        return said or None
+            meaning = _looked_up(codes, text)
+        return meaning or None
 
     def _of(self, column: str) -> Mapping[str, Any]:
         return self._columns.get(column.lower(), {})
@@ -92,10 +92,10 @@ def _code(text: str) -> str:
     return str(int(whole)) if whole.isdecimal() else plain
 
 
-def _texts(said: Any) -> list[str]:
+def _texts(entry: Any) -> list[str]:
     """The texts of an entry, whose parts may be lists, languages or a Description of its own."""
-    if isinstance(said, dict):
-        return [t for k, v in said.items() if k.lower() != "termurl" for t in _texts(v)]
-    if isinstance(said, list):
-        return [text for part in said for text in _texts(part)]
-    return [said] if isinstance(said, str) else []
+    if isinstance(entry, dict):
+        return [t for k, v in entry.items() if k.lower() != "termurl" for t in _texts(v)]
+    if isinstance(entry, list):
+        return [text for part in entry for text in _texts(part)]
+    return [entry] if isinstance(entry, str) else []

@@ -33,16 +33,16 @@ def match_ids(ids: Iterable[str], folders: Iterable[str]) -> Matches:
     The same spelling with or without the prefix comes first; what is left is matched without
     regard to case, leading zeros and separators where one id and one folder are alike.
     """
-    found = Matches()
+    matches = Matches()
     by_label = {folder.partition("-")[2]: folder for folder in folders}
     rest = []
     for name in dict.fromkeys(ids):
         label = name if name in by_label else re.sub(r"^(sub|ses)-", "", name)
         if label in by_label:
-            found.folders[name] = by_label[label]
+            matches.folders[name] = by_label[label]
         else:
             rest.append(name)
-    taken = set(found.folders.values())
+    taken = set(matches.folders.values())
     alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for name in rest:
         alike[_plain(name)][0].append(name)
@@ -51,11 +51,11 @@ def match_ids(ids: Iterable[str], folders: Iterable[str]) -> Matches:
             alike[_plain(folder)][1].append(folder)
     for names, places in alike.values():
         if len(names) == len(places) == 1:
-            found.folders[names[0]] = places[0]
+            matches.folders[names[0]] = places[0]
         elif places:
-            said = f"{_or(names)} may be {_or(places)}"
-            found.doubts.update(dict.fromkeys(names, said))
-    return found
+            doubt = f"{_or(names)} may be {_or(places)}"
+            matches.doubts.update(dict.fromkeys(names, doubt))
+    return matches
 
 
 def visit_column(table: Table, subject_column: str) -> str:
@@ -83,11 +83,11 @@ def lines_of_visits(
     named: Mapping[int, str] = {i: table.cell(table.lines[i][1], column) for i in lines}
     general = [i for i in lines if not named[i]]
     matches = match_ids([n for n in named.values() if n], [v for v in visits if v])
-    found: dict[str, list[int]] = {visit: [] for visit in visits}
+    lines_by_visit: dict[str, list[int]] = {visit: [] for visit in visits}
     absent = []
     for i in lines:
         if named[i] in matches.folders:
-            found[matches.folders[named[i]]].append(i)
+            lines_by_visit[matches.folders[named[i]]].append(i)
         elif named[i]:
             absent.append(i)
     if list(visits) == [""] and len(absent) == 1 and not general:
@@ -95,7 +95,7 @@ def lines_of_visits(
         return {"": absent}, [], []
     doubts = list(dict.fromkeys(matches.doubts.values()))
     return (
-        {visit: own or general for visit, own in found.items()},
+        {visit: places or general for visit, places in lines_by_visit.items()},
         [named[i] for i in absent if named[i] not in matches.doubts],
         doubts,
     )

@@ -133,8 +133,8 @@ def read_to_end(
         while part := stream.read(1 << 20):
             keep(part)
     except gzip.BadGzipFile as error:
-        said = str(error)
-        why = "other bytes follow the compressed ones" if said.startswith("Not a gz") else said
+        text = str(error)
+        why = "other bytes follow the compressed ones" if text.startswith("Not a gz") else text
         raise damaged(path, why) from error
     except READ_FAULTS as error:
         raise damaged(path, error) from error
@@ -203,19 +203,19 @@ def _check_kind(file: BinaryIO, path: Path) -> None:
         )
     packed = head.startswith(GZIP)
     if packed and not is_compressed(path):
-        better = path.with_suffix(".mgz").name if is_mgh(path) else path.name + ".gz"
+        new_name = path.with_suffix(".mgz").name if is_mgh(path) else path.name + ".gz"
         raise ImageError(
-            path, "gzip-compressed, and its name does not say so", "", f"rename it to {better}"
+            path, "gzip-compressed, and its name does not say so", "", f"rename it to {new_name}"
         )
     if packed != is_compressed(path) and (is_mgh(path) or head[344:347] in (b"n+1", b"ni1")):
-        better = strip_suffix(path) + (".mgh" if is_mgh(path) else ".nii")
+        new_name = strip_suffix(path) + (".mgh" if is_mgh(path) else ".nii")
         raise ImageError(
-            path, "not compressed, though its name says so", "", f"rename it to {better}"
+            path, "not compressed, though its name says so", "", f"rename it to {new_name}"
         )
     if not packed or not is_compressed(path):
-        other = other_format(head, path)
-        if other is not None:
-            raise other
+        fault = other_format(head, path)
+        if fault is not None:
+            raise fault
     if packed != is_compressed(path):
         raise ImageError(
             path,

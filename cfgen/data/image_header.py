@@ -89,9 +89,9 @@ class StoredImage:
             return payload
         dtype = self.image.header.structarr.dtype
         written = np.frombuffer(bytearray(payload[: dtype.itemsize]), dtype)
-        own = np.frombuffer(self.block, dtype)
+        source = np.frombuffer(self.block, dtype)
         for name in set(dtype.names) - set(_WRITTEN):
-            written[name] = own[name]
+            written[name] = source[name]
         return written.tobytes() + payload[dtype.itemsize :]
 
 
@@ -102,10 +102,11 @@ def open_header(stream: BinaryIO, path: Path) -> StoredImage:
     """
     try:
         # Numbers beyond all bounds are told by their fields, and what nibabel says by our warnings.
-        with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as said:
+        with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             stored = _open_mgh(stream, path) if is_mgh(path) else _open_nifti(stream, path)
-        return replace(stored, warnings=[*stored.warnings, *(str(one.message) for one in said)])
+        messages = [str(warning.message) for warning in caught]
+        return replace(stored, warnings=[*stored.warnings, *messages])
     except READ_FAULTS as error:
         raise ImageError(
             path,
@@ -145,8 +146,8 @@ def _open_mgh(stream: BinaryIO, path: Path) -> StoredImage:
 def _open_nifti(stream: BinaryIO, path: Path) -> StoredImage:
     head = stream.read(nib.Nifti2Header.sizeof_hdr)
     kind = _nifti_kind(head, path)
-    own = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
-    _check_fields(own, path)
+    raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+    _check_fields(raw, path)
     stream.seek(0)
     try:
         header = kind.header_class.from_fileobj(stream, check=False)
@@ -162,17 +163,17 @@ def _open_nifti(stream: BinaryIO, path: Path) -> StoredImage:
     # nibabel sets it anew when it writes; until then it would complain of an odd one.
     header.set_data_offset(0)
     image = kind(proxy, None, header)
-    stored = _nifti_affine(own, header, path)
-    units_per_mm, said = _units(own, stored, image.shape[:3], path)
+    stored = _nifti_affine(raw, header, path)
+    units_per_mm, unit_notes = _units(raw, stored, image.shape[:3], path)
     affine = stored.copy()
     affine[:3] /= units_per_mm
-    found = [*_form_warnings(own, header, image.shape[:3], units_per_mm), *said]
-    slope = float(own["scl_slope"])
+    notes = [*_form_warnings(raw, header, image.shape[:3], units_per_mm), *unit_notes]
+    slope = float(raw["scl_slope"])
     if np.isinf(slope):
-        found.append(f"scl_slope is {slope:g}; the stored numbers are taken as they are")
+        notes.append(f"scl_slope is {slope:g}; the stored numbers are taken as they are")
     elif slope < 0:
-        found.append(f"scl_slope is {slope:g}: bright and dark are exchanged, as the header says")
-    return StoredImage(image, affine, own.binaryblock, units_per_mm, found)
+        notes.append(f"scl_slope is {slope:g}: bright and dark are exchanged, as the header says")
+    return StoredImage(image, affine, raw.binaryblock, units_per_mm, notes)
 
 
 def _nifti_kind(head: bytes, path: Path) -> Any:
@@ -181,9 +182,9 @@ def _nifti_kind(head: bytes, path: Path) -> Any:
         return nib.Nifti1Image
     if nib.Nifti2Header.may_contain_header(head):
         return nib.Nifti2Image
-    other = other_format(head, path)
-    if other is not None:
-        raise other
+    fault = other_format(head, path)
+    if fault is not None:
+        raise fault
     if nib.AnalyzeHeader.may_contain_header(head):
         raise ImageError(
             path,
@@ -233,22 +234,22 @@ def _check_fields(header: Any, path: Path) -> None:
         raise ImageError(path, f"header field scl_inter is {inter}", "a number, such as 0")
 
 
-def _nifti_affine(own: Any, header: Any, path: Path) -> np.ndarray:
+def _nifti_affine(raw: Any, header: Any, path: Path) -> np.ndarray:
     """The sform, else the qform, in the header's units."""
     if int(header["sform_code"]) > 0:
         affine = np.array(header.get_sform(), np.float64)
         _check_axes(affine, path, "srow_x, srow_y and srow_z (the sform)")
         return affine
     if int(header["qform_code"]) <= 0:
-        codes = [int(own[name]) for name in ("sform_code", "qform_code")]
-        said = "both 0" if codes == [0, 0] else f"{codes[0]} and {codes[1]}, neither a known code"
+        codes = [int(raw[name]) for name in ("sform_code", "qform_code")]
+        text = "both 0" if codes == [0, 0] else f"{codes[0]} and {codes[1]}, neither a known code"
         raise ImageError(
             path,
-            f"header fields sform_code and qform_code are {said}: left and right are unknown",
+            f"header fields sform_code and qform_code are {text}: left and right are unknown",
             "an affine",
             "export the scan again with its orientation; cfgen never guesses it",
         )
-    sizes = own["pixdim"][1:4]
+    sizes = raw["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and sizes.all()):
         raise ImageError(
             path,
@@ -260,7 +261,7 @@ def _nifti_affine(own: Any, header: Any, path: Path) -> np.ndarray:
     if qform is None:
         raise ImageError(
             path,
-            f"header fields quatern_b, quatern_c and quatern_d are no rotation ({_quaternion(own)})"
+            f"header fields quatern_b, quatern_c and quatern_d are no rotation ({_quaternion(raw)})"
             " and there is no sform",
             "a quaternion no longer than 1",
             "export the scan again with its orientation; cfgen never guesses it",
@@ -326,52 +327,52 @@ def _units(
 
 
 def _impossible_size(
-    path: Path, affine: np.ndarray, shape: tuple[int, ...], said: str
+    path: Path, affine: np.ndarray, shape: tuple[int, ...], unit_text: str
 ) -> ImageError:
     low, high = EDGE_RANGE_MM
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return ImageError(
         path,
-        f"{said}, and the volume is {_times(shape)} voxels of {_times(spacing)}",
+        f"{unit_text}, and the volume is {_times(shape)} voxels of {_times(spacing)}",
         f"a longest edge of {low:g} to {high:g} mm",
         "set xyzt_units to the unit of the affine (1 metre, 3 micron), or export the scan again",
     )
 
 
-def _form_warnings(own: Any, header: Any, shape: tuple[int, ...], units_per_mm: float) -> list[str]:
+def _form_warnings(raw: Any, header: Any, shape: tuple[int, ...], units_per_mm: float) -> list[str]:
     """What is odd about the two affines and the voxel size."""
-    found = [
-        f"{name}_code is {int(own[f'{name}_code'])}, no known code; the other affine is used"
+    notes = [
+        f"{name}_code is {int(raw[f'{name}_code'])}, no known code; the other affine is used"
         for name in ("sform", "qform")
-        if int(own[f"{name}_code"]) != int(header[f"{name}_code"])
+        if int(raw[f"{name}_code"]) != int(header[f"{name}_code"])
     ]
-    sizes = own["pixdim"][1:4]
+    sizes = raw["pixdim"][1:4]
     if int(header["sform_code"]) <= 0 or len(shape) < 3:
         negative = [f"pixdim is {_times(sizes)}; read without the sign"] if sizes.min() < 0 else []
-        return found + negative
+        return notes + negative
     sform = np.array(header.get_sform(), np.float64)
     spacing = np.sqrt((sform[:3, :3] ** 2).sum(0))
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-        found.append(f"pixdim is {_times(sizes)}; the sform's {_times(spacing)} is used")
+        notes.append(f"pixdim is {_times(sizes)}; the sform's {_times(spacing)} is used")
     elif int(header["qform_code"]) <= 0:
         if np.abs(sizes / spacing - 1).max() > 0.01:
-            found.append(
+            notes.append(
                 f"pixdim ({_times(sizes)}) and sform ({_times(spacing)}) disagree about the "
                 "voxel size; the sform is used"
             )
     elif (qform := _qform(header)) is None:
-        found.append(
-            f"the qform is no rotation (quatern_b, _c, _d: {_quaternion(own)}); the sform is used"
+        notes.append(
+            f"the qform is no rotation (quatern_b, _c, _d: {_quaternion(raw)}); the sform is used"
         )
     else:
         a, b = sform / units_per_mm, qform / units_per_mm
         if not affines_agree(a, b, shape):
             apart = corners_apart_mm(a, b, shape)
-            found.append(
+            notes.append(
                 f"sform ({_times(spacing)}, {_axes(a)}) and qform ({_times(sizes)}, {_axes(b)}) "
                 f"disagree, by up to {apart:.3g} mm; the sform is used"
             )
-    return found
+    return notes
 
 
 def _axes(affine: np.ndarray) -> str:

@@ -82,8 +82,7 @@ def read_manifest(path: Path | str, schema: Schema) -> list[Row]:
         more = [f"and {rest} more"] if rest > 0 else []
         lines = "".join(f"\n  {fault}" for fault in [*faults[:SHOWN], *more])
         raise ManifestError(path, f"{len(faults)} fault{'s' if len(faults) > 1 else ''}{lines}")
-    notes = [sidecar_notes(row.image, row.values, schema) for row in rows]
-    rows = [replace(r, notes=(*r.notes, *said)) for r, said in zip(rows, notes, strict=True)]
+    rows = [replace(r, notes=(*r.notes, *sidecar_notes(r.image, r.values, schema))) for r in rows]
     _say_notes(rows)
     return rows
 
@@ -103,7 +102,7 @@ def manifest_lines(rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
     extras = list(dict.fromkeys(name for row in rows for name in row.extra))
     columns = ["subject", "session", *PATHS, *conditions, "split", *extras]
     cells = [_cells(row, folder) for row in rows]
-    return [{name: own.get(name, "") for name in columns} for own in cells]
+    return [{name: line.get(name, "") for name in columns} for line in cells]
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
@@ -160,9 +159,9 @@ def _row(table: Table, place: int, session: str, reader: Reader, faults: list[st
         faults.append(f"{source} column image: missing; expected a path")
     reading = reader.read(cells)
     # A column of just this name must be right; others may only look like it.
-    own = {name: said for name, said in reading.problems.items() if table.cell(cells, name)}
-    faults += [f"{source} {said}" for said in own.values()]
-    others = {name: said for name, said in reading.problems.items() if name not in own}
+    problems = {name: p for name, p in reading.problems.items() if table.cell(cells, name)}
+    faults += [f"{source} {problem}" for problem in problems.values()]
+    doubts = {name: p for name, p in reading.problems.items() if name not in problems}
     used = {*COLUMNS, session.lower(), *(name.lower() for name in reader.names)}
     return Row(
         subject=subject,
@@ -175,7 +174,7 @@ def _row(table: Table, place: int, session: str, reader: Reader, faults: list[st
         values=reading.values,
         extra={name: text for name, text in cells.items() if text and name.lower() not in used},
         source=source,
-        notes=tuple(Reading({}, others, reading.notes).unknown()),
+        notes=tuple(Reading({}, doubts, reading.notes).unknown()),
     )
 
 
@@ -255,10 +254,10 @@ def _exact(x: float) -> str:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    own, start = path.absolute(), folder.absolute()
-    if ".." in own.parts or not own.is_relative_to(start):
+    target, start = path.absolute(), folder.absolute()
+    if ".." in target.parts or not target.is_relative_to(start):
         # '..' climbs the real folders, not the links to them.
-        own, start = own.parent.resolve() / own.name, folder.resolve()
-    if own.parts[:2] != start.parts[:2]:
-        return str(own)
-    return Path(os.path.relpath(own, start)).as_posix()
+        target, start = target.parent.resolve() / target.name, folder.resolve()
+    if target.parts[:2] != start.parts[:2]:
+        return str(target)
+    return Path(os.path.relpath(target, start)).as_posix()

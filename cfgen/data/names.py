@@ -29,8 +29,8 @@ def expand_path(text: str) -> tuple[str, str]:
     if unset:
         several = len(unset) > 1
         names = " and ".join(dict.fromkeys(unset))
-        said = f"the variable{'s' * several} {names} {'are' if several else 'is'} not set"
-        return text, f"{said}; expected a path"
+        problem = f"the variable{'s' * several} {names} {'are' if several else 'is'} not set"
+        return text, f"{problem}; expected a path"
     path = os.path.expanduser(os.path.expandvars(text))
     if path.startswith("~"):
         return text, f"there is no user '{path[1:].partition('/')[0]}'; expected a path"
@@ -61,9 +61,9 @@ def check_outputs(paths: Iterable[Path]) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raises ImageError when a folder for outputs is not there and cannot be made, or is closed."""
-    there = next((p for p in (folder, *folder.absolute().parents) if os.path.exists(p)), folder)
-    if not os.path.isdir(there):
-        raise ImageError(folder, f"'{there}' is a file", "a folder for the outputs")
-    if not os.access(there, os.W_OK | os.X_OK):
-        found = f"'{there}' cannot be written into"
-        raise ImageError(folder, found, "a folder of yours", "use another --out")
+    place = next((p for p in (folder, *folder.absolute().parents) if os.path.exists(p)), folder)
+    if not os.path.isdir(place):
+        raise ImageError(folder, f"'{place}' is a file", "a folder for the outputs")
+    if not os.access(place, os.W_OK | os.X_OK):
+        problem = f"'{place}' cannot be written into"
+        raise ImageError(folder, problem, "a folder of yours", "use another --out")

@@ -121,7 +121,7 @@ def read_as_sets(
 
 def membership() -> np.ndarray:
     """(sets, classes) float32: 1 where a class belongs to a set."""
-    out = np.zeros((len(SETS), len(STRUCTURES)), np.float32)
+    matrix = np.zeros((len(SETS), len(STRUCTURES)), np.float32)
     for row, members in enumerate(SETS):
-        out[row, list(members)] = 1
-    return out
+        matrix[row, list(members)] = 1
+    return matrix

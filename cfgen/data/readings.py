@@ -24,8 +24,8 @@ class Reading:
 
     def unknown(self) -> list[str]:
         """The notes, and the problems as notes."""
-        said = (p.removeprefix("column ") for p in self.problems.values())
-        return self.notes + [f"{p}; taken as unknown" for p in said]
+        problems = (p.removeprefix("column ") for p in self.problems.values())
+        return self.notes + [f"{p}; taken as unknown" for p in problems]
 
 
 class Reader:
@@ -103,23 +103,23 @@ class Reader:
         try:
             years = self._schema.check_value(name, age.years, where)
         except UsageError as error:
-            said = f"'{text}'{f' {unit}' if unit != 'years' else ''} is implausible"
-            raise UsageError(where, said, error.expected) from error
+            problem = f"'{text}'{f' {unit}' if unit != 'years' else ''} is implausible"
+            raise UsageError(where, problem, error.expected) from error
         return years, f"column {column.name}: {bound_note(age, text)}" if age.at_least else ""
 
     def _unit(self, name: str, column: Column, cells: Mapping[str, str]) -> str:
         """The unit of a column: of its name, its description and its own column must be one."""
         where = f"column {column.name}"
-        said, doubt = self._descriptions.unit(column.name)
+        unit, doubt = self._descriptions.unit(column.name)
         if doubt:
             raise UsageError(where, doubt, "years, months, weeks or days")
-        beside = cells.get(self._units[name], "")
-        beside = "" if beside.lower() in MISSING else beside
-        units = [u for u in (column.unit, said, beside) if u]
+        cell = cells.get(self._units[name], "")
+        cell = "" if cell.lower() in MISSING else cell
+        units = [u for u in (column.unit, unit, cell) if u]
         known = [u if u in A_YEAR else unit_of(u) for u in units]
         if "" in known or len(set(known)) > 1:
-            found = " and ".join(f"'{u}'" for u in dict.fromkeys(units))
-            raise UsageError(where, f"unit {found}", "years, months, weeks or days")
+            spellings = " and ".join(f"'{u}'" for u in dict.fromkeys(units))
+            raise UsageError(where, f"unit {spellings}", "years, months, weeks or days")
         return known[0] if known else "years"
 
     def _sex(self, text: str, meaning: str | None, variable: Variable, where: str) -> str:
@@ -144,5 +144,5 @@ class Reader:
         return sex_of_word(text) or text
 
 
-def _same(one: str, other: str) -> bool:
-    return one.strip().lower().rstrip("s") == other.strip().lower().rstrip("s")
+def _same(unit: str, other: str) -> bool:
+    return unit.strip().lower().rstrip("s") == other.strip().lower().rstrip("s")

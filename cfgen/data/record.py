@@ -27,8 +27,8 @@ def key(name: str, default: Any = dataclasses.MISSING) -> Any:
 
 
 def _key(field: dataclasses.Field[Any]) -> str:
-    own = field.metadata.get("key")
-    return own or "".join(part[:1].upper() + part[1:] for part in field.name.split("_"))
+    name = field.metadata.get("key")
+    return name or "".join(part[:1].upper() + part[1:] for part in field.name.split("_"))
 
 
 def to_json(value: Any) -> Any:

@@ -89,10 +89,12 @@ def recognise_table(labels: np.ndarray, where: object = "label map") -> str:
     fitting = [name for name, strange in unknown.items() if not strange]
     if len(fitting) == 1:
         return fitting[0]
-    found = "; ".join(f"{n} does not know {', '.join(map(str, c[:5]))}" for n, c in unknown.items())
+    message = "; ".join(
+        f"{n} does not know {', '.join(map(str, c[:5]))}" for n, c in unknown.items()
+    )
     raise ImageError(
         where,
-        "its table cannot be told: every code is in both tables" if fitting else found,
+        "its table cannot be told: every code is in both tables" if fitting else message,
         "a whole-brain segmentation of " + " or ".join(unknown),
     )
 
@@ -201,23 +203,23 @@ def _count(labels: np.ndarray, where: object = "label map") -> dict[int, int]:
                 "resample label maps with nearest neighbour",
             )
         labels = whole
-    found, n = np.unique(labels, return_counts=True)
-    return {int(code): int(k) for code, k in zip(found, n, strict=True)}
+    values, counts = np.unique(labels, return_counts=True)
+    return {int(code): int(k) for code, k in zip(values, counts, strict=True)}
 
 
 def _totals(known: dict[int, Region], volumes: Iterable[tuple[int, float]]) -> dict[str, float]:
-    own = {r.group: 0.0 for r in known.values() if r.group != "background"}
+    totals = {r.group: 0.0 for r in known.values() if r.group != "background"}
     for code, volume in volumes:
-        if known[code].group in own:
-            own[known[code].group] += volume
+        if known[code].group in totals:
+            totals[known[code].group] += volume
     lobes = [f"cortex_{lobe}" for lobe in LOBES]
-    own["cortex"] = own.get("cortex", 0.0) + sum(own[lobe] for lobe in lobes)
+    totals["cortex"] = totals.get("cortex", 0.0) + sum(totals[lobe] for lobe in lobes)
     # A map without lobes or head has not measured them: leave them out rather than say 0.
-    unmeasured = set() if any(own[lobe] for lobe in lobes) else set(lobes)
-    if not own.get("head"):
+    unmeasured = set() if any(totals[lobe] for lobe in lobes) else set(lobes)
+    if not totals.get("head"):
         unmeasured.add("head")
-    return {g: own[g] for g in GROUPS if g in own and g not in unmeasured}
+    return {g: totals[g] for g in GROUPS if g in totals and g not in unmeasured}
 
 
-def _belongs(own: str, group: str) -> bool:
-    return own == group or (group == "cortex" and own.startswith("cortex_"))
+def _belongs(region_group: str, group: str) -> bool:
+    return region_group == group or (group == "cortex" and region_group.startswith("cortex_"))

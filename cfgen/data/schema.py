@@ -110,10 +110,10 @@ class Schema:
         The inverse of `encode`, and what a predictor's output means.
         """
         values: dict[str, Value] = {}
-        at = 0
+        start = 0
         for v in self.variables:
-            part = vector[at : at + v.width]
-            at += v.width
+            part = vector[start : start + v.width]
+            start += v.width
             if v.kind == "categorical":
                 place = int(part[0] > 0) if v.width == 1 else int(np.argmax(part))
                 values[v.name] = v.levels[place]
@@ -148,28 +148,27 @@ class Schema:
 
     def support_notices(self, values: Values) -> list[Notice]:
         """One for every value that training never saw the like of."""
-        said = []
+        texts = []
         for v in self.variables:
             value = values.get(v.name)
             if value is None:
                 continue
             if v.support is not None and not v.support[0] <= float(value) <= v.support[1]:
                 low, high = (number_text(x) for x in v.support)
-                said.append(
+                texts.append(
                     f"{v.name} {number_text(float(value))} is outside the training range "
                     f"{low} to {high}{f' {v.unit}' if v.unit else ''}: an extrapolation"
                 )
             elif v.seen and value not in v.seen:
-                said.append(f"{v.name} {value} was not in the training data: an extrapolation")
-        return [Notice("extrapolation", text) for text in said]
+                texts.append(f"{v.name} {value} was not in the training data: an extrapolation")
+        return [Notice("extrapolation", text) for text in texts]
 
     def extrapolations(self, factual: Values, target: Values) -> list[Notice]:
         """`support_notices` for a subject, and for what is changed of it."""
         changed = {name: x for name, x in target.items() if factual.get(name) != x}
-        own = self.support_notices(factual)
-        return [replace(n, text=f"the subject's {n.text}") for n in own] + self.support_notices(
-            changed
-        )
+        notices = self.support_notices(factual)
+        notices = [replace(n, text=f"the subject's {n.text}") for n in notices]
+        return notices + self.support_notices(changed)
 
     def to_json(self) -> list[dict[str, Any]]:
         """What `json.dumps` takes and `from_json` reads back."""
@@ -199,8 +198,8 @@ def with_columns(
         known = [c[name] for c in cells if c.get(name)]
         levels = tuple(sorted(set(known)))
         if len(levels) < 2:
-            found = f"says '{levels[0]}' in every row" if levels else "is in no row"
-            raise ManifestError(f"column {name}", found, "two values or more to learn from")
+            problem = f"says '{levels[0]}' in every row" if levels else "is in no row"
+            raise ManifestError(f"column {name}", problem, "two values or more to learn from")
         kind: Literal["continuous", "categorical"] = "continuous"
         if not all(map(_is_number, levels)):
             kind = "categorical"
@@ -270,13 +269,13 @@ def read_level(variable: Variable, text: str, where: object) -> str:
     by_word = {level.casefold(): level for level in variable.levels}
     if variable.name == "sex":
         by_word |= {w: level for w, level in _SEX_WORDS.items() if level in variable.levels}
-    found = by_word.get(text.casefold())
-    if found is None:
+    level = by_word.get(text.casefold())
+    if level is None:
         fix = ""
         if variable.name == "sex" and re.fullmatch(r"[0-9](\.0)?", text):
             fix = "number codes for sex mean different things in different studies"
         raise UsageError(where, f"'{text}' is no known {variable.name}", variable.expected, fix)
-    return found
+    return level
 
 
 def check_limits(

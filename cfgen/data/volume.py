@@ -171,7 +171,7 @@ def header_notices(path: Path | str) -> list[Notice]:
     """What is odd about a readable header: said once, never mended silently."""
     path = Path(path)
     with image_stream(path) as stream:
-        return [Notice("header", said) for said in open_header(stream, path).warnings]
+        return [Notice("header", text) for text in open_header(stream, path).warnings]
 
 
 def is_synthetic(path: Path) -> bool:
@@ -284,22 +284,22 @@ def _write(
         # MGH knows no scale: scaled integers become float32 there.
         if scale != (1.0, 0.0) or raw.dtype not in (np.uint8, np.int16, np.int32, np.float32):
             raw = (raw * scale[0] + scale[1]).astype(np.float32)
-        out: Any = nib.MGHImage(raw, stored.affine)
+        new_image: Any = nib.MGHImage(raw, stored.affine)
     elif isinstance(image, nib.MGHImage):
-        out = nib.Nifti1Image(raw, stored.affine)
-        out.set_qform(stored.affine, 1)
-        if not affines_agree(out.header.get_qform(), stored.affine, raw.shape[:3]):
+        new_image = nib.Nifti1Image(raw, stored.affine)
+        new_image.set_qform(stored.affine, 1)
+        if not affines_agree(new_image.header.get_qform(), stored.affine, raw.shape[:3]):
             # A quaternion knows no shear: then the sform alone speaks.
-            out.set_qform(None, 0)
-        out.header.set_slope_inter(*scale)
+            new_image.set_qform(None, 0)
+        new_image.header.set_slope_inter(*scale)
     else:
-        out = type(image)(raw, None, image.header.copy())
-        out.header.set_data_dtype(raw.dtype)
-        out.header.set_slope_inter(*scale)
-    if description and not isinstance(out, nib.MGHImage):
-        out.header["descrip"] = description.encode("ascii", "replace")[:79]
-    payload = out.to_bytes()
-    if not isinstance(out, nib.MGHImage):
+        new_image = type(image)(raw, None, image.header.copy())
+        new_image.header.set_data_dtype(raw.dtype)
+        new_image.header.set_slope_inter(*scale)
+    if description and not isinstance(new_image, nib.MGHImage):
+        new_image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    payload = new_image.to_bytes()
+    if not isinstance(new_image, nib.MGHImage):
         payload = stored.with_own_fields(payload)
     if is_compressed(path):
         payload = gzip.compress(payload, compresslevel=4, mtime=0)

@@ -61,8 +61,8 @@ def sex_in_words(text: str) -> str:
     """
     if text.strip().upper() in ("M", "F"):
         return text.strip().upper()
-    found = {sex_of_word(word) for word in re.findall(r"[^\W\d_]+", fold(text))} - {""}
-    return found.pop() if len(found) == 1 else ""
+    sexes = {sex_of_word(word) for word in re.findall(r"[^\W\d_]+", fold(text))} - {""}
+    return sexes.pop() if len(sexes) == 1 else ""
 
 
 def codes_in_words(text: str) -> dict[str, str]:

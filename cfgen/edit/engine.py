@@ -71,14 +71,14 @@ def load_engine(
 ) -> Engine:
     """Raises BundleError when the bundle is damaged or lacks a part."""
     with working("loading the model"):
-        where = pick_device(device)
-        found = read_bundle(bundle)
-        finder = brain_finder(found, skull_strip, where)
-        return Engine(found, load_models(found, where), finder, where)
+        torch_device = pick_device(device)
+        model = read_bundle(bundle)
+        finder = brain_finder(model, skull_strip, torch_device)
+        return Engine(model, load_models(model, torch_device), finder, torch_device)
 
 
 def edit_scan(
-    engine: Engine, opened: Opened, factual: Values, targets: Sequence[Values], how: Drawing
+    engine: Engine, opened: Opened, factual: Values, targets: Sequence[Values], drawing: Drawing
 ) -> Edited:
     """Abduct under the factual conditions; act and predict for every target."""
     schema, models = engine.bundle.schema, engine.models
@@ -86,9 +86,9 @@ def edit_scan(
     z0 = models.encode(torch.from_numpy(opened.prepared.image)[None, None])
     c, *others = (condition_of(schema, values, engine.device) for values in (factual, *targets))
     latents = []
-    for sample in range(how.samples):
-        noise = sample_noise(z0.shape, how.seed, how.subject, sample, z0.device)
-        latents.append(edit_latent(models, z0, c, others, how.edit, noise))
+    for sample in range(drawing.samples):
+        noise = sample_noise(z0.shape, drawing.seed, drawing.subject, sample, z0.device)
+        latents.append(edit_latent(models, z0, c, others, drawing.edit, noise))
     return Edited(latents, [decoded(engine, e.reconstruction) for e in latents])
 
 
@@ -98,12 +98,12 @@ def decoded(engine: Engine, z0: torch.Tensor) -> np.ndarray:
 
 
 def images(
-    engine: Engine, opened: Opened, edited: Edited, number: int, how: Render
+    engine: Engine, opened: Opened, edited: Edited, number: int, mode: Render
 ) -> Iterator[np.ndarray]:
     """The counterfactual scan (I, J, K) of every sample, for target `number`."""
     for latent, factual in zip(edited.latents, edited.rebuilt, strict=True):
-        made = decoded(engine, latent.counterfactuals[number])
-        yield render(opened.volume, opened.prepared, factual, made, how)
+        counterfactual = decoded(engine, latent.counterfactuals[number])
+        yield render(opened.volume, opened.prepared, factual, counterfactual, mode)
 
 
 def measure(engine: Engine, opened: Opened) -> Measure | None:

@@ -102,14 +102,14 @@ def edit_latent(
 
     reconstruction = predict(c, 1.0)
     error = (reconstruction - z0).norm() / z0.norm()
-    made = [
+    counterfactuals = [
         # What is asked for is what is: without guidance that was computed already.
         reconstruction
         if config.guidance == 1 and target.equals(c)
         else predict(target, config.guidance)
         for target in targets
     ]
-    return LatentEdit(reconstruction, made, float(error))
+    return LatentEdit(reconstruction, counterfactuals, float(error))
 
 
 def abduct(
@@ -133,9 +133,9 @@ def counted(denoiser: Denoiser, step: Step) -> Denoiser:
     """The denoiser, with `step` called after each time that it is asked."""
 
     def denoise(zt: Tensor, t: Tensor) -> Tensor:
-        out = denoiser(zt, t)
+        prediction = denoiser(zt, t)
         step()
-        return out
+        return prediction
 
     return denoise
 

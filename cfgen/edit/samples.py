@@ -86,13 +86,13 @@ def record(sampled: Sampled, count: int, sd_file: str) -> SamplesRecord:
 def intervals(volumes: Sequence[Sequence[RegionVolume]]) -> list[RegionInterval]:
     """Mean, SD and prediction interval of every region over two or more samples, in mm3."""
     tables = [sums(v) for v in volumes]
-    out = []
+    regions = []
     for structure, side in sorted(tables[0]) if tables else []:
         values = np.array([table[structure, side] for table in tables])
         n = len(values)
         mean, sd = float(values.mean()), float(values.std(ddof=1))
         reach = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * sd * (1 + 1 / n) ** 0.5
-        out.append(
+        regions.append(
             RegionInterval(
                 structure,
                 side,
@@ -102,4 +102,4 @@ def intervals(volumes: Sequence[Sequence[RegionVolume]]) -> list[RegionInterval]
                 high95=round(mean + reach, 1),
             )
         )
-    return out
+    return regions

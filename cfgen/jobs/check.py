@@ -26,14 +26,14 @@ class Checked:
 
     def line(self) -> str:
         """A line for people: verdict, file, how the brain was found, reasons."""
-        said = [f"brain from {self.brain}"] if self.brain else []
-        return f"{self.verdict:6}  {self.row.image}  " + "; ".join(said + self.reasons)
+        parts = [f"brain from {self.brain}"] if self.brain else []
+        return f"{self.verdict:6}  {self.row.image}  " + "; ".join(parts + self.reasons)
 
     def table_row(self) -> dict[str, str]:
         """A line for a table: who, verdict, reasons and every measure."""
-        who = {"subject": self.row.subject, "session": self.row.session}
-        said = {"verdict": self.verdict, "brain": self.brain, "reasons": "; ".join(self.reasons)}
-        return who | said | {f.measure: f"{f.found:.4g}" for f in self.findings}
+        ids = {"subject": self.row.subject, "session": self.row.session}
+        result = {"verdict": self.verdict, "brain": self.brain, "reasons": "; ".join(self.reasons)}
+        return ids | result | {f.measure: f"{f.found:.4g}" for f in self.findings}
 
 
 def check_scans(

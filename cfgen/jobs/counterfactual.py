@@ -112,30 +112,32 @@ def counterfactual(
         log.info("factual %s %s: %s", name, value_text(value), factual.sources[name])
     targets = {i: i.apply(factual.values) for i in outputs}
     digest = file_sha256(scan_path)
-    how = Drawing(options.edit, options.samples, options.seed, digest)
-    edited = edit_scan(engine, opened, factual.values, list(targets.values()), how)
-    log.info("inverted in %d steps, round trip %.3f %%", how.edit.steps, 100 * edited.round_trip)
+    drawing = Drawing(options.edit, options.samples, options.seed, digest)
+    edited = edit_scan(engine, opened, factual.values, list(targets.values()), drawing)
+    log.info(
+        "inverted in %d steps, round trip %.3f %%", drawing.edit.steps, 100 * edited.round_trip
+    )
     notices = opened.notices + predicted + _of_round_trip(edited)
-    common = _provenance(engine, opened, factual, edited, digest, options)
+    provenance = _provenance(engine, opened, factual, edited, digest, options)
     regions = engine.ruler.measure(opened.volume) if options.report else None
-    seen = _seen(opened, edited) if options.report or options.reconstruction else None
+    rebuilt = _reconstruction(opened, edited) if options.report or options.reconstruction else None
     results: list[Result] = []
     written: list[Path] = []
     try:
         with working("writing", len(targets)) as step:
             for number, (intervention, target) in enumerate(targets.items()):
                 label, paths = intervention.label(), files[intervention]
-                said = [*notices, *engine.bundle.schema.extrapolations(factual.values, target)]
-                made: Iterable[np.ndarray] = images(engine, opened, edited, number, options.render)
+                warnings = [*notices, *engine.bundle.schema.extrapolations(factual.values, target)]
+                scans: Iterable[np.ndarray] = images(engine, opened, edited, number, options.render)
                 if intervention.is_null(factual.values):
-                    made = itertools.repeat(opened.volume.data, options.samples)
+                    scans = itertools.repeat(opened.volume.data, options.samples)
                 volumes = measure(engine, opened) if options.samples > 1 else None
-                sampled = summarise(made, volumes)
+                sampled = summarise(scans, volumes)
                 sidecar = replace(
-                    common,
+                    provenance,
                     intervention=label,
                     target=_with_units(engine, target),
-                    warnings=said,
+                    warnings=warnings,
                     fingerprint=request(
                         engine, [digest, *digests(mask_path)], known.values, label, options
                     ),
@@ -151,12 +153,12 @@ def counterfactual(
                 # A run that is killed now must not leave an old record beside a new image.
                 paths["sidecar"].unlink(missing_ok=True)
                 written += list(paths.values())
-                _write(opened, sampled, seen, sidecar, paths)
+                _write(opened, sampled, rebuilt, sidecar, paths)
                 if regions is not None:
-                    _report(engine, opened, sampled, seen, sidecar, paths, regions)
+                    _report(engine, opened, sampled, rebuilt, sidecar, paths, regions)
                 write_record(sidecar, paths["sidecar"])
                 log.info("%s written", label)
-                results.append(Result(paths["image"], label, target, edited.round_trip, said))
+                results.append(Result(paths["image"], label, target, edited.round_trip, warnings))
                 step()
     except BaseException:
         for path in written:
@@ -170,8 +172,8 @@ def request(
 ) -> str:
     """The fingerprint of one target: all that decides its image, before anything is computed;
     `hashes` are SHA-256 of the scan and of its mask, if there is one."""
-    how = [engine.bundle.identity, engine.finder.how, options.render, asdict(options.edit)]
-    return fingerprint(hashes, [*how, options.seed, options.samples, dict(known), label])
+    recipe = [engine.bundle.identity, engine.finder.how, options.render, asdict(options.edit)]
+    return fingerprint(hashes, [*recipe, options.seed, options.samples, dict(known), label])
 
 
 def output_files(image: Path, options: Options) -> dict[str, Path]:
@@ -263,7 +265,7 @@ def _provenance(
     )
 
 
-def _seen(opened: Opened, edited: Edited) -> np.ndarray:
+def _reconstruction(opened: Opened, edited: Edited) -> np.ndarray:
     """What the model sees of the scan, on the scan's grid."""
     rebuilt = edited.rebuilt[0]
     return render(opened.volume, opened.prepared, rebuilt, rebuilt, "latent")
@@ -272,23 +274,24 @@ def _seen(opened: Opened, edited: Edited) -> np.ndarray:
 def _write(
     opened: Opened,
     sampled: Sampled,
-    seen: np.ndarray | None,
+    rebuilt: np.ndarray | None,
     sidecar: Sidecar,
     paths: dict[str, Path],
 ) -> None:
     """Every image and the picture of one target."""
     scan, data, label = opened.volume, sampled.mean, sidecar.intervention
-    description = f"{SYNTHETIC} {__version__} counterfactual {label}"
+    origin = f"{SYNTHETIC} {__version__}"
+    description = f"{origin} counterfactual {label}"
     write_like(scan, data, paths["image"], description=description)
     if "difference" in paths:
         difference = scan.like(data - scan.data)
         write_new(difference, paths["difference"], np.float32, description=description)
     if sampled.sd is not None and "sd" in paths:
-        said = f"{SYNTHETIC} {__version__} SD of samples {label}"
-        write_new(scan.like(sampled.sd), paths["sd"], np.float32, description=said)
-    if seen is not None and "reconstruction" in paths:
-        said = f"{SYNTHETIC} {__version__} reconstruction"
-        write_like(scan, seen, paths["reconstruction"], description=said)
+        sd = scan.like(sampled.sd)
+        write_new(sd, paths["sd"], np.float32, description=f"{origin} SD of samples {label}")
+    if rebuilt is not None and "reconstruction" in paths:
+        path = paths["reconstruction"]
+        write_like(scan, rebuilt, path, description=f"{origin} reconstruction")
     if "picture" in paths:
         title = f"{sidecar.sources[0].file}: counterfactual {label} (synthetic)"
         mask = opened.prepared.native_mask
@@ -299,14 +302,14 @@ def _report(
     engine: Engine,
     opened: Opened,
     sampled: Sampled,
-    seen: np.ndarray | None,
+    rebuilt: np.ndarray | None,
     sidecar: Sidecar,
     paths: dict[str, Path],
     regions: Regions,
 ) -> None:
     """The page of what was written: the image is read back, as a reader of it would."""
-    scan, made = opened.volume, read_volume(paths["image"])
-    after = engine.ruler.measure(made)
+    scan, edited = opened.volume, read_volume(paths["image"])
+    after = engine.ruler.measure(edited)
     sd = None if sampled.sd is None else scan.like(sampled.sd)
-    reconstruction = None if seen is None else scan.like(seen)
-    write_page(Run(scan, made, sidecar, regions, after, reconstruction, sd), paths["report"])
+    reconstruction = None if rebuilt is None else scan.like(rebuilt)
+    write_page(Run(scan, edited, sidecar, regions, after, reconstruction, sd), paths["report"])

@@ -40,10 +40,10 @@ def plan(
     """Name every output. `out` is an image file for one scan and target, else a folder.
 
     Raises UsageError when a file name is given for more than one output, when two outputs would
-    share a name, or when no file system takes it.
+    share a name, or when no file system takes it; ImageError for a folder that cannot be written.
     """
     plans = _named(rows, interventions, out)
-    paths = [path for one in plans for path in one.outputs.values()]
+    paths = [path for scan_plan in plans for path in scan_plan.outputs.values()]
     # The longest of the endings that a target's files have.
     check_outputs(p.with_name(f"{strip_suffix(p)}_diff.nii.gz") for p in paths)
     stems = Counter(p.with_name(strip_suffix(p).lower()) for p in paths)
@@ -108,15 +108,15 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
     What the model never saw the like of is logged.
     """
     failed = []
-    for one in plans:
-        row = one.row
+    for scan_plan in plans:
+        row = scan_plan.row
         try:
             for image in filter(None, (row.image, row.mask or row.labels)):
                 for notice in header_notices(image):
                     log.warning("%s: warning: %s", image.name, notice.text)
             known = known_conditions(bundle, row.image, row.values, row.source or "--from")
-            check_targets(list(one.outputs), known, bundle)
-            for intervention, image in one.outputs.items():
+            check_targets(list(scan_plan.outputs), known, bundle)
+            for intervention, image in scan_plan.outputs.items():
                 if not bundle.schema.missing(known.values):
                     target = intervention.apply(known.values)
                     for notice in bundle.schema.extrapolations(known.values, target):
@@ -138,55 +138,60 @@ def run(
     request is kept, and SIGTERM or SIGINT stop between two scans.
     """
 
-    def work(one: Plan) -> tuple[list[Row], str]:
-        rows = _made_before(engine, one, options) if keep_going and not options.overwrite else []
+    keep_finished = keep_going and not options.overwrite
+
+    def work(scan_plan: Plan) -> Made[list[Row]]:
+        rows = _made_before(engine, scan_plan, options) if keep_finished else []
         if rows:
-            return rows, "is there already"
-        return _make(engine, one, options, source), "done"
+            return Made(rows, "is there already")
+        return Made(_make(engine, scan_plan, options, source), "done")
 
-    def finish(one: Plan, found: tuple[list[Row], str]) -> Made[list[Row]]:
-        return Made(*found)
+    return run_rows(
+        plans,
+        lambda scan_plan: scan_plan.row,
+        work,
+        lambda _, result: result,
+        keep_going=keep_going,
+    )
 
-    return run_rows(plans, lambda one: one.row, work, finish, keep_going=keep_going)
 
-
-def _make(engine: Engine, one: Plan, options: Options, source: str) -> list[Row]:
+def _make(engine: Engine, scan_plan: Plan, options: Options, source: str) -> list[Row]:
     results = counterfactual(
         engine,
-        one.row.image,
-        one.outputs,
-        given=one.row.values,
-        given_source=one.row.source or source,
-        mask_path=one.row.mask or one.row.labels,
+        scan_plan.row.image,
+        scan_plan.outputs,
+        given=scan_plan.row.values,
+        given_source=scan_plan.row.source or source,
+        mask_path=scan_plan.row.mask or scan_plan.row.labels,
         options=options,
     )
     for result in results:
         for notice in result.notices:
             log.warning("%s: warning: %s", result.image.name, notice.text)
-    return [_row(one.row, result) for result in results]
+    return [_row(scan_plan.row, result) for result in results]
 
 
-def _made_before(engine: Engine, one: Plan, options: Options) -> list[Row]:
+def _made_before(engine: Engine, scan_plan: Plan, options: Options) -> list[Row]:
     """The rows of a plan whose files are all there, from the same scan, bundle and options; none
     where one is missing or was made otherwise."""
-    found = {}
-    for intervention, image in one.outputs.items():
+    sidecars = {}
+    for intervention, image in scan_plan.outputs.items():
         files = output_files(image, options)
         sidecar = finished(list(files.values()), files["sidecar"], Sidecar)
         if sidecar is None:
             return []
-        found[intervention] = sidecar
+        sidecars[intervention] = sidecar
     # Scans are hashed only where there is something to compare with.
-    known = known_conditions(engine.bundle, one.row.image, one.row.values, "").values
-    hashes = digests(one.row.image, one.row.mask or one.row.labels)
+    known = known_conditions(engine.bundle, scan_plan.row.image, scan_plan.row.values, "").values
+    hashes = digests(scan_plan.row.image, scan_plan.row.mask or scan_plan.row.labels)
     rows = []
-    for intervention, sidecar in found.items():
+    for intervention, sidecar in sidecars.items():
         label = intervention.label()
         if sidecar.fingerprint != request(engine, hashes, known, label, options):
             return []
         target = {name: entry.value for name, entry in sidecar.target.items()}
-        result = Result(one.outputs[intervention], label, target, sidecar.round_trip_error)
-        rows.append(_row(one.row, result))
+        result = Result(scan_plan.outputs[intervention], label, target, sidecar.round_trip_error)
+        rows.append(_row(scan_plan.row, result))
     return rows
 
 
@@ -212,4 +217,4 @@ def _row(row: Row, result: Result) -> Row:
 def write_outcome(outcome: Outcome[list[Row]], plans: Sequence[Plan], folder: Path) -> list[Path]:
     """manifest.csv of what is in the folder and, where rows failed, failed.csv."""
     done = [row for rows in outcome.done for row in rows]
-    return write_lists(folder, done, outcome.failed, [one.row for one in plans])
+    return write_lists(folder, done, outcome.failed, [scan_plan.row for scan_plan in plans])

@@ -82,20 +82,20 @@ def import_weights(
     if not files:
         raise UsageError("import-weights", "neither --autoencoder nor --unet", "one or both")
     bundle = _start(out, source, grid, files)
-    arguments = read_arguments(network_config, list(files))
+    arguments_by_network = read_arguments(network_config, list(files))
     imported: dict[Network, Imported] = {}
     for network, path in files.items():
-        state, beside = read_state(path, network)
-        own = arguments[network]
-        untold = replace(UNTOLD, **(beside | own.untold | given))
+        state, file_untold = read_state(path, network)
+        arguments = arguments_by_network[network]
+        untold = replace(UNTOLD, **(file_untold | arguments.untold | given))
         if network == "autoencoder":
             imported[network] = _autoencoder(path, state, untold)
         else:
             imported[network] = _unet(path, state, untold)
-        own.check(imported[network].config)
+        arguments.check(imported[network].config)
     _check_together(bundle, imported)
-    for network, one in imported.items():
-        log.info("%s: %s", network, described(one.config, one.untold))
+    for network, part in imported.items():
+        log.info("%s: %s", network, described(part.config, part.untold))
     return _write(bundle, out, imported, about or {})
 
 
@@ -118,15 +118,15 @@ def _start(
     bundle = read_bundle(source)
     if grid not in (None, bundle.preprocess.grid):
         raise UsageError("--grid", f"{grid}", f"{bundle.preprocess.grid}, the grid of {source}")
-    gone = [
+    left_out = [
         name
         for name in OF_THE_LATENT
         if name in bundle.parts and ("autoencoder" in files or name != "autoencoder")
     ]
-    for name in gone:
+    for name in left_out:
         if name not in files:
             log.info("%s: its %s is left out: it was fitted to what is replaced", source, name)
-    return replace(bundle, parts={k: v for k, v in bundle.parts.items() if k not in gone})
+    return replace(bundle, parts={k: v for k, v in bundle.parts.items() if k not in left_out})
 
 
 def _autoencoder(path: Path, state: dict[str, Tensor], untold: Untold) -> Imported:
@@ -180,35 +180,35 @@ def _check_groups(channels: tuple[int, ...], groups: int) -> None:
 
 
 def _check_heads(config: UNetConfig, heads: tuple[int, ...]) -> None:
-    where, found = "--head-channels (num_head_channels)", ",".join(map(str, heads))
+    option, text = "--head-channels (num_head_channels)", ",".join(map(str, heads))
     levels = len(config.channels)
     if len(heads) not in (1, levels):
-        raise UsageError(where, found, f"one number, or one for each of {levels} levels")
+        raise UsageError(option, text, f"one number, or one for each of {levels} levels")
     each = heads * levels if len(heads) == 1 else heads
     # The middle has attention always, in the width of the last level.
     attended = [level for level in range(levels) if config.attention[level] or level == levels - 1]
     for level in attended:
         width = config.channels[level]
         if each[level] < 1 or width % each[level]:
-            raise UsageError(where, found, f"a divisor of the {width} channels on level {level}")
+            raise UsageError(option, text, f"a divisor of the {width} channels on level {level}")
 
 
 def _check_fits(path: Path, make: Callable[[], nn.Module], weights: dict[str, Tensor]) -> None:
     """Every tensor of the network, and none beside, in its shape."""
     with torch.device("meta"):
         expected = make().state_dict()
-    wrong = [f"lacks {key}" for key in expected if key not in weights]
-    wrong += [f"has {key}" for key in weights if key not in expected]
-    wrong += [
+    faults = [f"lacks {key}" for key in expected if key not in weights]
+    faults += [f"has {key}" for key in weights if key not in expected]
+    faults += [
         f"{key} is {tuple(weights[key].shape)} in place of {tuple(value.shape)}"
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    if wrong:
-        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+    if faults:
+        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise BundleError(
             path,
-            f"{len(wrong)} tensors do not fit: {', '.join(wrong[:NAMED])}{more}",
+            f"{len(faults)} tensors do not fit: {', '.join(faults[:NAMED])}{more}",
             "every tensor of one network of MONAI's, and no other",
             "save the network's state_dict() alone",
         )
@@ -257,12 +257,12 @@ def _schedule(untold: Untold) -> ScheduleConfig:
 def described(config: AutoencoderConfig | UNetConfig, untold: Untold) -> str:
     """What was read off the tensors, and what had to be taken as said."""
     if isinstance(config, AutoencoderConfig):
-        own = f"middle attention {config.middle_attention}, latent {config.latent_channels}"
-        more = ""
+        detail = f"middle attention {config.middle_attention}, latent {config.latent_channels}"
+        training = ""
     else:
         schedule = _schedule(untold)
-        own = f"context {config.context_dim}"
-        more = (
+        detail = f"context {config.context_dim}"
+        training = (
             f", {','.join(map(str, untold.head_channels))} channels a head, {schedule.kind} "
             f"schedule of {schedule.T} steps and beta {schedule.beta_start:g} to "
             f"{schedule.beta_end:g}, prediction of {schedule.prediction}, scale factor "
@@ -270,32 +270,32 @@ def described(config: AutoencoderConfig | UNetConfig, untold: Untold) -> str:
         )
     return (
         f"channels {config.channels}, residual blocks {config.res_blocks}, attention "
-        f"{config.attention}, {own}, by the tensors; {config.norm_groups} norm groups, eps "
-        f"{config.norm_eps:g}{more}, as said"
+        f"{config.attention}, {detail}, by the tensors; {config.norm_groups} norm groups, eps "
+        f"{config.norm_eps:g}{training}, as said"
     )
 
 
 def _write(
     bundle: Bundle, out: Path, imported: Mapping[Network, Imported], about: dict[str, Any]
 ) -> Bundle:
-    names = ", ".join(own.path.name for own in imported.values())
+    names = ", ".join(part.path.name for part in imported.values())
     data = bundle.data | about | {"imported": names}
     if bundle.path != out:
         bundle = copy_bundle(bundle, out)
     bundle = replace(bundle, data=data)
     if "autoencoder" in imported:
-        own = imported["autoencoder"]
-        config = net_config(own.config)
-        bundle = write_part(bundle, "autoencoder", own.weights, config, own.origin)
+        part = imported["autoencoder"]
+        config = net_config(part.config)
+        bundle = write_part(bundle, "autoencoder", part.weights, config, part.origin)
     if "unet" in imported:
-        own = imported["unet"]
-        assert isinstance(own.config, UNetConfig)
+        part = imported["unet"]
+        assert isinstance(part.config, UNetConfig)
         variables = _inputs(bundle.schema)
-        mean = plain_mean(variables, own.config.in_channels, own.untold.scale_factor)
+        mean = plain_mean(variables, part.config.in_channels, part.untold.scale_factor)
         bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": False}, {})
-        config = net_config(own.config) | {"schedule": asdict(_schedule(own.untold))}
-        bundle = write_part(bundle, "unet", own.weights, config, own.origin)
-        log.warning("%s", driven(own.config, variables))
+        config = net_config(part.config) | {"schedule": asdict(_schedule(part.untold))}
+        bundle = write_part(bundle, "unet", part.weights, config, part.origin)
+        log.warning("%s", driven(part.config, variables))
     return bundle
 
 

@@ -56,7 +56,7 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
     size = (bundle.path / f"{name}.safetensors").stat().st_size
     units = (("scans", "scans"), ("steps", "steps"))
     training = [f"{part.trained[key]} {word}" for key, word in units if part.trained.get(key)]
-    out = {
+    entry = {
         "sha256": part.sha256,
         "bytes": size,
         "size": f"{size / 1e6:.1f} MB",
@@ -65,9 +65,9 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
     }
     if name == "judge":
         targets = Schema.from_json(part.config["targets"])
-        out |= {k: part.config[k] for k in ("targets", "val")}
-        out["on_val"] = error_lines(part.config["val"], targets)
-    return out
+        entry |= {k: part.config[k] for k in ("targets", "val")}
+        entry["on_val"] = error_lines(part.config["val"], targets)
+    return entry
 
 
 def describe(path: Path) -> str:
@@ -83,7 +83,7 @@ def describe(path: Path) -> str:
         f"  sha256 {bundle['sha256']}",
         f"  {bundle['grid_text']}",
         "  conditions:",
-        *(f"    {name}: {said}" for name, said in bundle["conditions_text"].items()),
+        *(f"    {name}: {text}" for name, text in bundle["conditions_text"].items()),
         "  parts:",
     ]
     for name, part in bundle["parts"].items():
@@ -94,7 +94,7 @@ def describe(path: Path) -> str:
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
     if bundle["card_text"]:
         lines.append("  training card, lowest and highest in training:")
-        lines += [f"    {words}: {said}" for words, said in bundle["card_text"].items()]
+        lines += [f"    {words}: {text}" for words, text in bundle["card_text"].items()]
     return "\n".join(lines)
 
 

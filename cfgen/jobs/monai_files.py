@@ -46,11 +46,11 @@ def read_state(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[st
     Raises UsageError for another kind of file, BundleError for one that is missing, damaged, holds
     Python objects or no such network.
     """
-    content, beside = _read(path), {}
+    content, extras = _read(path), {}
     while True:
         scale = content.get("scale_factor")
         if isinstance(scale, float | int) or (isinstance(scale, Tensor) and scale.numel() == 1):
-            beside["scale_factor"] = float(scale)
+            extras["scale_factor"] = float(scale)
         wrappers = (*WRAPPERS[network], *WRAPPERS_OF_ANY)
         name = next((n for n in wrappers if isinstance(content.get(n), Mapping)), None)
         if name is None:
@@ -59,11 +59,11 @@ def read_state(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[st
         content = content[name]
     state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     prefix = _prefix(path, state, network, list(content))
-    own = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
+    weights = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
     if prefix:
-        more = f", {len(state) - len(own)} tensors without it left out"
-        log.info("%s: prefix '%s'%s", path, prefix, more if len(own) < len(state) else "")
-    return own, beside
+        more = f", {len(state) - len(weights)} tensors without it left out"
+        log.info("%s: prefix '%s'%s", path, prefix, more if len(weights) < len(state) else "")
+    return weights, extras
 
 
 def _prefix(path: Path, state: Mapping[str, Tensor], network: Network, names: list[Any]) -> str:
@@ -76,8 +76,8 @@ def _prefix(path: Path, state: Mapping[str, Tensor], network: Network, names: li
     expected = f"the state dict of one {CLASSES[network]} of MONAI's, with '{first}'"
     if prefixes:
         raise BundleError(path, f"holds several: {', '.join(prefixes)}", expected)
-    found = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
-    raise BundleError(path, f"holds no such network, but {found or 'nothing'}", expected)
+    keys = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+    raise BundleError(path, f"holds no such network, but {keys or 'nothing'}", expected)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
@@ -116,10 +116,10 @@ def _read_pickled(path: Path) -> object:
     except Exception as error:
         objects = re.search(r"GLOBAL (\S+)|(TorchScript archive)", str(error))
         if objects:
-            found = f"holds more than tensors ({objects[1] or objects[2]}) and is not opened"
-            raise BundleError(path, found, "a state dict", SAVE) from error
-        said = "no pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
-        raise BundleError(path, f"cannot be read ({said})", "a checkpoint", COPY) from error
+            problem = f"holds more than tensors ({objects[1] or objects[2]}) and is not opened"
+            raise BundleError(path, problem, "a state dict", SAVE) from error
+        reason = "no pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
+        raise BundleError(path, f"cannot be read ({reason})", "a checkpoint", COPY) from error
 
 
 def _line(error: Exception) -> str:
@@ -165,11 +165,11 @@ class Arguments:
             fact = facts[name]
             each = (value,) * len(fact) if isinstance(fact, tuple) and _plain(value) else value
             if fact is not _ANY and (tuple(each) if isinstance(each, list) else each) != fact:
-                said = list(fact) if isinstance(fact, tuple) else fact
+                expected = list(fact) if isinstance(fact, tuple) else fact
                 raise UsageError(
                     f"{self.where}: {name}",
                     f"{value}",
-                    f"{said}: what the tensors show and cfgen can",
+                    f"{expected}: what the tensors show and cfgen can",
                 )
 
 
@@ -226,18 +226,18 @@ def read_arguments(path: Path | None, networks: Sequence[Network]) -> dict[Netwo
     if path is None:
         return {network: Arguments() for network in networks}
     root = _read_config(path)
-    found = {name: _section(root, name, (CLASSES[name],), path) for name in networks}
-    if not any(found.values()):
+    sections = {name: _section(root, name, (CLASSES[name],), path) for name in networks}
+    if not any(sections.values()):
         if len(networks) > 1:
             raise UsageError(path, "says nothing of either network", "'autoencoder' and 'unet'")
-        found = {networks[0]: _resolved(root, root, path)}
+        sections = {networks[0]: _resolved(root, root, path)}
     scheduler = _section(root, "scheduler", SCHEDULERS, path)
     arguments = {}
     for name in networks:
-        untold = _untold(found[name], path)
+        untold = _untold(sections[name], path)
         if name == "unet":
             untold |= _untold_schedule(scheduler, path)
-        arguments[name] = Arguments(str(path), found[name], untold)
+        arguments[name] = Arguments(str(path), sections[name], untold)
     return arguments
 
 
@@ -307,20 +307,20 @@ def _untold_schedule(scheduler: Mapping[str, Any], path: Path) -> dict[str, Any]
     """MONAI's schedulers have defaults of their own, which hold where the file is silent."""
     if not scheduler:
         return {}
-    said = {
+    settings = {
         "num_train_timesteps": 1000,
         "schedule": "linear_beta",
         "prediction_type": "epsilon",
         "beta_start": 1e-4,
         "beta_end": 2e-2,
     } | dict(scheduler)
-    prediction = str(said["prediction_type"])
+    prediction = str(settings["prediction_type"])
     return {
-        "timesteps": _whole(said, "num_train_timesteps", path),
-        "schedule": str(said["schedule"]).removesuffix("_beta"),
+        "timesteps": _whole(settings, "num_train_timesteps", path),
+        "schedule": str(settings["schedule"]).removesuffix("_beta"),
         "prediction": {"epsilon": "eps", "v_prediction": "v"}.get(prediction, prediction),
-        "beta_start": _number(said, "beta_start", path),
-        "beta_end": _number(said, "beta_end", path),
+        "beta_start": _number(settings, "beta_start", path),
+        "beta_end": _number(settings, "beta_end", path),
     }
 
 

@@ -49,7 +49,7 @@ def report_group(rows: Sequence[Row], out: Path, ruler: Ruler, overwrite: bool =
 
     The scan of a row is its column `factual_image`, else looked for beside the image. A row that
     fails is logged, listed with its error, and goes to failed.csv. Raises UsageError where the list
-    exists already.
+    exists already, ImageError for a folder that cannot be written.
     """
     index = out / "index.html"
     refuse_existing(index, overwrite)

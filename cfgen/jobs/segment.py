@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,9 @@ class Outputs:
         return self.labels.with_name(strip_suffix(self.labels) + ".json")
 
     def paths(self) -> list[Path]:
-        found = [self.labels, self.sidecar]
-        found += [self.sidecar.with_suffix(".png")] if self.picture else []
-        return found + [p for p in (self.mask, self.posteriors) if p is not None]
+        paths = [self.labels, self.sidecar]
+        paths += [self.sidecar.with_suffix(".png")] if self.picture else []
+        return paths + [p for p in (self.mask, self.posteriors) if p is not None]
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ class Segmented:
 
     @staticmethod
     def of(row: Row, files: Outputs, record: SegmentationRecord) -> Segmented:
-        who = {"subject": row.subject, "session": row.session}
+        ids = {"subject": row.subject, "session": row.session}
         score = "" if record.confidence is None else f"{record.confidence:.4f}"
         volumes = [
-            who
+            ids
             | {"structure": v.structure, "side": v.side, "volume_mm3": f"{v.hard:.1f}"}
             | {"soft_volume_mm3": "" if v.soft is None else f"{v.soft:.1f}"}
             for v in record.volumes
@@ -109,7 +110,7 @@ class Segmented:
         return Segmented(
             replace(row, labels=files.labels, mask=files.mask or row.mask),
             volumes,
-            who | {"verdict": record.gate.verdict, "confidence": score},
+            ids | {"verdict": record.gate.verdict, "confidence": score},
         )
 
 
@@ -123,7 +124,8 @@ def name_outputs(
 ) -> list[Outputs]:
     """A name for every file: as given for a `single` scan, else in folders, by subject.
 
-    Raises UsageError for names that no file system takes.
+    Raises UsageError for names that no file system takes, ImageError for a folder that cannot be
+    written.
     """
 
     def inside(folder: Path | None, row: Row, ending: str) -> Path | None:
@@ -147,8 +149,8 @@ def name_outputs(
 def by_segmenter(bundle: Bundle, device: torch.device) -> FindRegions:
     """Regions by the bundle's own segmenter. Raises BundleError when it has none."""
     net = load_segmenter(bundle, device)
-    said = f"bundle {bundle.name}, SHA-256 {bundle.identity}"
-    return lambda scan, row: replace(segment(net, scan, device), source=said)
+    source = f"bundle {bundle.name}, SHA-256 {bundle.identity}"
+    return lambda scan, row: replace(segment(net, scan, device), source=source)
 
 
 def by_other_tool(
@@ -157,12 +159,12 @@ def by_other_tool(
     """Regions from another tool's files: one scan's, or folders with those of all scans."""
 
     def find(scan: Volume, row: Row) -> Segmentation:
-        own, soft = labels, posteriors
+        label_map, scan_posteriors = labels, posteriors
         if labels.is_dir():
-            own = find_labels(labels, row.image, row.subject)
+            label_map = find_labels(labels, row.image, row.subject)
         if posteriors is not None and posteriors.is_dir():
-            soft = posteriors / f"{strip_suffix(row.image)}_posteriors.nii.gz"
-        return read_segmentation(scan, OtherTool(own, soft, volumes, qc))
+            scan_posteriors = posteriors / f"{strip_suffix(row.image)}_posteriors.nii.gz"
+        return read_segmentation(scan, OtherTool(label_map, scan_posteriors, volumes, qc))
 
     return find
 
@@ -184,18 +186,17 @@ def segment_scans(
     is raised.
     """
 
-    def work(item: tuple[Row, Outputs]) -> tuple[SegmentationRecord, str]:
+    def work(item: tuple[Row, Outputs]) -> Made[SegmentationRecord]:
         row, files = item
         wanted = fingerprint(digests(row.image), source) if source and keep_going else ""
         if wanted and not overwrite:
             record = finished(files.paths(), files.sidecar, SegmentationRecord)
             if record is not None and record.fingerprint == wanted:
-                return record, "is there already"
-        return _segment_one(find, row, files, gate, wanted, overwrite), "segmented"
+                return Made(record, "is there already")
+        return Made(_segment_one(find, row, files, gate, wanted, overwrite), "segmented")
 
-    def finish(item: tuple[Row, Outputs], found: tuple[SegmentationRecord, str]) -> Made[Segmented]:
-        record, said = found
-        return Made(Segmented.of(*item, record), said)
+    def finish(item: tuple[Row, Outputs], result: Made[SegmentationRecord]) -> Made[Segmented]:
+        return Made(Segmented.of(*item, result.value), result.status)
 
     items = list(zip(rows, outputs, strict=True))
     return run_rows(items, lambda item: item[0], work, finish, keep_going=keep_going)
@@ -209,40 +210,34 @@ def _segment_one(
         refuse_existing(path, overwrite)
     scan = read_volume(row.image)
     with working("finding the regions"):
-        found = find(scan, row)
-    findings = judge(scan_measures(scan, found.mask, found.confidence), gate.card)
+        segmentation = find(scan, row)
+    findings = judge(scan_measures(scan, segmentation.mask, segmentation.confidence), gate.card)
     refuse(scan, findings, gate)
     notices = [*header_notices(row.image), *cautions(findings)]
     for notice in notices:
         log.warning("%s: warning: %s", row.image.name, notice.text)
-    record = _record(scan, found, findings, notices, wanted)
-    _write(scan, found, files, record)
+    record = _record(scan, segmentation, findings, notices, wanted)
+    _write(scan, segmentation, files, record)
     return record
 
 
-def _write(scan: Volume, found: Segmentation, files: Outputs, record: SegmentationRecord) -> None:
+def _write(
+    scan: Volume, segmentation: Segmentation, files: Outputs, record: SegmentationRecord
+) -> None:
     """All files of a scan, the record last: without it nothing counts as done."""
     # A run that is killed now must not leave an old record beside new files.
     files.sidecar.unlink(missing_ok=True)
-    said = f"cfgen {__version__} segment"
-    like = scan.path
-    labels = files.labels
-    write_new(scan.like(found.labels), labels, np.int16, description=said, geometry_of=like)
+    description = f"cfgen {__version__} segment"
+    write = partial(write_new, description=description, geometry_of=scan.path)
+    write(scan.like(segmentation.labels), files.labels, np.int16)
     if files.mask is not None:
-        write_new(scan.like(found.mask), files.mask, np.uint8, description=said, geometry_of=like)
+        write(scan.like(segmentation.mask), files.mask, np.uint8)
     if files.posteriors is not None:
-        assert found.posteriors is not None
-        channels = Volume(channels_on(found.posteriors, scan.grid), scan.affine)
-        write_new(
-            channels,
-            files.posteriors,
-            np.uint8,
-            description=said,
-            slope=1 / 255,
-            geometry_of=like,
-        )
+        assert segmentation.posteriors is not None
+        channels = Volume(channels_on(segmentation.posteriors, scan.grid), scan.affine)
+        write(channels, files.posteriors, np.uint8, slope=1 / 255)
     if files.picture:
-        numbers = np.zeros(int(found.labels.max()) + 1, np.int16)
+        numbers = np.zeros(int(segmentation.labels.max()) + 1, np.int16)
         for index, s in enumerate(STRUCTURES[BRAIN_FROM:], 1):
             for code in (s.left, s.right):
                 if code < len(numbers):
@@ -250,13 +245,13 @@ def _write(scan: Volume, found: Segmentation, files: Outputs, record: Segmentati
         name = scan.path.name if scan.path else "scan"
         picture = files.sidecar.with_suffix(".png")
         title = f"{name}: regions (cfgen)"
-        segmentation_picture(scan.data, numbers[found.labels], scan.grid, picture, title)
+        segmentation_picture(scan.data, numbers[segmentation.labels], scan.grid, picture, title)
     write_record(record, files.sidecar)
 
 
 def _record(
     scan: Volume,
-    found: Segmentation,
+    segmentation: Segmentation,
     findings: list[Finding],
     notices: list[Notice],
     wanted: str,
@@ -266,10 +261,10 @@ def _record(
     return SegmentationRecord(
         generated_by=this_software(),
         sources=[Source(scan.path.name, file_sha256(scan.path))],
-        segmenter=found.source,
+        segmenter=segmentation.source,
         labels={name: codes for name, codes in sides.items() if name != "head"},
         posterior_channels=channel_names(),
-        confidence=found.confidence and round(found.confidence, 4),
+        confidence=segmentation.confidence and round(segmentation.confidence, 4),
         volumes=[
             VolumeRecord(
                 v.structure,
@@ -277,7 +272,7 @@ def _record(
                 hard=round(v.hard_mm3, 1),
                 soft=None if v.soft_mm3 is None else round(v.soft_mm3, 1),
             )
-            for v in found.volumes
+            for v in segmentation.volumes
         ],
         gate=GateRecord.of(findings),
         warnings=notices,

@@ -115,15 +115,15 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
     everybody = [*((s, None) for s in subjects), *truths]
     for subject, intervention in each(everybody, len(everybody), "images"):
         try:
-            made = render(graph(), head, subject, plan.seed)
+            rendered = render(graph(), head, subject, plan.seed)
         except CfgenError as error:
             # One person in thousands: the volumes fit the skull, but not this head's folds.
             result.left_out.append(f"{_name(subject, intervention)}: {error}")
             log.warning("left out: %s", result.left_out[-1])
             continue
-        row = _write(subject, intervention, made, plan, out)
+        row = _write(subject, intervention, rendered, plan, out)
         (result.rows if intervention is None else result.truths).append(row)
-        tables.append(_volumes_line(subject, intervention, made))
+        tables.append(_volumes_line(subject, intervention, rendered))
     write_manifest(out / "manifest.csv", result.rows)
     if result.truths:
         write_manifest(out / "truth.csv", result.truths)
@@ -132,8 +132,8 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
     write_table(
         out / "observed.csv",
         [
-            {"subject": s.key, "session": _session(s)} | {n: f"{v:.4f}" for n, v in one.items()}
-            for s, one in zip(subjects, observed, strict=True)
+            {"subject": s.key, "session": _session(s)} | {n: f"{v:.4f}" for n, v in volumes.items()}
+            for s, volumes in zip(subjects, observed, strict=True)
         ],
     )
     write_table(out / "participants.tsv", [_participant(s) for s in subjects if s.visit == 0])
@@ -153,7 +153,7 @@ def split_of(number: int) -> str:
 
 
 def _write(
-    subject: Subject, intervention: Intervention | None, made: Rendered, plan: Plan, out: Path
+    subject: Subject, intervention: Intervention | None, rendered: Rendered, plan: Plan, out: Path
 ) -> Row:
     label = intervention.label() if intervention else ""
     folder = out / "truth" / label if intervention else out
@@ -161,18 +161,18 @@ def _write(
     stem = "_".join(parts)
     anat = folder.joinpath(*parts, "anat")
     head = reference(plan.grid)
-    said = f"SYNTHETIC: cfgen {__version__} simulate"
+    description = f"SYNTHETIC: cfgen {__version__} simulate"
     image, labels, posteriors, sidecar = (
         anat / f"{stem}_{name}"
         for name in ("T1w.nii.gz", "dseg.nii.gz", "probseg.nii.gz", "T1w.json")
     )
-    write_new(Volume(made.image, head.grid.affine), image, np.int16, description=said)
-    write_new(Volume(made.labels, head.grid.affine), labels, np.int16, description=said)
+    write_new(Volume(rendered.image, head.grid.affine), image, np.int16, description=description)
+    write_new(Volume(rendered.labels, head.grid.affine), labels, np.int16, description=description)
     write_new(
-        Volume(made.posteriors, head.grid.affine),
+        Volume(rendered.posteriors, head.grid.affine),
         posteriors,
         np.uint8,
-        description=said,
+        description=description,
         slope=1 / 255,
     )
     values = cohort.values_of(graph(), subject)
@@ -212,7 +212,7 @@ def _number(value: float | str) -> str:
 
 
 def _volumes_line(
-    subject: Subject, intervention: Intervention | None, made: Rendered
+    subject: Subject, intervention: Intervention | None, rendered: Rendered
 ) -> dict[str, str]:
     """Volumes in mL: of the graph, and as they are in the image ('_rendered')."""
     names = graph().regions
@@ -225,8 +225,8 @@ def _volumes_line(
         "fixed": f"{float(subject.volumes.fixed[0]):.4f}",
     }
     line |= {n: f"{v:.4f}" for n, v in zip(names, subject.volumes.regions[0], strict=True)}
-    line |= {f"{n}_rendered": f"{v:.4f}" for n, v in zip(names, made.volumes_ml, strict=True)}
-    return line | {"tiv_rendered": f"{made.tiv_ml:.4f}"}
+    line |= {f"{n}_rendered": f"{v:.4f}" for n, v in zip(names, rendered.volumes_ml, strict=True)}
+    return line | {"tiv_rendered": f"{rendered.tiv_ml:.4f}"}
 
 
 def _participant(subject: Subject) -> dict[str, str]:

@@ -45,11 +45,11 @@ def train_autoencoder(
     autoencoder the training starts from. `conditions` are columns of the manifest beside age and
     sex that the bundle is to know.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     schema = training_schema(manifest, conditions)
     train, val = read_splits(manifest, schema, recipe.grid)
     task = AutoencoderTask(
-        train.images, train.weights, val.images[::4], val.masks[::4], where, config
+        train.images, train.weights, val.images[::4], val.masks[::4], torch_device, config
     )
     if init is not None:
         read_bundle(init).fill(task.net, "autoencoder")

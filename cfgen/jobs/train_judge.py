@@ -43,7 +43,7 @@ def train_judge(
     `names` are the targets (`judge_data.read_judge_data`). What the networks err by on the val
     split is said and goes into the part; nothing is chosen by it.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     bundle = read_bundle(source)
     targets, train, val = read_judge_data(manifest, names, bundle.preprocess.grid)
     log.info("judge: %d scans to learn from, %d to be measured on", len(train.rows), len(val.rows))
@@ -51,16 +51,16 @@ def train_judge(
     digest = hashlib.sha256(json.dumps(targets.to_json()).encode()).hexdigest()[:8]
     nets = []
     for n in range(networks):
-        own = replace(config, seed=config.seed + n)
+        network_fit = replace(config, seed=config.seed + n)
         log.info("judge: network %d of %d", n + 1, networks)
-        task = JudgeTask(targets, train, val, where, own)
-        net = fit(task, own, runs_folder(out, "judge") / f"{digest}-seed{own.seed}")
+        task = JudgeTask(targets, train, val, torch_device, network_fit)
+        net = fit(task, network_fit, runs_folder(out, "judge") / f"{digest}-seed{network_fit.seed}")
         assert isinstance(net, Judge)
-        settle(net, train.images, where)
+        settle(net, train.images, torch_device)
         nets.append(net)
     tensors, network = pack(nets), judge_config(targets, train.images.shape[1:])
     # The weights are measured as they are shipped: rounded to half precision.
-    guesses = unpack(tensors, network, networks, targets, where).judge_each(val.images)
+    guesses = unpack(tensors, network, networks, targets, torch_device).judge_each(val.images)
     errors = judge_errors(guesses, raw(targets, val.targets), targets, usual(targets, train))
     for line in error_lines(errors, targets):
         log.info("judge on %d real scans of val: %s", len(val.rows), line)

@@ -56,24 +56,24 @@ def train_latent_diffusion(
     Without `latent_mean` it is the papers' plain diffusion.
     """
     diffusion = replace(LATENT_DIFFUSION, latent_mean=latent_mean)
-    where = pick_device(device)
+    torch_device = pick_device(device)
     bundle = read_bundle(source)
-    autoencoder = load_autoencoder(bundle, where)
+    autoencoder = load_autoencoder(bundle, torch_device)
     train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
-    latents = encode_views(autoencoder, train.images, diffusion.views, where, config.seed)
-    held_out = encode_views(autoencoder, val.images, 1, where, config.seed)[:, 0]
+    latents = encode_views(autoencoder, train.images, diffusion.views, torch_device, config.seed)
+    held_out = encode_views(autoencoder, val.images, 1, torch_device, config.seed)[:, 0]
     mean = fit_mean(
         latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
     )
     if diffusion.latent_mean:
-        mean = replace(mean, gain=_gain(train, latents, autoencoder, where, bundle))
+        mean = replace(mean, gain=_gain(train, latents, autoencoder, torch_device, bundle))
     task = LatentDiffusionTask(
         latents,
         train.conditions,
         train.weights,
         (held_out, val.conditions),
         mean,
-        where,
+        torch_device,
         config,
         diffusion,
     )

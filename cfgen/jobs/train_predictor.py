@@ -28,8 +28,8 @@ def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
     train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
     net, config = fit_predictor(train.images, train.conditions)
     with torch.inference_mode():
-        found = torch.cat([net(x[None, None].float()) for x in val.images])
-    guesses = [bundle.schema.decode(out.numpy()) for out in found]
+        outputs = torch.cat([net(x[None, None].float()) for x in val.images])
+    guesses = [bundle.schema.decode(vector.numpy()) for vector in outputs]
     for v in bundle.schema.variables:
         if v.kind == "continuous":
             pairs = zip(guesses, val.rows, strict=True)

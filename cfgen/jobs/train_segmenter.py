@@ -45,7 +45,7 @@ def train_segmenter(
     fourth of the val split is for figures. `init` is a bundle whose segmenter the training goes on
     from.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     bundle = read_bundle(source)
     rows = read_manifest(manifest, default_schema())
     train = [r for r in rows if r.split == "train" and r.labels]
@@ -54,12 +54,12 @@ def train_segmenter(
     log.info("segmenter: %d label maps, %d labelled scans", len(maps), len(train))
     scans = read_labelled_scans(train)
     loss = SegmenterLoss() if init is None else GOING_ON
-    task = SegmenterTask(maps, scans, read_labelled_scans(val), where, config, loss=loss)
+    task = SegmenterTask(maps, scans, read_labelled_scans(val), torch_device, config, loss=loss)
     if init is not None:
         read_bundle(init).fill(task.net, "segmenter")
     net = fit(task, config, runs_folder(out, "segmenter"))
     assert isinstance(net, Segmenter)
-    meet_volumes(net, scans[:: max(1, len(scans) // CALIBRATED_SCANS)], where)
+    meet_volumes(net, scans[:: max(1, len(scans) // CALIBRATED_SCANS)], torch_device)
     trained = {"label_maps": len(maps)} | trained_on(train, config)
     return write_part(
         copy_bundle(bundle, out), "segmenter", half(net), segmenter_part(SEGMENTER), trained

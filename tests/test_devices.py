@@ -315,7 +315,9 @@ def test_what_training_does_beside_its_loss(far):
         meet_volumes(task.net.eval(), task.scans, where, rounds=2)
         return task.net.conv_out.bias.detach()
 
-    same(shifted(far), shifted(CPU))
+    # A voxel more or less, of the four hundred of a class, moves its shift by 0.8 / 400.
+    expected = shifted(CPU)
+    assert (shifted(far).cpu() - expected).abs().max() < 0.01 < expected.abs().max()
 
 
 def test_number_type_is_what_a_convolution_computes_in(monkeypatch, device):

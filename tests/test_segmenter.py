@@ -22,7 +22,7 @@ from cfgen.data.parcellation import (
 )
 from cfgen.data.regions import table
 from cfgen.data.volume import Grid, Volume
-from cfgen.measure.segmenter import Posteriors, _on_scan, _volumes, posteriors, scaled
+from cfgen.measure.segmenter import Posteriors, _on_scan, _volumes, posteriors
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
 from cfgen.train.painting import (
@@ -243,13 +243,15 @@ class Threshold(torch.nn.Module):
 
 def test_scores_are_shifted_until_volumes_are_met():
     """The labels' thresholds are 0.4 and 0.7: each volume is met to a slice."""
-    ramp = torch.linspace(0, 1, 40)[:, None, None].expand(40, 8, 8).contiguous()
-    labels = torch.zeros(40, 8, 8, dtype=torch.uint8)
+    ramp = torch.linspace(0, 1, 40)[:, None, None].expand(40, 48, 48).contiguous()
+    labels = torch.zeros(40, 48, 48, dtype=torch.uint8)
     labels[ramp > 0.4] = NAMES.index("cerebral_wm")
     labels[ramp > 0.7] = NAMES.index("thalamus")
     net = Threshold()
-    meet_volumes(net, [LabelledScan(ramp, labels, labels * 0, 2.0)], torch.device("cpu"), rounds=30)
-    found = net(scaled(ramp)[None, None])[0][0].argmax(0)
+    cpu = torch.device("cpu")
+    meet_volumes(net, [LabelledScan(ramp, labels, labels * 0, 2.0)], cpu, rounds=30)
+    seen = posteriors(net, Volume(ramp.numpy(), np.diag([2.0, 2, 2, 1])), cpu)
+    found = seen.classes.argmax(0)
     for name in ("cerebral_wm", "thalamus"):
         expected = int((labels == NAMES.index(name)).sum())
         assert int((found == NAMES.index(name)).sum()) == pytest.approx(expected, rel=0.1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cfgen.config import SEGMENTER_FIT
 from cfgen.data.parcellation import (
     LEFT,
     NAMES,
@@ -22,6 +23,8 @@ from cfgen.data.parcellation import (
 )
 from cfgen.data.regions import table
 from cfgen.data.volume import Grid, Volume
+from cfgen.errors import ManifestError
+from cfgen.jobs.train_segmenter import train_segmenter
 from cfgen.measure.segmenter import Posteriors, _on_scan, _volumes, posteriors
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
@@ -255,6 +258,18 @@ def test_scores_are_shifted_until_volumes_are_met():
     for name in ("cerebral_wm", "thalamus"):
         expected = int((labels == NAMES.index(name)).sum())
         assert int((found == NAMES.index(name)).sum()) == pytest.approx(expected, rel=0.1)
+
+
+def test_figures_need_labelled_scans_that_are_kept_out(tmp_path, tiny_bundle):
+    for name in ("a", "a_labels", "b"):
+        (tmp_path / f"{name}.nii").touch()
+    manifest, new = tmp_path / "m.csv", tmp_path / "new"
+    manifest.write_text(
+        "subject,age,sex,split,image,labels\na,40,F,train,a.nii,a_labels.nii\nb,50,M,val,b.nii,\n"
+    )
+    with pytest.raises(ManifestError, match="no row with labels has split 'val'"):
+        train_segmenter(manifest, tmp_path, tiny_bundle.path, new, SEGMENTER_FIT, "cpu")
+    assert not new.exists()
 
 
 def test_a_mirrored_head_has_mirrored_regions():

@@ -16,6 +16,7 @@ from cfgen.config import FitConfig
 from cfgen.data.conditions import default_schema
 from cfgen.data.manifest import read_manifest
 from cfgen.device import pick_device
+from cfgen.errors import ManifestError
 from cfgen.measure.segmenter import segmenter_part
 from cfgen.nets.segmenter import Segmenter
 from cfgen.train.fit import fit
@@ -43,13 +44,20 @@ def train_segmenter(
 
     Rows of `manifest` without labels, or of another split than train, are not trained on; every
     fourth of the val split is for figures. `init` is a bundle whose segmenter the training goes on
-    from.
+    from. Raises ManifestError when no val row has labels.
     """
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     rows = read_manifest(manifest, default_schema())
     train = [r for r in rows if r.split == "train" and r.labels]
     val = [r for r in rows if r.split == "val" and r.labels][::4]
+    if not val:
+        raise ManifestError(
+            manifest,
+            "no row with labels has split 'val'",
+            "scans kept out of training, for figures",
+            "add a split column with train and val",
+        )
     maps = read_label_maps(label_maps)
     log.info("segmenter: %d label maps, %d labelled scans", len(maps), len(train))
     scans = read_labelled_scans(train)

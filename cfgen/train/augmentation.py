@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfgen.space.sampling import sample
+from cfgen.train.draws import chance, normal
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,6 @@ class Augmentation:
 AUGMENTATION = Augmentation()
 
 
-def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator)
-
-
-def _chance(generator: torch.Generator, probability: float) -> bool:
-    return bool(torch.rand(1, generator=generator) < probability)
-
-
 def mirror(image: Tensor) -> Tensor:
     """Left and right exchanged: axis 0 of a model grid, which is RAS and centred on x = 0."""
     return image.flip(-3)
@@ -61,10 +54,10 @@ def random_view(
     image: Tensor, crop: tuple[int, int, int], generator: torch.Generator, options: Augmentation
 ) -> Tensor:
     """A crop of a mirrored and warped (D, H, W) image; trilinear where it is warped."""
-    if _chance(generator, options.mirror_probability):
+    if chance(generator, options.mirror_probability):
         image = mirror(image)
     start = crop_start(tuple(image.shape), crop, generator)
-    if not _chance(generator, options.warp_probability):
+    if not chance(generator, options.warp_probability):
         i, j, k = start
         return image[i : i + crop[0], j : j + crop[1], k : k + crop[2]]
     points = _warped_points(tuple(image.shape), start, crop, generator, options)
@@ -82,26 +75,26 @@ def _warped_points(
     axes = [torch.arange(c, dtype=torch.float32) + s for c, s in zip(crop, start, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     centre = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
-    angles = torch.deg2rad(options.rotation_degrees * _normal(generator, 3))
+    angles = torch.deg2rad(options.rotation_degrees * normal(generator, 3))
     skew = torch.zeros(3, 3)
     skew[0, 1], skew[0, 2], skew[1, 2] = angles
     rotation = torch.linalg.matrix_exp(skew - skew.T)
-    scales = torch.exp(options.log_scale * _normal(generator, 3))
+    scales = torch.exp(options.log_scale * normal(generator, 3))
     moved = (points - centre) @ (rotation * scales) + centre
-    moved = moved + options.shift_voxels * _normal(generator, 3)
-    control = options.elastic_voxels * _normal(generator, 1, 3, *[options.elastic_points] * 3)
+    moved = moved + options.shift_voxels * normal(generator, 3)
+    control = options.elastic_voxels * normal(generator, 1, 3, *[options.elastic_points] * 3)
     elastic = F.interpolate(control, size=crop, mode="trilinear", align_corners=True)
     return moved + elastic[0].permute(1, 2, 3, 0)
 
 
 def random_acquisition(image: Tensor, generator: torch.Generator, options: Augmentation) -> Tensor:
     """Contrast, brightness, bias field and noise; background (0) stays 0."""
-    bright = torch.exp(options.log_brightness * _normal(generator, 1))
-    gamma = torch.exp(options.log_gamma * _normal(generator, 1))
-    control = options.log_bias * _normal(generator, 1, 1, 4, 4, 4)
+    bright = torch.exp(options.log_brightness * normal(generator, 1))
+    gamma = torch.exp(options.log_gamma * normal(generator, 1))
+    control = options.log_bias * normal(generator, 1, 1, 4, 4, 4)
     bias = F.interpolate(control, size=image.shape[-3:], mode="trilinear", align_corners=True)
     out = image.clamp(min=0) ** gamma * bright * torch.exp(bias[0, 0])
-    if _chance(generator, options.noise_probability):
+    if chance(generator, options.noise_probability):
         level = options.noise * torch.rand(1, generator=generator) * 2
-        out = out + level * _normal(generator, *image.shape) * (image > 0)
+        out = out + level * normal(generator, *image.shape) * (image > 0)
     return out

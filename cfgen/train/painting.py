@@ -17,6 +17,7 @@ from torch import Tensor
 from cfgen.data.parcellation import LEFT, NOT_BRAIN, RIGHT, SETS
 from cfgen.measure.segmenter import scaled
 from cfgen.space.sampling import smoothed
+from cfgen.train.draws import chance, normal, uniform
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,6 @@ class Example:
     sides: Tensor
 
 
-def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return low + (high - low) * torch.rand(*shape, generator=generator)
-
-
-def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator)
-
-
-def _chance(generator: torch.Generator, probability: float) -> bool:
-    return bool(torch.rand(1, generator=generator) < probability)
-
-
 def random_points(
     centre: Tensor, voxels_a_step: float, generator: torch.Generator, options: Synthesis
 ) -> tuple[Tensor, bool]:
@@ -88,19 +77,19 @@ def random_points(
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     skew = torch.zeros(3, 3)
     skew[0, 1], skew[0, 2], skew[1, 2] = torch.deg2rad(
-        options.rotation_degrees * _normal(generator, 3)
+        options.rotation_degrees * normal(generator, 3)
     )
     matrix = torch.linalg.matrix_exp(skew - skew.T) * torch.exp(
-        options.log_scale * _normal(generator, 3)
+        options.log_scale * normal(generator, 3)
     )
-    matrix = matrix + options.shear * _normal(generator, 3, 3)
-    mirrored = _chance(generator, options.mirror_probability)
+    matrix = matrix + options.shear * normal(generator, 3, 3)
+    mirrored = chance(generator, options.mirror_probability)
     if mirrored:
         matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0])) @ matrix
-    control = options.elastic_voxels * _normal(generator, 1, 3, *[options.elastic_points] * 3)
+    control = options.elastic_voxels * normal(generator, 1, 3, *[options.elastic_points] * 3)
     elastic = F.interpolate(control, size=options.crop, mode="trilinear", align_corners=True)
     moved = points @ matrix.T + elastic[0].permute(1, 2, 3, 0)
-    moved = moved + options.shift_voxels * _normal(generator, 3).clamp(-2, 2)
+    moved = moved + options.shift_voxels * normal(generator, 3).clamp(-2, 2)
     return moved * voxels_a_step + centre, mirrored
 
 
@@ -116,12 +105,12 @@ def nearest(volume: Tensor, points: Tensor) -> Tensor:
 
 def paint(tissues: Tensor, count: int, generator: torch.Generator, options: Synthesis) -> Tensor:
     """An image of a map of tissue numbers (0 is air): a Gaussian mixture, one component each."""
-    means = _uniform(generator, 0.05, 1.0, count)
-    spreads = _uniform(generator, 0.0, options.tissue_noise, count)
-    if _chance(generator, 0.7):
+    means = uniform(generator, 0.05, 1.0, count)
+    spreads = uniform(generator, 0.0, options.tissue_noise, count)
+    if chance(generator, 0.7):
         means[0] = spreads[0] = 0.0
     at = tissues.long()
-    return means[at] + spreads[at] * _normal(generator, *tissues.shape)
+    return means[at] + spreads[at] * normal(generator, *tissues.shape)
 
 
 def swap_sides(sides: Tensor) -> Tensor:
@@ -142,19 +131,19 @@ def strip(image: Tensor, sets: Tensor, generator: torch.Generator) -> tuple[Tens
 
 def acquire(image: Tensor, generator: torch.Generator, options: Synthesis) -> Tensor:
     """Bias, blur or thick slices, noise, gamma, and the scaling of `scaled`."""
-    control = options.log_bias * _normal(generator, 1, 1, 4, 4, 4)
+    control = options.log_bias * normal(generator, 1, 1, 4, 4, 4)
     bias = F.interpolate(control, size=image.shape, mode="trilinear", align_corners=True)[0, 0]
     image = image * torch.exp(bias)
-    if _chance(generator, options.thick_probability):
+    if chance(generator, options.thick_probability):
         axis = int(torch.randint(3, (1,), generator=generator))
-        image = _thick(image, axis, float(_uniform(generator, 1.2, options.thickest_voxels, 1)))
+        image = _thick(image, axis, float(uniform(generator, 1.2, options.thickest_voxels, 1)))
     else:
-        sigma = float(_uniform(generator, 0.0, options.blur_voxels, 1))
+        sigma = float(uniform(generator, 0.0, options.blur_voxels, 1))
         image = smoothed(image, sigma, 2) if sigma > 0.1 else image
-    noise = float(_uniform(generator, 0.0, options.image_noise, 1))
-    image = image + noise * _normal(generator, *image.shape)
+    noise = float(uniform(generator, 0.0, options.image_noise, 1))
+    image = image + noise * normal(generator, *image.shape)
     image = scaled(image)
-    return image ** torch.exp(options.log_gamma * _normal(generator, 1))
+    return image ** torch.exp(options.log_gamma * normal(generator, 1))
 
 
 def _thick(image: Tensor, axis: int, thickness: float) -> Tensor:

@@ -69,5 +69,6 @@ def bundle_page(info: dict[str, Any]) -> list[RenderableType]:
         table("Data", ("", ""), ((k, str(v)) for k, v in bundle["data"].items())),
     ]
     if bundle["card_text"]:
-        page += ["", table("Training card", ("", "lowest to highest"), bundle["card_text"].items())]
+        ranges = ((span, words) for words, span in bundle["card_text"].items())
+        page += ["", table("Training card", ("lowest to highest", "in training"), ranges)]
     return page

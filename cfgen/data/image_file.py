@@ -103,7 +103,10 @@ def image_stream(path: Path) -> Iterator[BinaryIO]:
     try:
         if path.is_dir():
             raise ImageError(
-                path, "is a folder", "one .nii, .nii.gz or .mgz image", "convert DICOM by dcm2niix"
+                path,
+                "is a folder",
+                "one .nii, .nii.gz or .mgz image",
+                "give a BIDS folder as --manifest; convert DICOM by dcm2niix",
             )
         file = path.open("rb")
     except (OSError, ValueError) as error:

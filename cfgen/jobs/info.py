@@ -46,7 +46,9 @@ def describe_json(path: Path) -> dict[str, Any]:
             "parts": {name: _part(bundle, name) for name in bundle.parts},
             "data": bundle.data,
             "card": bundle.card,
-            "card_text": {words[k]: f"{a:.3g} to {b:.3g}" for k, (a, b) in bundle.card.items()},
+            "card_text": {
+                words[k]: f"{_short(a)} to {_short(b)}" for k, (a, b) in bundle.card.items()
+            },
         },
     }
 
@@ -96,6 +98,11 @@ def describe(path: Path) -> str:
         lines.append("  training card, lowest and highest in training:")
         lines += [f"    {words}: {text}" for words, text in bundle["card_text"].items()]
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """Three digits, and never an exponent for millilitres."""
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _seen(variable: Variable) -> str:

@@ -83,7 +83,8 @@ class Volume:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, as hexadecimal text. Raises ImageError."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise absent(path, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from cfgen.bundle import Bundle, copy_bundle, net_config, new_bundle, read_bundl
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DEFAULT_GRID, GRIDS, Preprocess
 from cfgen.data.conditions import Schema, default_schema
+from cfgen.data.volume import file_sha256
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig
 from cfgen.errors import BundleError, UsageError
 from cfgen.jobs.monai_files import Network, read_arguments, read_state
@@ -50,9 +50,7 @@ class Imported:
     @property
     def origin(self) -> dict[str, Any]:
         """Where the weights are from, for bundle.json."""
-        with self.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"imported": self.path.name, "imported_sha256": sha256}
+        return {"imported": self.path.name, "imported_sha256": file_sha256(self.path)}
 
 
 def import_weights(

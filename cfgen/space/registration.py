@@ -7,7 +7,8 @@ runs in its reproducible mode: the same images give the same transform, bit for 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,19 +39,22 @@ def _to_ants(data: np.ndarray, grid: Grid) -> Any:
     )
 
 
+@contextmanager
+def _transforms(kind: str, fixed: Any, moving: Any) -> Iterator[list[str]]:
+    """Files of the transforms that a SyN registration of a kind found, there for the block."""
+    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
+        result = _ants().registration(
+            fixed, moving, f"antsRegistrationSyNQuickRepro[{kind}]", outprefix=f"{folder}/"
+        )
+        yield result["fwdtransforms"]
+
+
 def affine_register(
     fixed: np.ndarray, fixed_grid: Grid, moving: np.ndarray, moving_grid: Grid
 ) -> np.ndarray:
     """The affine (4, 4) that takes the fixed image's world to the moving image's, RAS+ mm."""
-    ants = _ants()
-    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
-        result = ants.registration(
-            _to_ants(fixed, fixed_grid),
-            _to_ants(moving, moving_grid),
-            "antsRegistrationSyNQuickRepro[a]",
-            outprefix=f"{folder}/",
-        )
-        transform = ants.read_transform(result["fwdtransforms"][-1])
+    with _transforms("a", _to_ants(fixed, fixed_grid), _to_ants(moving, moving_grid)) as files:
+        transform = _ants().read_transform(files[-1])
     linear = np.array(transform.parameters[:9]).reshape(3, 3)
     center = np.array(transform.fixed_parameters)
     matrix = np.eye(4)
@@ -69,17 +73,8 @@ def deform(
     """Bring `images` (on the moving grid) onto the fixed grid by affine and SyN registration."""
     ants = _ants()
     reference = _to_ants(fixed, fixed_grid)
-    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
-        result = ants.registration(
-            reference,
-            _to_ants(moving, moving_grid),
-            "antsRegistrationSyNQuickRepro[s]",
-            outprefix=f"{folder}/",
-        )
-        warped = [
-            ants.apply_transforms(reference, _to_ants(i, moving_grid), result["fwdtransforms"])
-            for i in images
-        ]
+    with _transforms("s", reference, _to_ants(moving, moving_grid)) as files:
+        warped = [ants.apply_transforms(reference, _to_ants(i, moving_grid), files) for i in images]
     return [np.asarray(image.numpy()) for image in warped]
 
 
@@ -89,15 +84,8 @@ def displacement(
     """SyN without affine: mm (*fixed shape, 3) in RAS from a fixed point to its moving point."""
     import nibabel as nib
 
-    ants = _ants()
-    with tempfile.TemporaryDirectory(prefix="cfgen-") as folder:
-        result = ants.registration(
-            _to_ants(fixed, fixed_grid),
-            _to_ants(moving, moving_grid),
-            "antsRegistrationSyNQuickRepro[so]",
-            outprefix=f"{folder}/",
-        )
-        field = next(f for f in result["fwdtransforms"] if f.endswith(".nii.gz"))
+    with _transforms("so", _to_ants(fixed, fixed_grid), _to_ants(moving, moving_grid)) as files:
+        field = next(f for f in files if f.endswith(".nii.gz"))
         shift = np.asarray(nib.load(field).dataobj, np.float32)
     # ITK stores vectors in LPS, on a fifth axis.
     return shift.reshape(*fixed.shape, 3) * np.array([-1, -1, 1], np.float32)

@@ -547,7 +547,10 @@ def test_the_list_opens_sorts_and_filters(browser, tmp_path):
     browser.errors.clear()
     browser.loads.clear()
     browser.open(tmp_path / "index.html")
-    # Only what is near the window has been loaded.
+    # Only what is near the window is loaded, and that may come after the page's own end.
+    browser.wait(
+        "[...document.querySelectorAll('.list img')].filter(i => i.naturalHeight).length > 5"
+    )
     loaded = [a for a in browser.loads if a.endswith(".jpg")]
     assert 5 < len(loaded) < 100
     assert browser.run("document.querySelector('.list img').naturalHeight") == 96

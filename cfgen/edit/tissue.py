@@ -1,0 +1,192 @@
+"""Moved tissue: regions of the subject's own brain brought to their counterfactual volumes.
+
+PCGM's causal half says how large each region is to be (`causal/scm.py`); here the segmenter's maps,
+sharpened by the scan's intensities, are grown and shrunk to that (`space/flow.py`), and one field
+moves the image, the maps and whatever else lies on the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from cfgen.data.grid import Grid
+from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.volume import Volume
+from cfgen.errors import ImageError
+from cfgen.measure.background import levelled
+from cfgen.measure.fractions import TISSUES, brightness, refined, tissue_of
+from cfgen.measure.segmenter import Posteriors
+from cfgen.measure.volumes import FLUID
+from cfgen.scan.moved import Movement
+from cfgen.space.flow import Flow, grow
+from cfgen.space.grids import crop_box, crop_grid, largest_component, resample
+from cfgen.space.sampling import sample, smoothed
+from cfgen.space.warp import voxels
+
+# Maps of probabilities are blurred at their borders; this power of them moves what is surely there.
+SHARPNESS = 2.0
+# A stripped brain has no fluid around it: this many voxels outside its mask stand for it.
+SHELL_VOXELS = 2
+# Fluid that grows is shared out by contact with grey matter, within this distance and by this part.
+SHARED_WITHIN_MM = 16.0
+SHARED = 0.5
+# A region that stays further than this from its volume, as a logarithm, can't be moved there.
+MISSED = 0.02
+
+
+# Numbers of the brain's structures.
+_BRAIN = range(BRAIN_FROM, len(STRUCTURES))
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """A brain as maps: `maps` (C, D, H, W) of the regions `keys`, each a structure and a side, and
+    `fluid` (D, H, W) around the brain; they add up to 1 in the `cavity` (D, H, W) bool. `image`
+    (D, H, W) is the scan on their grid."""
+
+    maps: Tensor
+    keys: tuple[tuple[str, str], ...]
+    fluid: Tensor
+    cavity: Tensor
+    image: Tensor
+    grid: Grid
+
+    def of(self, tissue: str) -> Tensor:
+        """The fraction (D, H, W) of one of `TISSUES`, ventricles being fluid."""
+        names = [STRUCTURES[n].name for n in _BRAIN if TISSUES[tissue_of(n)] == tissue]
+        part = self.maps[[i for i, (name, _) in enumerate(self.keys) if name in names]].sum(0)
+        return part + self.fluid if tissue == "fluid" else part
+
+
+def tissue_maps(
+    scan: Volume, posteriors: Posteriors, mask: np.ndarray, *, stripped: bool
+) -> Tissue:
+    """The maps of a scan with its brain `mask` (I, J, K); a shell of fluid lies around one that is
+    `stripped`."""
+    native = resample(mask.astype(np.float32), scan.grid, posteriors.grid) > 0.5
+    skull = np.asarray(ndimage.binary_fill_holes(largest_component(native)))
+    shell = ndimage.binary_dilation(skull, iterations=SHELL_VOXELS) if stripped else skull
+    box = crop_box(shell, margin=2)
+    grid = crop_grid(posteriors.grid, box)
+    image = torch.from_numpy(resample(levelled(scan.data), scan.grid, grid))
+    inside = torch.from_numpy(np.ascontiguousarray(skull[box]))
+    cavity = torch.from_numpy(np.ascontiguousarray(shell[box]))
+    left = posteriors.left[(..., *box)].contiguous()
+    classes = posteriors.classes[(..., *box)].contiguous()
+    p = refined(classes, image, inside, grid.spacing[0]) ** SHARPNESS
+    p = p / p.sum(0).clamp(min=1e-9) * inside
+    maps: list[Tensor] = []
+    keys: list[tuple[str, str]] = []
+    for n, part in zip(_BRAIN, p, strict=True):
+        structure = STRUCTURES[n]
+        if structure.name == "csf":
+            continue
+        sides = {"both": part}
+        if structure.left != structure.right:
+            sides = {"left": part * left, "right": part * (1 - left)}
+        maps += sides.values()
+        keys += [(structure.name, side) for side in sides]
+    stacked = torch.stack(maps)
+    # What no map claims inside the mask is fluid, and so is the shell.
+    fluid = (1 - stacked.sum(0)).clamp(min=0) * cavity
+    return Tissue(stacked, tuple(keys), fluid, cavity, image, grid)
+
+
+def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
+    """Every region grown by `changes`, logarithms of volumes by structure; what is not named keeps
+    its volume, and the fluid around the brain makes room.
+
+    Raises ImageError when a region can't be brought to its volume: how far it got is said.
+    """
+    volumes = tissue.maps.sum((1, 2, 3), dtype=torch.float64).numpy()
+    due = np.array([changes.get(name, 0.0) for name, _ in tissue.keys])
+    targets = volumes * np.exp(due)
+    spacing = tissue.grid.spacing[0]
+    flow = grow(tissue.maps, tissue.fluid, targets, tissue.cavity, spacing)
+    off = np.abs(np.log(flow.reached / targets))
+    if off.max(initial=0.0) > MISSED:
+        raise _missed(tissue, due, np.log(flow.reached / volumes), int(off.argmax()))
+    return Moved(flow, _movement(tissue, flow.displacement))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The `flow` of the maps, in voxels of the tissue's grid, and what it does to the scan."""
+
+    flow: Flow
+    movement: Movement
+
+
+def _movement(tissue: Tissue, displacement: Tensor) -> Movement:
+    spacing = tissue.grid.spacing[0]
+    fractions = torch.stack([tissue.of(t) for t in TISSUES])
+    means = brightness(fractions, tissue.image, tissue.cavity, spacing)
+    at = voxels(tissue.cavity.shape) + displacement.permute(1, 2, 3, 0)
+    darker = means[TISSUES.index("fluid")] - means[TISSUES.index("grey")]
+    return Movement(
+        displacement * spacing,
+        _shared_out(tissue, at) * darker,
+        _purified(tissue, at),
+        means[TISSUES.index("fluid")],
+        tissue.of("white"),
+        tissue.grid,
+    )
+
+
+def _purified(tissue: Tissue, at: Tensor) -> Tensor:
+    """The part (D, H, W) of the moved brightness that gives way to fluid in ventricles.
+
+    Tissue in a voxel that is mostly fluid does not grow with it: where a voxel grew by G, what sets
+    it apart from fluid is a G-th of what it was. `at` (D, H, W, 3) is where voxels come from.
+    """
+    ventricles = [i for i, (name, _) in enumerate(tissue.keys) if name in FLUID]
+    there = sample(tissue.maps[ventricles].sum(0, keepdim=True), at)[0]
+    jacobian = torch.stack([torch.stack(torch.gradient(part)) for part in at.unbind(-1)])
+    shrunk = torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)).clamp(0, 1)
+    return there * (1 - shrunk) * tissue.cavity
+
+
+def _missed(tissue: Tissue, due: np.ndarray, got: np.ndarray, worst: int) -> ImageError:
+    name, side = tissue.keys[worst]
+    where = name if side == "both" else f"{side} {name}"
+    return ImageError(
+        where,
+        f"its volume came to {100 * np.expm1(got[worst]):+.1f} %",
+        f"{100 * np.expm1(due[worst]):+.1f} %, which does not fit beside what surrounds it",
+        "ask for a smaller change",
+    )
+
+
+def _shared_out(tissue: Tissue, at: Tensor) -> Tensor:
+    """The fraction of fluid (D, H, W) to add where sulci open and to take elsewhere: what the flow
+    gave to fluid around the brain, shared out in a neighbourhood by how much it touches grey
+    matter. `at` (D, H, W, 3) is where voxels come from.
+
+    The flow opens the outer border first, and a sulcus that fills less than a voxel only stretches.
+    """
+    sd = SHARED_WITHIN_MM / tissue.grid.spacing[0]
+    inside, grey = tissue.cavity.float(), tissue.of("grey")
+    moved_grey, moved_fluid = sample(torch.stack([grey, tissue.fluid]), at) * inside
+    given = (moved_fluid - tissue.fluid) * inside
+    touch = moved_grey * (moved_fluid + _neighbours(moved_fluid))
+    share = smoothed(given, sd) / smoothed(touch, sd).clamp(min=1e-3)
+    due = torch.minimum(torch.maximum(touch * share, -moved_fluid), moved_grey)
+    return SHARED * (due - given) * (smoothed(grey, 1.0) > 0.05)
+
+
+def _neighbours(volume: Tensor) -> Tensor:
+    """The mean (D, H, W) of the six face neighbours, nothing being outside."""
+    kernel = torch.zeros(1, 1, 3, 3, 3)
+    for axis in range(3):
+        for step in (0, 2):
+            place = [1, 1, 1]
+            place[axis] = step
+            kernel[(0, 0, *place)] = 1 / 6
+    return F.conv3d(volume[None, None], kernel.to(volume), padding=1)[0, 0]

@@ -1,0 +1,122 @@
+"""The scan's own voxels, moved: one interpolation of the native scan, noise left where it was.
+
+Noise belongs to the scanner. What an edge-preserving smoother keeps is pulled along, and the rest
+stays in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from cfgen.data.volume import Grid, Volume
+from cfgen.measure.background import empty_voxels, levelled
+from cfgen.space.grids import crop_box, crop_grid
+from cfgen.space.sampling import sample
+
+# A structure of less contrast than so many SD of the noise is taken for noise.
+NOISE_SD = 3.0
+# Native voxels are moved in slabs, so that memory stays small at 0.7 mm.
+SLAB_VOXELS = 1_000_000
+# Below this displacement (mm) a voxel keeps its value.
+STILL_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How tissue moved, on a `grid`: what is at x afterwards was at x + `displacement` (3, D, H, W)
+    mm in RAS. Maps (D, H, W): `added` is brightness on top; of the moved brightness the part
+    `purified` gives way to that of `fluid`; `white` says where the scan has white matter, by which
+    the noise is measured."""
+
+    displacement: Tensor
+    added: Tensor
+    purified: Tensor
+    fluid: Tensor
+    white: Tensor
+    grid: Grid
+
+
+def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool) -> np.ndarray:
+    """The scan (I, J, K) float32 with its tissue moved inside `mask` (I, J, K), the same outside.
+
+    With `keep_noise` what is noise by `noise_sd` stays in place.
+    """
+    margin = max(4, round(8 / min(scan.grid.spacing)))
+    box = crop_box(mask, margin)
+    data = levelled(scan.data)[box]
+    smooth = data
+    if keep_noise:
+        smooth = without_noise(data, noise_sd(scan, mask, movement))
+    splines = ndimage.spline_filter(smooth, order=3, output=np.float32)
+    out = scan.data.astype(np.float32)
+    inside, view = mask[box], out[box]
+    grid = crop_grid(scan.grid, box)
+
+    def work(slab: slice) -> None:
+        index = np.argwhere(inside[slab])
+        index[:, 0] += slab.start
+        offset, added, purified, fluid = _on_native(index, grid, movement)
+        moved = np.linalg.norm(offset * grid.spacing, axis=1) > STILL_MM
+        index, at = index[moved], (index[moved] + offset[moved]).T
+        pulled = ndimage.map_coordinates(splines, at, order=3, prefilter=False, mode="nearest")
+        pulled += purified[moved] * (fluid[moved] - pulled) + added[moved]
+        where = tuple(index.T)
+        view[where] += pulled - smooth[where]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, _slabs(inside.shape)))
+    empty = empty_voxels(scan.data)
+    kept = ~mask if empty is None else ~mask | empty
+    # No new negative intensities, unless the scan has them.
+    low = min(float(scan.data.min(where=~kept, initial=0.0)), 0.0)
+    return np.where(kept, scan.data, np.maximum(out, low)).astype(np.float32)
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    depth = max(1, SLAB_VOXELS // int(np.prod(shape[1:])))
+    for start in range(0, shape[0], depth):
+        yield slice(start, min(start + depth, shape[0]))
+
+
+def _on_native(index: np.ndarray, native: Grid, movement: Movement) -> tuple[np.ndarray, ...]:
+    """Displacement (N, 3) in native voxels, and the maps (N,), at native voxels (N, 3)."""
+    to_grid = np.linalg.inv(movement.grid.affine) @ native.affine
+    at = torch.from_numpy(index @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
+    maps = torch.stack([movement.added, movement.purified, movement.fluid])
+    values = sample(torch.cat([movement.displacement, maps]), at, "zeros").numpy()
+    return values[:3].T @ np.linalg.inv(native.affine[:3, :3]).T, *values[3:]
+
+
+def noise_sd(scan: Volume, mask: np.ndarray, movement: Movement) -> float:
+    """SD of the noise: of white matter's voxels about the mean of their 3 x 3 x 3 neighbours."""
+    to_grid = np.linalg.inv(movement.grid.affine) @ scan.grid.affine
+    # A million voxels say it as well as all.
+    some = np.argwhere(mask)[:: max(1, int(mask.sum()) // 1_000_000)]
+    at = torch.from_numpy(some @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
+    white = some[(sample(movement.white[None], at)[0] > 0.9).numpy()]
+    if not len(white):
+        return 0.0
+    data = scan.data
+    rest = (data - ndimage.uniform_filter(data, 3))[tuple(white.T)]
+    # Of 27 voxels the mean holds one itself.
+    return float(1.4826 * np.median(np.abs(rest)) * (27 / 26) ** 0.5)
+
+
+def without_noise(data: np.ndarray, sd: float) -> np.ndarray:
+    """`data` (I, J, K) without what varies by less than `NOISE_SD` times the noise's SD: the guided
+    filter (He et al. 2013) of 3 x 3 x 3 voxels, which keeps edges."""
+    if sd == 0:
+        return data
+    mean = ndimage.uniform_filter(data, 3)
+    variance = np.maximum(ndimage.uniform_filter(data * data, 3) - mean * mean, 0)
+    slope = variance / (variance + (NOISE_SD * sd) ** 2)
+    offset = mean - slope * mean
+    smooth = ndimage.uniform_filter(slope, 3) * data + ndimage.uniform_filter(offset, 3)
+    return np.asarray(smooth, np.float32)

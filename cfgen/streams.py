@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     PICTURES = 24
     # Samples of one counterfactual.
     SAMPLES = 30
+    # Ratios of a person's rate to the cohort's (`causal/rates.py`).
+    RATES = 31
 
 
 def stream(

@@ -37,6 +37,9 @@ class Purpose(IntEnum):
     PICTURES = 24
     # Samples of one counterfactual.
     SAMPLES = 30
+    # The causal model: noise of categories that are observed, and people drawn again.
+    GUMBEL = 40
+    RESAMPLING = 41
 
 
 def stream(

@@ -39,6 +39,9 @@ class Purpose(IntEnum):
     SAMPLES = 30
     # Ratios of a person's rate to the cohort's (`causal/rates.py`).
     RATES = 31
+    # The causal model: noise of categories that are observed, and people drawn again.
+    GUMBEL = 40
+    RESAMPLING = 41
 
 
 def stream(

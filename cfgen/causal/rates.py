@@ -20,12 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
 
 import numpy as np
 
+from cfgen.config import Rates
+
 FILE = resources.files("cfgen.causal").joinpath("tables", "within_rates.csv")
-Rates = Literal["cohort", "within"]
 # What a ratio is shrunk to, and is where there is no measurement.
 TARGET = 1.0
 # What sidecars, pages and tables say.

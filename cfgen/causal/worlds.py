@@ -8,33 +8,25 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
+from scipy.stats import t as student
 
 from cfgen.causal.causal_graph import CausalGraph, Node
-from cfgen.causal.rates import Rates, change, draw
+from cfgen.causal.design import Columns
+from cfgen.causal.rates import change, draw
+from cfgen.causal.scm import Scm
+from cfgen.config import Rates
 from cfgen.data.schema import VOLUME_UNIT, Schema, Variable, number_text
 from cfgen.streams import Purpose, stream
 
 AGE = "age"
-# Shares of the intervals' ends.
-INTERVAL = (0.025, 0.975)
+# Of the intervals.
+CONFIDENCE = 0.95
 # Volumes this many times beyond those of training are taken for another unit or another organ.
 _BEYOND = 10.0
-# One entry a person (n,): float64, mm3 for volumes, text for discrete nodes.
-Columns = Mapping[str, np.ndarray]
-
-
-class Law(Protocol):
-    """What is asked of a causal model (`scm.py`)."""
-
-    @property
-    def graph(self) -> CausalGraph: ...
-
-    def counterfactual(self, observed: Columns, do: Columns) -> dict[str, np.ndarray]: ...
 
 
 def volume_names(graph: CausalGraph) -> list[str]:
@@ -64,7 +56,7 @@ def _variable(node: Node, known: Variable | None) -> Variable:
 
 
 def counterfactual(
-    law: Law,
+    scm: Scm,
     observed: Columns,
     do: Columns,
     rates: Rates,
@@ -76,37 +68,47 @@ def counterfactual(
     scaled in logarithms; what else is set has its effect at the new age as the law has it. Volumes
     that are set are as they are set. `ratios` as in `rates.change`.
     """
-    after = law.counterfactual(observed, do)
+    after = scm.counterfactual(observed, do)
     if rates == "cohort" or AGE not in do:
         return after
     held = {name: observed[name] for name in do if name != AGE}
-    aged = law.counterfactual(observed, {**held, AGE: do[AGE]})
-    moved = [name for name in volume_names(law.graph) if name not in do]
+    aged = scm.counterfactual(observed, {**held, AGE: do[AGE]})
+    moved = [name for name in volume_names(scm.graph) if name not in do]
     cohort = {name: np.log(aged[name] / observed[name]) for name in moved}
     own = change(cohort, rates, ratios)
     return after | {name: after[name] * np.exp(own[name] - cohort[name]) for name in moved}
 
 
 def interval(
-    members: Sequence[Law], observed: Columns, do: Columns, rates: Rates, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """Ends of the 95 % interval of every volume (mm3): quantiles over laws that were fitted on
-    bootstrap samples of the people of training, each with ratios of its own at rates 'within'.
+    scm: Scm, observed: Columns, do: Columns, rates: Rates, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Ends (n,) of the 95 % interval of every volume (mm3); none where the model has no ensemble.
 
-    It is what is not known of the law. A person's own noise is abducted anew under every law, so
-    that people who were measured wrongly are no surer. None without members.
+    The spread of ln V' over laws that were fitted to resampled people, each with ratios of its own
+    at rates 'within', by Student's t about the answer itself: an ensemble is too small to read
+    quantiles off. It is what is not known of the law. A person's noise is abducted anew under every
+    law.
     """
-    if not members:
-        return None
-    worlds = [
-        counterfactual(law, observed, do, rates, draw(stream(seed, Purpose.RATES, step=b)))
-        for b, law in enumerate(members)
-    ]
-    ends = {
-        name: np.quantile(np.stack([world[name] for world in worlds]), INTERVAL, axis=0)
-        for name in volume_names(members[0].graph)
-    }
-    return {n: low for n, (low, _) in ends.items()}, {n: high for n, (_, high) in ends.items()}
+    members = scm.ensemble()
+    if len(members) < 2:
+        return {}
+    # All members at once would be the size of a cohort times the ensemble.
+    centre = counterfactual(scm, observed, do, rates)
+    names = volume_names(scm.graph)
+    sums = {name: np.zeros((2, len(centre[name]))) for name in names}
+    for b, member in enumerate(members):
+        ratios = draw(stream(seed, Purpose.RATES, step=b))
+        world = counterfactual(member, observed, do, rates, ratios)
+        for name in names:
+            off = np.log(world[name] / centre[name])
+            sums[name] += np.stack([off, off**2])
+    n = len(members)
+    t = float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
+    ends = {}
+    for name, (first, second) in sums.items():
+        sd = np.sqrt(np.maximum(second - first**2 / n, 0) / (n - 1))
+        ends[name] = (centre[name] * np.exp(-t * sd), centre[name] * np.exp(t * sd))
+    return ends
 
 
 def outside(graph: CausalGraph, columns: Columns, person: int) -> list[str]:

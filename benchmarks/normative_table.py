@@ -3,9 +3,9 @@
     python benchmarks/normative_table.py --data PATH/tables [--check]
 
 NiChart (https://github.com/CBICA/NiChart_Project) has centiles 5, 25, 50, 75 and 95 of DLMUSE
-volumes by year of age, 40 to 93 (men: 92), of cognitively normal people: of women, of men, of both, and of
-both at one head size. cfgen's structures are not all in it. Where NiChart has the structure itself,
-or a composite of the same voxels, that is taken. Else parts are added:
+volumes by year of age, 40 to 93 (men: 92), of cognitively normal people: of women, of men, of both,
+and of both at one head size. cfgen's structures are not all in it. Where NiChart has the structure
+itself, or a composite of the same voxels, that is taken. Else parts are added:
 
     q_p(sum) = sum_i q_50,i +- sqrt(d' R d),   d_i = |q_p,i - q_50,i|,
 
@@ -121,7 +121,9 @@ def read_people(data: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarr
     return volumes, age, male
 
 
-def correlations(people: dict[str, np.ndarray], features: np.ndarray, parts: list[str]) -> np.ndarray:
+def correlations(
+    people: dict[str, np.ndarray], features: np.ndarray, parts: list[str]
+) -> np.ndarray:
     """(parts, parts) of log volumes, given the features (n, F)."""
     logs = np.log(np.stack([np.maximum(people[p], 1.0) for p in parts], 1))
     rest = logs - features @ np.linalg.lstsq(features, logs, rcond=None)[0]
@@ -170,7 +172,9 @@ def write(made: dict[tuple[str, str], np.ndarray], path: Path) -> None:
                 writer.writerow([structure, kind, f"{age:g}", *(f"{v:.5g}" for v in row)])
 
 
-def check(made: dict[tuple[str, str], np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
+def check(
+    made: dict[tuple[str, str], np.ndarray], tables: dict[str, dict[str, np.ndarray]]
+) -> None:
     print("| composite of NiChart | kind | largest error of the added median | of 5 and 95 (%) |")
     print("|---|---|---|---|")
     for name in COMPOSITES:

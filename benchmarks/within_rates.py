@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ def _volumes(visits: Sequence[dict[str, str]]) -> dict[str, np.ndarray]:
     volumes |= {name: column(part) for name, part in WHOLE.items()}
     volumes["cortex"] = column("lhCortexVol") + column("rhCortexVol")
     volumes["grey"] = column("TotalGrayVol")
-    # All above the tentorium but ventricles, cortex and deep grey matter: no column of its own here.
+    # It has no column here: all above the tentorium but ventricles, cortex and deep grey matter.
     volumes["cerebral_wm"] = (
         column("SupraTentorialVolNotVent") - volumes["cortex"] - column("SubCortGrayVol")
     )
@@ -156,7 +155,9 @@ def fit(people: Sequence[Person], structure: str, covariate: Callable[[Person], 
     log_ratio = float(found.x[0])
     _, slope, variance, sigma2 = solve(log_ratio)
     tau = np.sqrt(np.exp(log_ratio) * sigma2)
-    return Fit(slope, float(np.sqrt(variance * sigma2)), float(np.sqrt(sigma2)), float(tau), len(parts))
+    return Fit(
+        slope, float(np.sqrt(variance * sigma2)), float(np.sqrt(sigma2)), float(tau), len(parts)
+    )
 
 
 def years(person: Person) -> np.ndarray:

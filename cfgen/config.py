@@ -42,8 +42,8 @@ PREPROCESS = Preprocess()
 Render = Literal["residual", "warp", "latent"]
 RENDER: Render = "residual"
 
-# Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age differ,
-# or how one person changes.
+# Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age
+# differ, or how one person changes.
 Rates = Literal["cohort", "within"]
 RATES: Rates = "cohort"
 

@@ -2,11 +2,11 @@
 
 The norms are NiChart's centiles of DLMUSE volumes (cognitively normal, 40 to 92 years, harmonised
 over many scanners), reduced to cfgen's structures by `benchmarks/normative_table.py`. With the
-volume inside the skull, the norm is the one at equal head size, which is what neuroradiology reports
-against: a big head has big ventricles. NiChart has it for both sexes together, between whom little
-is left once the head is as big. Without it the norm is of the same sex alone. A scan's own site and
-segmenter are in its centile: the step from one centile to another is surer than either, above all in
-cortex and white matter, where tools and scanners differ by a standard deviation.
+volume inside the skull, the norm is the one at equal head size, which is what neuroradiology
+reports against: a big head has big ventricles. NiChart has it for both sexes together, between whom
+little is left once the head is as big. Without it the norm is of the same sex alone. A scan's own
+site and segmenter are in its centile: the step from one centile to another is surer than either,
+above all in cortex and white matter, where tools and scanners differ by a standard deviation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 FILE = resources.files("cfgen.causal").joinpath("tables", "nichart_centiles.csv")
-SOURCE = "NiChart centiles of DLMUSE volumes, cognitively normal (CBICA, University of Pennsylvania)"
+SOURCE = (
+    "NiChart centiles of DLMUSE volumes, cognitively normal (CBICA, University of Pennsylvania)"
+)
 # Years at which the shipped table has rows.
 AGES = np.array([*range(40, 91, 5), 92], float)
 CENTILES = (5, 25, 50, 75, 95)
@@ -140,8 +142,8 @@ def compare(
 ) -> CentileRecord:
     """The centiles of a region before and after, and the line that says so.
 
-    Both hold the region's volume (mm3) under its name and `age` (years); `sex` and `tiv` (mm3) where
-    they are known. Peers have the age, sex and head size that are given beside each volume.
+    Both hold the region's volume (mm3) under its name and `age` (years); `sex` and `tiv` (mm3)
+    where they are known. Peers have the age, sex and head size that are given beside each volume.
     """
     sized = "tiv" in before and "tiv" in after
     standings = []
@@ -157,9 +159,7 @@ def compare(
         peers = "healthy people of the same age and sex"
     else:
         peers = "healthy people of the same age"
-    text = (
-        f"{spoken(region)} at {_text(factual)}; counterfactual at {_text(counterfactual)}"
-    )
+    text = f"{spoken(region)} at {_text(factual)}; counterfactual at {_text(counterfactual)}"
     return CentileRecord(region, factual, counterfactual, peers, text)
 
 

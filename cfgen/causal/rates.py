@@ -1,14 +1,14 @@
 """Two rates of ageing, named: how people of different age differ, and how one person changes.
 
 A model of volumes that was fitted on one scan a person knows the first alone ('cohort'): people of
-75 were born earlier, lived otherwise, and were well enough to come. The second ('within') is seen in
-people who were scanned again. In logarithms of the volume
+75 were born earlier, lived otherwise, and were well enough to come. The second ('within') is seen
+in people who were scanned again. In logarithms of the volume
 
     within change from age a to a' = rho_r x cohort change from a to a',
 
 so that the course over life is the cohort's and its size the person's. The ratios rho_r were fitted
-on OASIS-2 (69 people of 60 to 97 years without dementia, 2 to 5 visits) against NiChart's medians at
-the same ages, and shrunk towards 1 by their errors (`benchmarks/within_rates.py` has the model).
+on OASIS-2 (69 people of 60 to 97 years without dementia, 2 to 5 visits) against NiChart's medians
+at the same ages, and shrunk towards 1 by their errors (`benchmarks/within_rates.py` has the model).
 Where nothing was measured the ratio is 1. FreeSurfer's volumes have no lobes: each has the ratio of
 the whole cortex. Below 60 years the ratios are an assumption.
 """

@@ -36,8 +36,8 @@ def volume_names(graph: CausalGraph) -> list[str]:
 def settable(graph: CausalGraph, conditions: Schema) -> Schema:
     """The nodes as variables that options and tables may set: `--set hippocampus=-10%`.
 
-    Conditions that the bundle's schema knows keep their limits. A volume's limits are a tenth of the
-    smallest and ten times the largest of training, so that mL, 1000 times less, are told.
+    Conditions that the bundle's schema knows keep their limits. A volume's limits are a tenth of
+    the smallest and ten times the largest of training, so that mL, 1000 times less, are told.
     """
     known = {v.name: v for v in conditions.variables}
     return Schema(tuple(_variable(node, known.get(node.name)) for node in graph.nodes))
@@ -119,6 +119,8 @@ def outside(graph: CausalGraph, columns: Columns, person: int) -> list[str]:
             continue
         low, high = node.support
         x = float(columns[node.name][person])
+        if np.isnan(x):
+            continue
         # Written volumes have one decimal.
         slack = 0.05 if node.kind == "volume" else 0.0
         if not low - slack <= x <= high + slack:

@@ -1,14 +1,15 @@
 """People and the volumes of their brains from a table, in one of two layouts.
 
 Wide: a line a person, a column a structure (mm3). Long: what `cfgen segment --volumes` writes, a
-line a structure and side; sides are added up, and summed probabilities come before counts. Conditions
-(age, sex, ...) are columns of the table, or of a manifest beside it, matched by subject and session.
+line a structure and side; sides are added up, and summed probabilities come before counts.
+Conditions (age, sex, ...) are columns of the table, or of a manifest beside it, matched by subject
+and session.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,13 +46,18 @@ class Person:
 
 
 def read_people(
-    path: Path, schema: Schema, given: Values, manifest: Path | None = None
+    path: Path,
+    schema: Schema,
+    given: Values,
+    manifest: Path | None = None,
+    unknown: Collection[str] = (),
 ) -> list[Person]:
     """Everybody in a table, with a value for every variable of the schema.
 
-    `given` is taken where the table says nothing. Raises ManifestError, which lists every fault as
-    'file:line column ...': a region or condition that is not there, a cell without a value, or one
-    that is no number, of no known level, or in another unit.
+    `given` is taken where the table says nothing. Variables of `unknown` may have no value, or a
+    level that the schema does not know, in some lines or in all. Raises ManifestError, which lists
+    every fault as 'file:line column ...': a region or condition that is not there, a cell without a
+    value, or one that is no number, of no known level, or in another unit.
     """
     table = read_table(path)
     if table.column("structure"):
@@ -59,7 +65,8 @@ def read_people(
     faults: list[str] = []
     if manifest is not None:
         table = _joined(table, read_table(manifest), faults)
-    _refuse_absent(table, schema, given)
+    needed = Schema(tuple(v for v in schema.variables if v.name not in unknown))
+    _refuse_absent(table, needed, given)
     _warn_of_unknown(table, schema)
     reader = Reader(table, schema)
     people = []
@@ -70,10 +77,10 @@ def read_people(
             faults.append(f"{source} column subject: missing; expected an id")
         reading = reader.read(cells)
         values = dict(given) | reading.values
-        faults += [f"{source} {problem}" for problem in reading.problems.values()]
+        faults += [f"{source} {p}" for name, p in reading.problems.items() if name in needed.names]
         faults += [
             f"{source} column {name}: missing; expected {schema.variable(name).expected}"
-            for name in schema.missing(values)
+            for name in needed.missing(values)
             if name not in reading.problems
         ]
         people.append(Person(subject, _first(table, cells, _SESSION), values, source))
@@ -120,7 +127,10 @@ def _wide(table: Table) -> Table:
                     f"'{known[column]}' in another line of {person[0]}"
                 )
         volume = read_region_volume(table, line, cells)
-        if any((v.structure, v.side) == (volume.structure, volume.side) for v in volumes.get(person, [])):
+        if any(
+            (v.structure, v.side) == (volume.structure, volume.side)
+            for v in volumes.get(person, [])
+        ):
             faults.append(f"{table.path.name}:{line}: {volume.structure} of {person[0]} twice")
         volumes.setdefault(person, []).append(volume)
     _raise(table.path, faults)
@@ -177,11 +187,14 @@ def _refuse_absent(table: Table, schema: Schema, given: Values) -> None:
     for variable in absent:
         near = get_close_matches(variable.name, spare, 1)
         hints += [f"rename '{near[0]}' to '{variable.name}'?"] if near else []
-    if not hints and all(v.unit != VOLUME_UNIT for v in absent):
-        hints = [f"a --manifest that has it, or --from {absent[0].name}=... for everybody"]
+    if not hints:
+        told = f"say it by --from {absent[0].name}=... or in a --manifest, or go on without: "
+        hints = [f"{told if absent[0].unit != VOLUME_UNIT else 'go on without: '}"]
+        hints[0] += f"--unknown {absent[0].name}"
     raise ManifestError(
         table.path,
-        f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; found {', '.join(table.columns)}",
+        f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; "
+        f"found {', '.join(table.columns)}",
         f"a column each for {', '.join(schema.names)}",
         " ".join(hints),
     )
@@ -195,7 +208,9 @@ def _kinds(variables: Sequence[object]) -> str:
 
 def _warn_of_unknown(table: Table, schema: Schema) -> None:
     """A column that means nothing here is named: it may be misspelt."""
-    read = {column.name for name in schema.names for column in columns_of(name, table.columns, schema)}
+    read = {
+        column.name for name in schema.names for column in columns_of(name, table.columns, schema)
+    }
     known = {name.lower() for name in (*COLUMNS, *_SUBJECT, *_SESSION, *_MEASURED, *ANSWERS)}
     unknown = [
         c

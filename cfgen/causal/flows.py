@@ -42,6 +42,9 @@ class Flow:
     base: Linear
     net: zuko.flows.NSF
 
+    def on(self, base: Linear) -> Flow:
+        return Flow(base, self.net)
+
     def abduct(self, values: np.ndarray, parents: Columns) -> np.ndarray:
         e = self.base.abduct(values, parents)
         return self._apply(e, parents, inverse=False)[0]
@@ -84,9 +87,12 @@ def new_net(width: int, seed: int, name: str) -> zuko.flows.NSF:
     """A flow that is the identity, of contexts (width,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch_stream(seed, Purpose.WEIGHTS, name).initial_seed()))
-        net = zuko.flows.NSF(1, width, transforms=1, bins=BINS, hidden_features=HIDDEN, activation=nn.SiLU)
+        net = zuko.flows.NSF(
+            1, width, transforms=1, bins=BINS, hidden_features=HIDDEN, activation=nn.SiLU
+        )
     net = net.double()
-    last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    # zuko's layers are of its own class.
+    last = [m for m in net.modules() if hasattr(m, "weight")][-1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return net

@@ -259,7 +259,7 @@ def _from_gml(text: str, where: str) -> Sketch:
     if len(graphs) != 1:
         raise UsageError(where, f"{len(graphs)} graphs", "graph [ node [ id 1 label a ] ... ]")
     graph = graphs[0]
-    if dict((k, v) for k, v in graph if not isinstance(v, list)).get("directed") != "1":
+    if ("directed", "1") not in [pair for pair in graph if not isinstance(pair[1], list)]:
         raise UsageError(where, "is a graph without directions", "directed 1")
     labels: dict[str, str] = {}
     attributes: dict[str, dict[str, str]] = {}

@@ -23,6 +23,15 @@ LN_2PI = float(np.log(2 * np.pi))
 class Mechanism(Protocol):
     """Of a number or a volume: n values (n,), noise (n,), parents as columns."""
 
+    @property
+    def base(self) -> Linear:
+        """The linear law, also under a flow."""
+        ...
+
+    def on(self, base: Linear) -> Mechanism:
+        """The same over another linear law."""
+        ...
+
     def abduct(self, values: np.ndarray, parents: Columns) -> np.ndarray:
         """The noise under which these parents have these values."""
         ...
@@ -50,6 +59,13 @@ class Linear:
     gamma: np.ndarray
     sigma: float
     log: bool
+
+    @property
+    def base(self) -> Linear:
+        return self
+
+    def on(self, base: Linear) -> Linear:
+        return base
 
     def location(self, parents: Columns, people: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and spread (n,) of g(x)."""

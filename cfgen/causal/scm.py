@@ -1,8 +1,8 @@
-"""The structural causal model: a graph, a mechanism a node, and the three steps of a counterfactual.
+"""The structural causal model: a graph, a mechanism a node, and counterfactuals in three steps.
 
-Abduct: from what is observed, the noise of every node. Act: nodes that are set lose their parents.
-Predict: the same noise, node by node in the graph's order (Pearl 2009, section 7.1; Pawlowski et
-al. 2020). Volumes are mm3, ages years, arrays have one entry a person.
+Abduct: from what is observed, the noise of every node. Act: what is set loses its parents. Predict:
+the same noise, node by node in the graph's order (Pearl 2009, section 7.1; Pawlowski et al. 2020).
+Volumes are mm3, ages years, arrays have one entry a person.
 
 What is unknown of a person is '' for a category: the average over its levels acts. It is NaN for a
 volume: it has no answer itself, and acts through its median given its parents. A column that is
@@ -12,21 +12,21 @@ left out is unknown for everybody.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cfgen.bundle import Bundle, tuples
 from cfgen.causal.causal_graph import CausalGraph, Node
 from cfgen.causal.design import Columns, Design, Term
+from cfgen.causal.flows import Flow, context_width, net_arrays, net_of_arrays
 from cfgen.causal.mechanisms import Categorical, Linear, Mechanism
 from cfgen.config import SEED
 from cfgen.errors import UsageError
 from cfgen.streams import Purpose, stream
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PART = "scm"
 Mechanisms = Mapping[str, Mechanism | Categorical]
@@ -44,9 +44,7 @@ class Scm:
         """A model a member, each with the same graph."""
         return [Scm(self.graph, {**self.mechanisms, **member}) for member in self.members]
 
-    def abduct(
-        self, observed: Columns, seed: int = SEED, first: int = 0
-    ) -> dict[str, np.ndarray]:
+    def abduct(self, observed: Columns, seed: int = SEED, first: int = 0) -> dict[str, np.ndarray]:
         """The exogenous noise by node: (n,) of numbers and volumes, Gumbel noise (n, levels) of
         categories, NaN where a value is unknown.
 
@@ -110,8 +108,6 @@ class Scm:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the part `scm` of a bundle holds: tensors, and a configuration of plain JSON."""
-        import torch
-
         arrays: dict[str, np.ndarray] = {}
         entries: list[dict[str, Any]] = []
         for node in self.graph.nodes:
@@ -151,9 +147,7 @@ class Scm:
             for i, member in enumerate(members):
                 if "members.beta" in own:
                     law = {k: own[f"members.{k}"][i] for k in ("beta", "gamma", "sigma")}
-                    member[node.name] = _mechanism(
-                        entry["mechanism"], node, design, own | law
-                    )
+                    member[node.name] = _mechanism(entry["mechanism"], node, design, own | law)
         return Scm(CausalGraph(tuple(nodes)), mechanisms, tuple(members))
 
 
@@ -165,33 +159,17 @@ def load_scm(bundle: Bundle) -> Scm:
         return Scm.from_tensors(tensors, config)
 
 
-def linear_law(mechanism: Mechanism | Categorical) -> Linear | None:
-    """The linear law of a number or volume, also under a flow; None of a category."""
-    if isinstance(mechanism, Categorical):
-        return None
-    return mechanism if isinstance(mechanism, Linear) else mechanism.base  # type: ignore[attr-defined, no-any-return]
-
-
-def with_law(mechanism: Mechanism, law: Linear) -> Mechanism:
-    """A mechanism with another linear law under it."""
-    return law if isinstance(mechanism, Linear) else replace(mechanism, base=law)  # type: ignore[type-var]
-
-
 def _design(mechanism: Mechanism | Categorical) -> Design:
-    law = linear_law(mechanism)
-    return law.design if law is not None else mechanism.design  # type: ignore[union-attr]
+    return (mechanism if isinstance(mechanism, Categorical) else mechanism.base).design
 
 
 def _arrays(mechanism: Mechanism | Categorical) -> tuple[str, dict[str, np.ndarray]]:
     if isinstance(mechanism, Categorical):
         return "gumbel", {"logits": mechanism.logits}
-    law = linear_law(mechanism)
-    assert law is not None
+    law = mechanism.base
     own = {"beta": law.beta, "gamma": law.gamma, "sigma": np.array(law.sigma)}
     if mechanism is law:
         return "linear", own
-    from cfgen.causal.flows import Flow, net_arrays
-
     assert isinstance(mechanism, Flow)
     return "flow", own | {f"net.{k}": np.asarray(a) for k, a in net_arrays(mechanism.net).items()}
 
@@ -212,9 +190,6 @@ def _mechanism(
         return law
     if kind != "flow":
         raise ValueError(f"mechanism '{kind}'")
-    # zuko loads torch's distributions: only where there is a flow.
-    from cfgen.causal.flows import Flow, context_width, net_of_arrays
-
     net = {k.removeprefix("net."): a for k, a in own.items() if k.startswith("net.")}
     return Flow(law, net_of_arrays(context_width(design), net))
 

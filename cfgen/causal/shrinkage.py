@@ -167,14 +167,16 @@ def _spread_effects(z: np.ndarray, e: np.ndarray) -> np.ndarray:
 
     Fisher scoring of the Gaussian likelihood: the information of ln s is 2 a person.
     """
-    n, K = e.shape
+    K = e.shape[1]
     if z.shape[1] == 0:
         return np.zeros((K, 0))
     centred = z - z.mean(0)
     information = 2 * centred.T @ centred
     prior = np.eye(z.shape[1]) / SPREAD_PRIOR**2
 
-    def scored(squares: np.ndarray, start: np.ndarray, many: float, tight: np.ndarray) -> np.ndarray:
+    def scored(
+        squares: np.ndarray, start: np.ndarray, many: float, tight: np.ndarray
+    ) -> np.ndarray:
         gamma = start.copy()
         for _ in range(20):
             scaled = squares * np.exp(-2 * centred @ gamma)

@@ -6,17 +6,9 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cfgen.data.regions import FLUID
 from cfgen.data.table import Table
 from cfgen.errors import ManifestError
-
-# What is inside the skull and no tissue.
-FLUID = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
-)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ both are the same. alpha_i is taken out by contrasts within a person, tau and si
 (Laird & Ware 1982), rho by generalised least squares. With t in place of ln M the same fit gives
 the rate a year. Ratios are shrunk over structures by empirical Bayes:
 rho_r ~ N(1, omega^2), omega by the moments of DerSimonian & Laird (1986) about 1. `--check` prints
-the rates beside plain means of people's slopes, head size as a null check, and the ratios when a
-third of the people is left out.
+the rates beside plain means of people's slopes, head size as a null check, the ratios when a third
+of the people is left out, and how well they say the change of that third: squared error of the
+contrasts over that of the cohort's rate (a value below 1 is a gain), and over that of no change.
 """
 
 from __future__ import annotations
@@ -224,6 +225,28 @@ def write(people: Sequence[Person], path: Path) -> None:
         writer.writerows(rows)
 
 
+def squares(people: Sequence[Person], structure: str, ratio: float) -> float:
+    """Squared error of people's changes, said by a ratio."""
+    total = 0.0
+    for person in people:
+        if len(person.years) > 1:
+            c = contrasts(len(person.years))
+            said = ratio * (c @ cohort(structure)(person))
+            total += float(((c @ np.log(person.volumes[structure]) - said) ** 2).sum())
+    return total
+
+
+def held_out(people: Sequence[Person]) -> dict[str, tuple[float, float]]:
+    """Squared error of thirds that were left out, over that of the cohort's rate and of none."""
+    sums = {name: np.zeros(3) for name in STRUCTURES}
+    for k in range(3):
+        shrunk, _ = shrink(ratios([p for i, p in enumerate(people) if i % 3 != k]))
+        left = [p for i, p in enumerate(people) if i % 3 == k]
+        for name in STRUCTURES:
+            sums[name] += [squares(left, name, r) for r in (shrunk[name][0], 1.0, 0.0)]
+    return {name: (own / same, own / none) for name, (own, same, none) in sums.items()}
+
+
 def check(people: Sequence[Person]) -> None:
     print("| structure | mean of people's slopes, % a year | REML | sigma (%) | tau (%) |")
     print("|---|---|---|---|---|")
@@ -240,13 +263,15 @@ def check(people: Sequence[Person]) -> None:
     fits = ratios(people)
     shrunk, omega = shrink(fits)
     thirds = [ratios([p for i, p in enumerate(people) if i % 3 != k]) for k in range(3)]
-    print(f"\nomega {omega:.3f}\n\n| structure | ratio (SE) | shrunk (SD) | without a third |")
-    print("|---|---|---|---|")
+    gains = held_out(people)
+    print(f"\nomega {omega:.3f}\n")
+    print("| structure | ratio (SE) | shrunk (SD) | without a third | error / cohort's | / none |")
+    print("|---|---|---|---|---|---|")
     for name, f in fits.items():
         left = ", ".join(f"{t[name].value:.2f}" for t in thirds)
         print(
             f"| {name} | {f.value:.2f} ({f.se:.2f}) | {shrunk[name][0]:.2f} "
-            f"({shrunk[name][1]:.2f}) | {left} |"
+            f"({shrunk[name][1]:.2f}) | {left} | {gains[name][0]:.2f} | {gains[name][1]:.2f} |"
         )
 
 

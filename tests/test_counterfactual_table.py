@@ -244,6 +244,29 @@ def test_wide_and_long_tables_say_the_same(tmp_path):
     assert [p.subject for p in second] == ["001", "002"]
 
 
+def test_other_tools_names_are_read(tmp_path):
+    """DLMUSE's codes, by side; a cell that is missing or no number is the structure's fault."""
+    rows = []
+    for i in range(2):
+        half = {k: float(PEOPLE[k][i]) / 2 for k in SLOPES}
+        rows.append(
+            {"subject": f"00{i + 1}"}
+            | {k: PEOPLE[k][i] for k in ("age", "sex", "diagnosis")}
+            | {"47": half["hippocampus"], "48": half["hippocampus"], "35": 2e4, "4": 900}
+            | {"51": half["lateral_ventricle"] - 9, "52": half["lateral_ventricle"] + 9}
+            | {"702": PEOPLE["tiv"][i]}
+        )
+    people = read_people(write(tmp_path / "dlmuse.csv", rows), VARIABLES, {})
+    assert [p.values for p in people] == [
+        {k: v[i].item() for k, v in PEOPLE.items()} for i in range(2)
+    ]
+    rows[0] |= {"47": "n/a", "52": "many"}
+    with pytest.raises(ManifestError) as error:
+        read_people(write(tmp_path / "dlmuse.csv", rows), VARIABLES, {})
+    assert "dlmuse.csv:2 column hippocampus: missing" in str(error.value)
+    assert "column lateral_ventricle: 'many' is not a number" in str(error.value)
+
+
 def test_conditions_may_stand_in_a_manifest_or_be_said(tmp_path):
     volumes = [
         {"subject": f"00{i + 1}"}

@@ -11,7 +11,7 @@ import pytest
 from conftest import DATA
 
 from cfgen.causal.centiles import log_median
-from cfgen.causal.rates import TARGET, UNMEASURED, change, draw, within
+from cfgen.causal.rates import TARGET, UNMEASURED, change, draw, within, yearly
 
 OASIS = DATA / "tables" / "oasis" / "oasis2_freesurfer_longitudinal_185.csv"
 needs_oasis = pytest.mark.skipif(not OASIS.exists(), reason="OASIS-2 is not on this machine")
@@ -100,6 +100,13 @@ def test_people_change_otherwise_than_they_differ():
     assert within("lateral_ventricle").value == pytest.approx(1.1, abs=0.2)
     assert within("cortex").value < 1.1
     assert within("hippocampus").people == 69
+
+
+def test_a_year_is_said_as_it_was_measured():
+    found = yearly("lateral_ventricle")
+    assert (found.percent, found.se) == (pytest.approx(3.6, abs=0.3), pytest.approx(0.25, abs=0.05))
+    assert yearly("cortex_insula").measured_on == "cortex"
+    assert yearly("csf") is None
 
 
 def test_change_scales_in_logarithms():

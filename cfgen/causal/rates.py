@@ -49,13 +49,36 @@ class Ratio:
 UNMEASURED = Ratio(TARGET, None, 0)
 
 
+@dataclass(frozen=True)
+class Yearly:
+    """Change in one person, percent a year, of 60 to 97 year olds; `measured_on` is the structure
+    that stands for it."""
+
+    percent: float
+    se: float
+    measured_on: str
+
+
+@cache
+def _rows() -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(FILE.read_text(encoding="utf-8").splitlines())
+    return {row["structure"]: row for row in rows}
+
+
 @cache
 def _ratios() -> dict[str, Ratio]:
-    rows = csv.DictReader(FILE.read_text(encoding="utf-8").splitlines())
     return {
-        r["structure"]: Ratio(float(r["shrunk"]), float(r["shrunk_se"]), int(r["people"]))
-        for r in rows
+        name: Ratio(float(row["shrunk"]), float(row["shrunk_se"]), int(row["people"]))
+        for name, row in _rows().items()
     }
+
+
+def yearly(region: str) -> Yearly | None:
+    """What was measured in OASIS-2, not shrunk; None where nothing was."""
+    row = _rows().get(region)
+    if row is None:
+        return None
+    return Yearly(float(row["within_percent_a_year"]), float(row["within_se"]), row["measured_on"])
 
 
 def within(region: str) -> Ratio:

@@ -1,6 +1,7 @@
 """People and the volumes of their brains from a table, in one of two layouts.
 
-Wide: a line a person, a column a structure (mm3). Long: what `cfgen segment --volumes` writes, a
+Wide: a line a person, a column a structure (mm3), in cfgen's, DLMUSE's or FreeSurfer's names
+(`data/volume_columns.py`). Long: what `cfgen segment --volumes` writes, a
 line a structure and side; sides are added up, and summed probabilities come before counts.
 Conditions (age, sex, ...) are columns of the table, or of a manifest beside it, matched by subject
 and session.
@@ -17,8 +18,9 @@ from pathlib import Path
 from cfgen.data.columns import columns_of
 from cfgen.data.parcellation import NAMES
 from cfgen.data.readings import Reader
-from cfgen.data.schema import VOLUME_UNIT, Schema, Value, Values
+from cfgen.data.schema import NUMBER, VOLUME_UNIT, Schema, Value, Values
 from cfgen.data.table import COLUMNS, SHOWN, Table, read_table
+from cfgen.data.volume_columns import HEAD, recognise
 from cfgen.errors import ManifestError
 from cfgen.measure.volumes import RegionVolume, read_region_volume, sums
 
@@ -31,6 +33,8 @@ _LONG = ("structure", "side", "volume_mm3", "soft_volume_mm3")
 ANSWERS = ("world", "rates", "in_support", "outside_support")
 ENDINGS = ("_factual", "_low95", "_high95", "_centile")
 NOISE = "noise_"
+# Columns that a message names before it counts the rest: DLMUSE writes 260.
+_NAMED = 12
 # Volumes that cfgen measures, whether or not a model has them.
 _MEASURED = (*NAMES, "brain", "cortex", "tiv")
 
@@ -62,6 +66,7 @@ def read_people(
     table = read_table(path)
     if table.column("structure"):
         table = _wide(table)
+    table = _renamed(table)
     faults: list[str] = []
     if manifest is not None:
         table = _joined(table, read_table(manifest), faults)
@@ -142,6 +147,33 @@ def _wide(table: Table) -> Table:
     return Table(table.path, list(names), [(n, {c: t.get(c, "") for c in names}) for n, t in lines])
 
 
+def _renamed(table: Table) -> Table:
+    """A column for each structure that the names of other tools add up to; cfgen's stay."""
+    found = recognise(table.columns)
+    parts = {name: (columns, 1.0) for name, columns in found.parts.items() if columns != (name,)}
+    # Fluid outside the brain is what is left of the head.
+    parts |= {name: (columns, -1.0) for name, columns in found.rest.items()}
+    if not parts:
+        return table
+    lines = []
+    for line, cells in table.lines:
+        told = {}
+        for name, (columns, sign) in parts.items():
+            texts = [table.cell(cells, column) for column in columns]
+            if not all(NUMBER.fullmatch(text) for text in texts):
+                # What is no number is a fault of the structure; one part alone may be missing.
+                told[name] = next((t for t in texts if t and not NUMBER.fullmatch(t)), "")
+                continue
+            volume = sign * sum(map(float, texts))
+            head = table.cell(cells, found.parts[HEAD][0]) if sign < 0 else "0"
+            told[name] = repr(float(head) + volume) if NUMBER.fullmatch(head) else ""
+        lines.append((line, cells | told))
+    used = {column for columns, _ in parts.values() for column in columns}
+    kept = [column for column in table.columns if column not in used]
+    names = [*dict.fromkeys((*kept, *parts))]
+    return Table(table.path, names, [(n, {c: t[c] for c in names}) for n, t in lines])
+
+
 def _joined(table: Table, manifest: Table, faults: list[str]) -> Table:
     """The table with what a manifest says of the same subject and session."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -193,11 +225,15 @@ def _refuse_absent(table: Table, schema: Schema, given: Values) -> None:
         hints[0] += f"--unknown {absent[0].name}"
     raise ManifestError(
         table.path,
-        f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; "
-        f"found {', '.join(table.columns)}",
-        f"a column each for {', '.join(schema.names)}",
+        f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; found {_listed(table.columns)}",
+        f"a column each for {_listed(schema.names)}",
         " ".join(hints),
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _kinds(variables: Sequence[object]) -> str:
@@ -226,6 +262,6 @@ def _warn_of_unknown(table: Table, schema: Schema) -> None:
             "%s: column%s %s %s unknown and left alone",
             table.path.name,
             "" if one else "s",
-            ", ".join(unknown),
+            _listed(unknown),
             "is" if one else "are",
         )

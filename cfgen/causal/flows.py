@@ -37,13 +37,14 @@ LEAST_GAIN = 0.005
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """The linear law and the network that bends its noise."""
+    """The linear law and the network that bends its noise, trained for `steps`."""
 
     base: Linear
     net: zuko.flows.NSF
+    steps: int = 0
 
     def on(self, base: Linear) -> Flow:
-        return Flow(base, self.net)
+        return Flow(base, self.net, self.steps)
 
     def abduct(self, values: np.ndarray, parents: Columns) -> np.ndarray:
         e = self.base.abduct(values, parents)

@@ -52,26 +52,46 @@ class Scm:
         has the same in any part of a table. Raises UsageError for a number that is missing, a
         volume that is not above zero, and a level that training did not have.
         """
+        acting = self.acting(observed)
         people = _people(observed)
         noise: dict[str, np.ndarray] = {}
-        values: dict[str, np.ndarray] = {}
         for node in self.graph.nodes:
             mechanism = self.mechanisms[node.name]
             value = _column(node, observed, people)
             if isinstance(mechanism, Categorical):
                 uniforms = _uniforms(seed, node, first, people)
-                noise[node.name] = mechanism.abduct(value, values, uniforms)
-                values[node.name] = value
-                continue
-            e = mechanism.abduct(value, values)
-            noise[node.name] = e
-            values[node.name] = _filled(value, mechanism, values)
+                noise[node.name] = mechanism.abduct(value, acting, uniforms)
+            else:
+                noise[node.name] = mechanism.abduct(value, acting)
         return noise
+
+    def acting(self, observed: Columns) -> dict[str, np.ndarray]:
+        """What acts on the children of every node: what is observed, and where a volume is unknown
+        its median given its parents."""
+        people = _people(observed)
+        values: dict[str, np.ndarray] = {}
+        for node in self.graph.nodes:
+            value = _column(node, observed, people)
+            values[node.name] = self._filled(node, value, values)
+        return values
 
     def predict(self, noise: Mapping[str, np.ndarray], do: Columns) -> dict[str, np.ndarray]:
         """The values that this noise has where the nodes of `do` are set and cut off from their
         parents. Raises UsageError for an unknown node in `do`, or as `abduct` of its values."""
-        return self._values(noise, do)[0]
+        for name in do:
+            self.graph.node(name, "intervention")
+        people = len(next(iter(noise.values())))
+        values: dict[str, np.ndarray] = {}
+        acting: dict[str, np.ndarray] = {}
+        for node in self.graph.nodes:
+            if node.name in do:
+                given = np.broadcast_to(np.asarray(do[node.name]), (people,))
+                value = _column(node, {node.name: given}, people)
+            else:
+                value = self.mechanisms[node.name].predict(noise[node.name], acting)
+            values[node.name] = value
+            acting[node.name] = self._filled(node, value, acting)
+        return values
 
     def counterfactual(self, observed: Columns, do: Columns) -> dict[str, np.ndarray]:
         """Abduct, act, predict. With `do` that changes nothing, what was observed.
@@ -80,27 +100,12 @@ class Scm:
         """
         return self.predict(self.abduct(observed), do)
 
-    def _values(
-        self, noise: Mapping[str, np.ndarray], do: Columns
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The values, and those that act on children."""
-        for name in do:
-            self.graph.node(name, "intervention")
-        people = len(next(iter(noise.values())))
-        out: dict[str, np.ndarray] = {}
-        acting: dict[str, np.ndarray] = {}
-        for node in self.graph.nodes:
-            mechanism = self.mechanisms[node.name]
-            if node.name in do:
-                value = np.broadcast_to(np.asarray(do[node.name]), (people,))
-                value = _column(node, {node.name: value}, people)
-            else:
-                value = mechanism.predict(noise[node.name], acting)
-            out[node.name] = value
-            acting[node.name] = value
-            if not isinstance(mechanism, Categorical):
-                acting[node.name] = _filled(value, mechanism, acting)
-        return out, acting
+    def _filled(self, node: Node, value: np.ndarray, parents: Columns) -> np.ndarray:
+        """Unknown volumes at their median given the parents."""
+        if node.kind == "discrete" or not np.isnan(value).any():
+            return value
+        median = self.mechanisms[node.name].predict(np.zeros(len(value)), parents)
+        return np.where(np.isnan(value), median, value)
 
     def equations(self) -> list[str]:
         """A line a node, in the graph's order."""
@@ -122,7 +127,10 @@ class Scm:
                     for k in shared
                 }
             design = [asdict(t) for t in _design(mechanism).terms]
-            entries.append({"node": asdict(node), "mechanism": kind, "terms": design})
+            entry: dict[str, Any] = {"node": asdict(node), "mechanism": kind, "terms": design}
+            if isinstance(mechanism, Flow):
+                entry["steps"] = mechanism.steps
+            entries.append(entry)
         tensors = {k: torch.from_numpy(np.array(a)) for k, a in arrays.items()}
         return tensors, {"nodes": entries, "members": len(self.members)}
 
@@ -141,7 +149,7 @@ class Scm:
                 for key, a in arrays.items()
                 if key.startswith(f"{node.name}.")
             }
-            mechanism = _mechanism(entry["mechanism"], node, design, own)
+            mechanism = _mechanism(entry, node, design, own)
             nodes.append(node)
             mechanisms[node.name] = mechanism
             for i, member in enumerate(members):
@@ -175,8 +183,9 @@ def _arrays(mechanism: Mechanism | Categorical) -> tuple[str, dict[str, np.ndarr
 
 
 def _mechanism(
-    kind: str, node: Node, design: Design, own: Mapping[str, np.ndarray]
+    entry: Mapping[str, Any], node: Node, design: Design, own: Mapping[str, np.ndarray]
 ) -> Mechanism | Categorical:
+    kind = entry["mechanism"]
     if kind == "gumbel":
         return Categorical(design, node.levels, own["logits"])
     law = Linear(
@@ -191,7 +200,7 @@ def _mechanism(
     if kind != "flow":
         raise ValueError(f"mechanism '{kind}'")
     net = {k.removeprefix("net."): a for k, a in own.items() if k.startswith("net.")}
-    return Flow(law, net_of_arrays(context_width(design), net))
+    return Flow(law, net_of_arrays(context_width(design), net), entry["steps"])
 
 
 def _people(observed: Columns) -> int:
@@ -220,14 +229,6 @@ def _column(node: Node, columns: Columns, people: int) -> np.ndarray:
     if node.kind == "volume" and (value <= 0).any():
         raise UsageError(node.name, f"{np.nanmin(value):g} mm3", "a volume above zero")
     return value
-
-
-def _filled(value: np.ndarray, mechanism: Mechanism, parents: Columns) -> np.ndarray:
-    """Unknown values at their median given the parents."""
-    unknown = np.isnan(value)
-    if not unknown.any():
-        return value
-    return np.where(unknown, mechanism.predict(np.zeros(len(value)), parents), value)
 
 
 def _uniforms(seed: int, node: Node, first: int, people: int) -> np.ndarray:

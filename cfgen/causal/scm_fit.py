@@ -86,9 +86,11 @@ def fit_scm(
     settings: ScmFit = SCM_FIT,
     normative: Scm | None = None,
     subjects: Sequence[str] = (),
+    steps: Mapping[str, int] | None = None,
 ) -> Scm:
     """The model of these people: `columns` as in `graph`, one entry a person or visit, NaN or ''
-    where a value is missing; `subjects` say whose a visit is.
+    where a value is missing; `subjects` say whose a visit is. `steps` of the flows, by node, where
+    they are known.
 
     Raises UsageError when people are too few.
     """
@@ -98,14 +100,14 @@ def fit_scm(
     _refuse_few(designs, len(set(who)), normative)
     mechanisms = _fit_laws(graph, designs, columns, normative)
     if settings.mechanism == "flow":
-        mechanisms = _fit_flows(graph, designs, columns, normative, settings, who, mechanisms)
-    members = []
+        if steps is None:
+            steps = _flow_steps(graph, designs, columns, normative, settings, who)
+        mechanisms = _with_flows(graph, mechanisms, columns, settings, steps)
+    members: list[dict[str, Mechanism | Categorical]] = []
     for rows in resampled(who, settings):
         drawn = {name: values[rows] for name, values in columns.items()}
         laws = _fit_laws(graph, designs, drawn, normative)
-        members.append(
-            {n: mechanisms[n].on(law) for n, law in laws.items() if isinstance(law, Linear)}
-        )  # type: ignore[union-attr]
+        members.append(_over(mechanisms, laws))
     return Scm(graph, mechanisms, tuple(members))
 
 
@@ -294,41 +296,71 @@ def _fit_categorical(node: Node, design: Design, columns: Columns) -> Categorica
     return Categorical(design, node.levels, result.x.reshape(start.shape))
 
 
-def _fit_flows(
+def _flow_steps(
     graph: CausalGraph,
     designs: Mapping[str, Design],
     columns: Columns,
     normative: Scm | None,
     settings: ScmFit,
     who: Sequence[str],
-    laws: Mapping[str, Mechanism | Categorical],
-) -> dict[str, Mechanism | Categorical]:
-    """A flow over every linear law, for as many steps as help people of other folds."""
+) -> dict[str, int]:
+    """For how many steps a flow of every node helps people of other folds."""
     fold = folds_of(who, settings)
-    tried = []
+    laws = []
     for k in range(settings.folds):
         rest = {name: values[fold != k] for name, values in columns.items()}
-        tried.append(_fit_laws(graph, designs, rest, normative))
-    fitted = dict(laws)
+        laws.append(_fit_laws(graph, designs, rest, normative))
+    steps = {}
     for node in graph.nodes:
-        law = laws[node.name]
-        if isinstance(law, Categorical):
+        if node.kind == "discrete":
             continue
-        width = context_width(designs[node.name])
         curves, people = [], []
-        for k, others in enumerate(tried):
-            base = others[node.name].base  # type: ignore[union-attr]
-            inner = _residuals(base, node, columns, fold != k)
+        for k, others in enumerate(laws):
+            base = _law(others[node.name])
             outer = _residuals(base, node, columns, fold == k)
-            net = new_net(width, settings.seed, node.name)
+            net = new_net(context_width(base.design), settings.seed, node.name)
+            inner = _residuals(base, node, columns, fold != k)
             curves.append(train_flow(net, inner, STEPS, outer))
             people.append(len(outer.e))
-        steps = best_steps(curves, people)
-        net = new_net(width, settings.seed, node.name)
-        train_flow(net, _residuals(law.base, node, columns, np.ones(len(who), bool)), steps)
-        log.info("flow of %s: %d steps", node.name, steps)
-        fitted[node.name] = Flow(law.base, net)
+        steps[node.name] = best_steps(curves, people)
+        log.info("flow of %s: %d steps", node.name, steps[node.name])
+    return steps
+
+
+def _with_flows(
+    graph: CausalGraph,
+    laws: Mapping[str, Mechanism | Categorical],
+    columns: Columns,
+    settings: ScmFit,
+    steps: Mapping[str, int],
+) -> dict[str, Mechanism | Categorical]:
+    """A flow over every linear law."""
+    everybody = np.ones(len(next(iter(columns.values()))), bool)
+    fitted = dict(laws)
+    for node in graph.nodes:
+        if node.kind == "discrete":
+            continue
+        law = _law(laws[node.name])
+        net = new_net(context_width(law.design), settings.seed, node.name)
+        train_flow(net, _residuals(law, node, columns, everybody), steps[node.name])
+        fitted[node.name] = Flow(law, net, steps[node.name])
     return fitted
+
+
+def _law(mechanism: Mechanism | Categorical) -> Linear:
+    assert not isinstance(mechanism, Categorical)
+    return mechanism.base
+
+
+def _over(
+    mechanisms: Mapping[str, Mechanism | Categorical], laws: Mapping[str, Mechanism | Categorical]
+) -> dict[str, Mechanism | Categorical]:
+    """The mechanisms of numbers and volumes over other laws."""
+    return {
+        name: mechanism.on(_law(laws[name]))
+        for name, mechanism in mechanisms.items()
+        if not isinstance(mechanism, Categorical)
+    }
 
 
 def _residuals(law: Linear, node: Node, columns: Columns, rows: np.ndarray) -> Residuals:

@@ -113,9 +113,7 @@ def train_rows(table: CohortTable) -> CohortTable:
     return table.rows(wanted)
 
 
-def _wide(
-    table: Table, faults: list[str]
-) -> tuple[dict[str, np.ndarray], set[str], str]:
+def _wide(table: Table, faults: list[str]) -> tuple[dict[str, np.ndarray], set[str], str]:
     """Volumes of a wide table, and the columns that they are in."""
     found = recognise(table.columns)
     cells: dict[str, np.ndarray] = {}
@@ -164,9 +162,7 @@ def _long(path: Path, people: Sequence[tuple[str, str]]) -> dict[str, np.ndarray
     return {name: _above_zero(volume) for name, volume in out.items()}
 
 
-def _conditions(
-    table: Table, taken: Iterable[str], faults: list[str]
-) -> dict[str, np.ndarray]:
+def _conditions(table: Table, taken: Iterable[str], faults: list[str]) -> dict[str, np.ndarray]:
     """Age and sex, and every other column as numbers or categories."""
     schema = default_schema()
     reader = Reader(table, schema)

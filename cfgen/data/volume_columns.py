@@ -28,7 +28,9 @@ _FREESURFER_HEAD = ("estimatedtotalintracranialvol", "etiv", "totalintracranial"
 _FREESURFER_WHOLE = {"cerebralwhitemattervol": "cerebral_wm", "cortexvol": "cortex"}
 # Labels that not every run of FreeSurfer writes, and that are next to nothing; in its tables 'CSF'
 # is a sliver of the fluid.
-_SMALL = re.compile(r"lesion|vessel|choroid|5th-ventricle|hypointensities|unknown|corpuscallosum|cc_|optic")
+_SMALL = re.compile(
+    r"lesion|vessel|choroid|5th-ventricle|hypointensities|unknown|corpuscallosum|cc_|optic"
+)
 _NEVER_FREESURFER = ("csf", "other_brain")
 # Middle of healthy adults (mm3), to tell mL and voxels from mm3: DLMUSE on IXI.
 TYPICAL_MM3 = {

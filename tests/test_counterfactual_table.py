@@ -305,12 +305,12 @@ def test_an_absent_region_and_what_may_be_it_are_named(tmp_path, caplog):
     with pytest.raises(ManifestError, match=r"no region hippocampus.*rename 'hipocampus'"):
         read_people(table, VARIABLES, {})
     rows = [{k: v for k, v in row.items() if k != "diagnosis"} for row in rows]
-    with pytest.raises(ManifestError, match=r"--from diagnosis=.*--unknown"):
+    with pytest.raises(ManifestError, match=r"--from diagnosis=.*--missing"):
         read_people(
             write(tmp_path / "in.csv", rows),
             VARIABLES,
             {},
-            unknown=["hippocampus"],
+            missing=["hippocampus"],
         )
 
 
@@ -326,7 +326,7 @@ def test_unknown_columns_are_named(tmp_path, monkeypatch):
 def test_what_may_be_unknown_acts_as_the_average(tmp_path):
     """No head size: the hippocampus still has an answer, and a centile among its own sex."""
     table = wide(tmp_path / "in.csv", tiv="", diagnosis="never heard of", lateral_ventricle="")
-    asked = Asked(ages=["+15"], unknown=["tiv", "diagnosis", "lateral_ventricle"])
+    asked = Asked(ages=["+15"], missing=["tiv", "diagnosis", "lateral_ventricle"])
     lines = answer(law(), question(law(), default_schema(), table, asked)).lines
     assert lines[0]["tiv"] == lines[0]["diagnosis"] == lines[0]["lateral_ventricle"] == ""
     assert lines[0]["lateral_ventricle_centile"] == ""
@@ -334,8 +334,8 @@ def test_what_may_be_unknown_acts_as_the_average(tmp_path):
     assert float(lines[0]["hippocampus_centile_factual"]) == pytest.approx(
         centile("hippocampus", "F", 62, 7000), abs=0.06
     )
-    with pytest.raises(UsageError, match="--unknown"):
-        question(law(), default_schema(), table, replace(asked, unknown=["age"]))
+    with pytest.raises(UsageError, match="--missing"):
+        question(law(), default_schema(), table, replace(asked, missing=["age"]))
 
 
 # The table that is written.

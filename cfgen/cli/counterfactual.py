@@ -73,9 +73,9 @@ def counterfactual(
             "--rates", help="cohort: as people of different age differ; within: as one changes."
         ),
     ] = cfg.RATES,
-    unknown: Annotated[
+    missing: Annotated[
         list[str] | None,
-        typer.Option("--unknown", help="With --table: NAME may have no value; repeatable."),
+        typer.Option("--missing", help="With --table: NAME may have no value; repeatable."),
     ] = None,
     factual: Annotated[
         str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
@@ -141,7 +141,7 @@ def counterfactual(
 
         if image is not None or mask is not None:
             raise UsageError("--table", "beside --in or --mask", "a table alone")
-        asked = Asked(age or [], sex, change or [], factual, manifest, unknown or [])
+        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
         _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
         return
     from cfgen.bundle import read_bundle

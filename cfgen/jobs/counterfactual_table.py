@@ -89,14 +89,14 @@ class TableRecord:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says, in the words of the options; `unknown` are nodes that may have no value."""
+    """What a user says, in the words of the options; `missing` are nodes that may have no value."""
 
     ages: Sequence[str] = ()
     sex: str | None = None
     sets: Sequence[str] = ()
     factual: str = ""
     manifest: Path | None = None
-    unknown: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ def question(scm: Scm, schema: Schema, table: Path, asked: Asked) -> Question:
     variables = settable(scm.graph, schema)
     interventions = parse_interventions(variables, asked.ages, asked.sex, asked.sets)
     given = parse_values(variables, asked.factual, "--from") if asked.factual else {}
-    for name in asked.unknown:
-        if variables.variable(name, "--unknown").kind == "continuous" and (
+    for name in asked.missing:
+        if variables.variable(name, "--missing").kind == "continuous" and (
             scm.graph.node(name).kind != "volume"
         ):
-            raise UsageError("--unknown", f"'{name}'", "a region or a condition with levels")
-    people = read_people(table, variables, given, asked.manifest, asked.unknown)
+            raise UsageError("--missing", f"'{name}'", "a region or a condition with levels")
+    people = read_people(table, variables, given, asked.manifest, asked.missing)
     return Question(people, interventions)
 
 

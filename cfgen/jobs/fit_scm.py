@@ -12,6 +12,7 @@ import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
 from cfgen.causal.causal_graph import CausalGraph, Sketch, spread_out
+from cfgen.causal.centiles import median_slope
 from cfgen.causal.graph_files import default_graph, read_graph
 from cfgen.causal.scm import PART, Scm, load_scm
 from cfgen.causal.scm_check import DECADES, Check, check_scm, decade_slope, regions_that_age
@@ -167,8 +168,9 @@ def slopes(scm: Scm) -> dict[str, dict[float, tuple[float, float | None]]]:
 
 
 def _normative(region: str, age: float) -> float | None:
-    """Log % a decade of the median of healthy people."""
-    return None
+    """Log % a decade of the median of healthy people; None where there is no norm."""
+    slope = median_slope(region, age)
+    return None if slope is None else 100 * slope
 
 
 def describe_json(fitted: Fitted, *, with_slopes: bool) -> dict[str, Any]:

@@ -54,11 +54,11 @@ def read_people(
     schema: Schema,
     given: Values,
     manifest: Path | None = None,
-    unknown: Collection[str] = (),
+    missing: Collection[str] = (),
 ) -> list[Person]:
     """Everybody in a table, with a value for every variable of the schema.
 
-    `given` is taken where the table says nothing. Variables of `unknown` may have no value, or a
+    `given` is taken where the table says nothing. Variables of `missing` may have no value, or a
     level that the schema does not know, in some lines or in all. Raises ManifestError, which lists
     every fault as 'file:line column ...': a region or condition that is not there, a cell without a
     value, or one that is no number, of no known level, or in another unit.
@@ -70,7 +70,7 @@ def read_people(
     faults: list[str] = []
     if manifest is not None:
         table = _joined(table, read_table(manifest), faults)
-    needed = Schema(tuple(v for v in schema.variables if v.name not in unknown))
+    needed = Schema(tuple(v for v in schema.variables if v.name not in missing))
     _refuse_absent(table, needed, given)
     _warn_of_unknown(table, schema)
     reader = Reader(table, schema)
@@ -222,7 +222,7 @@ def _refuse_absent(table: Table, schema: Schema, given: Values) -> None:
     if not hints:
         told = f"say it by --from {absent[0].name}=... or in a --manifest, or go on without: "
         hints = [f"{told if absent[0].unit != VOLUME_UNIT else 'go on without: '}"]
-        hints[0] += f"--unknown {absent[0].name}"
+        hints[0] += f"--missing {absent[0].name}"
     raise ManifestError(
         table.path,
         f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; found {_listed(table.columns)}",

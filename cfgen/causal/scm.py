@@ -155,7 +155,7 @@ class Scm:
             for i, member in enumerate(members):
                 if "members.beta" in own:
                     law = {k: own[f"members.{k}"][i] for k in ("beta", "gamma", "sigma")}
-                    member[node.name] = _mechanism(entry["mechanism"], node, design, own | law)
+                    member[node.name] = _mechanism(entry, node, design, own | law)
         return Scm(CausalGraph(tuple(nodes)), mechanisms, tuple(members))
 
 

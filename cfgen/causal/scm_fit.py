@@ -45,6 +45,9 @@ AGE = "age"
 AGE_CENTRE, AGE_SCALE = 50.0, 10.0
 # Fewer people carry no law; with a normative law under it the first number is enough.
 FEWEST, FEWEST_A_COLUMN = 20, 2
+# How far the effects of all regions stray together, in spreads for a unit of a column: from no
+# effect, and from a normative law, which another cohort and another segmenter have shown.
+COMMON_STRAY, COMMON_STRAY_FROM_NORM = 0.5, 0.1
 # Of logits, in squares of the columns' units.
 LOGIT_RIDGE = 1.0
 
@@ -194,8 +197,11 @@ def _fit_block(
     y = np.log(y) if volumes else y
     phi = design.matrix(parents, len(y))
     z = phi[:, np.array(design.spreading)]
-    mean = np.stack([_prior_mean(n, design, parents, normative) for n in nodes])
-    common = np.array([not _is_nuisance(g, design) for g in design.groups])
+    means = [_prior_mean(n, design, parents, normative) for n in nodes]
+    mean = np.stack([m for m, _ in means])
+    told = np.all([t for _, t in means], 0)
+    common = np.where(told, COMMON_STRAY_FROM_NORM, COMMON_STRAY)
+    common[[_is_nuisance(g, design) for g in design.groups]] = 0
     direction = np.array([1.0 if n.name in FLUID else -1.0 for n in nodes])
     fit = fit_regressions(phi, z, y, Prior(mean, design.groups, common, direction))
     return {
@@ -220,13 +226,16 @@ def _prior_mean(node: Node, design: Design, parents: Columns, normative: Scm | N
     """What the effects are shrunk towards (F,): those of the normative law, read off on a grid of
     what the two have in common; proportion to head size; no effect."""
     mean = np.zeros(len(design.names))
+    silent = np.zeros(len(mean), bool)
     if node.kind == "volume":
         mean[[n == f"ln {HEAD}" for n in design.names]] = 1.0
     known = normative.mechanisms.get(node.name) if normative is not None else None
     if known is None or isinstance(known, Categorical):
-        return mean
+        return mean, silent
     law = known.base
     grid = _grid(law.design, design, parents)
+    if not grid:
+        return mean, silent
     n = len(next(iter(grid.values())))
     asked = {t.parent: grid.get(t.parent, _neutral(t, n)) for t in law.design.terms}
     given = {t.parent: grid.get(t.parent, _neutral(t, n)) for t in design.terms}
@@ -235,7 +244,7 @@ def _prior_mean(node: Node, design: Design, parents: Columns, normative: Scm | N
     shown = np.ptp(phi, axis=0) > 0
     shown[0] = True
     mean[shown] = np.linalg.lstsq(phi[:, shown], curve, rcond=1e-9)[0]
-    return mean
+    return mean, shown
 
 
 def _grid(law: Design, design: Design, parents: Columns) -> dict[str, np.ndarray]:

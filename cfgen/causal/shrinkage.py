@@ -19,13 +19,12 @@ import numpy as np
 
 ROUNDS = 4
 EM_STEPS = 200
-# Two regions more, whose effects stray by this many spreads: T never quite vanishes, and a single
+# One region more, whose effects stray by this many spreads: T never quite vanishes, and a single
 # region has a prior too.
-PSEUDO_REGIONS, PSEUDO_STRAY = 1.0, 0.15
+PSEUDO_REGIONS, PSEUDO_STRAY = 1.0, 0.08
 # A constant is not shrunk.
 FREE = 1e6
-# How far all regions may stray together, and how many there must be to tell.
-COMMON_STRAY = 0.5
+# How many regions there must be to tell what all have in common.
 FEWEST_FOR_COMMON = 4
 # Before data, the spread changes by about this factor (logarithm) for a unit of a column.
 SPREAD_PRIOR = 0.1
@@ -46,7 +45,8 @@ class Regressions:
 @dataclass(frozen=True)
 class Prior:
     """`mean` (K, F), the m; `groups` (F,), columns of one name stray alike, '1' is the constant;
-    `common` (F,), whether a column's effects may stray together; `direction` (K,), the a."""
+    `common` (F,), the square root of C, how far a column's effects stray together; `direction`
+    (K,), the a."""
 
     mean: np.ndarray
     groups: list[str]
@@ -130,12 +130,12 @@ def _shrunken(
     b = (b / r).T
     free = np.array([g == "1" for g in prior.groups])
     member = np.array([[g == label for g in prior.groups] for label in sorted(set(prior.groups))])
-    together = prior.common & ~free & (len(r) >= FEWEST_FOR_COMMON)
+    common = np.where(free | (len(r) < FEWEST_FOR_COMMON), 0.0, prior.common)
     alpha = axes.T @ prior.direction
     T = np.where(free, FREE, 1.0)
     for _ in range(EM_STEPS):
         cov = np.linalg.inv(A + np.diag(1 / T))
-        c = _common(A, b, cov, alpha, together)
+        c = _common(A, b, cov, alpha, common)
         u = np.einsum("kij,kj->ki", cov, b - np.einsum("kij,j->ki", A, c) * alpha[:, None])
         second = (u**2 + np.einsum("kii->ki", cov)).sum(0)
         size = member.sum(1) * len(r) + PSEUDO_REGIONS
@@ -148,16 +148,16 @@ def _shrunken(
 
 
 def _common(
-    A: np.ndarray, b: np.ndarray, cov: np.ndarray, alpha: np.ndarray, together: np.ndarray
+    A: np.ndarray, b: np.ndarray, cov: np.ndarray, alpha: np.ndarray, common: np.ndarray
 ) -> np.ndarray:
     """c (F,), by generalised least squares over the axes, with its own prior."""
-    if not together.any():
-        return np.zeros(len(together))
+    t = np.flatnonzero(common)
+    c = np.zeros(len(common))
+    if not t.size:
+        return c
     information = np.einsum("k,kij->ij", alpha**2, A - A @ cov @ A)
     evidence = np.einsum("k,ki->i", alpha, b - np.einsum("kij,kjl,kl->ki", A, cov, b))
-    t = np.flatnonzero(together)
-    c = np.zeros(len(together))
-    inner = information[np.ix_(t, t)] + np.eye(len(t)) / COMMON_STRAY**2
+    inner = information[np.ix_(t, t)] + np.diag(1 / common[t] ** 2)
     c[t] = np.linalg.solve(inner, evidence[t])
     return c
 

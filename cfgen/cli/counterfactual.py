@@ -144,6 +144,8 @@ def counterfactual(
         asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
         _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
         return
+    if missing or rates != cfg.RATES:
+        raise UsageError("counterfactual", "--missing or --rates without --table", "--table")
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.data.manifest import read_manifest

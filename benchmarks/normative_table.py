@@ -81,11 +81,7 @@ COMPOSITES = {
     "Cerebellum": PARTS["cerebellum_gm"] + PARTS["cerebellum_wm"],
 }
 # Where the dictionary and the centile files spell otherwise.
-SPELLING = {
-    "Ventricles_L": "Ventricle_L",
-    "PosteriorLimbInternalCapsule_R": "",
-    "Frontal_Supratemporal_GM": "",
-}
+SPELLING = {"Ventricles_L": "Ventricle_L"}
 
 
 def read_centiles(path: Path) -> dict[str, np.ndarray]:
@@ -114,7 +110,7 @@ def read_people(data: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarr
             plain = plain.replace("_", "", 1).replace("Supratemporal", "SupraTemporal")
             plain = plain.replace("LimbicMedial_Temporal", "LimbicMedialTemporal")
         plain = SPELLING.get(plain, plain)
-        if plain and code in rows[0]:
+        if code in rows[0]:
             volumes[plain] = np.array([float(r[code]) for r in rows])
     age = np.array([float(r["Age"]) for r in rows])
     male = np.array([r["Sex"].upper().startswith("M") or r["Sex"] == "1" for r in rows], float)
@@ -198,13 +194,13 @@ def check(
                     worst = max(worst, abs(found - p))
         how = "as in NiChart" if len(parts) == 1 else f"{len(parts)} parts added"
         print(f"| {structure} ({how}) | {worst:.2f} |")
-    ratios = [
+    sizes = [
         tables["size"][n][:, 2] / tables["all"][n][:, 2] * tables["size"]["ICV"][:, 2]
         for n in tables["all"]
         if n in tables["size"]
     ]
-    print(f"\nhead size of the ICV-normalised table: {np.median(ratios):.0f} mm3, ", end="")
-    print(f"by year {np.median(ratios, 0).min():.0f} to {np.median(ratios, 0).max():.0f}")
+    print(f"\nhead size of the ICV-normalised table: {np.median(sizes):.0f} mm3, ", end="")
+    print(f"by year {np.median(sizes, 0).min():.0f} to {np.median(sizes, 0).max():.0f}")
 
 
 if __name__ == "__main__":

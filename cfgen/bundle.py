@@ -137,6 +137,7 @@ TRAINED_BY = {
     "judge": "train-predictor --target age --target sex",
     "template": "train-ae",
     "segmenter": "train-segmenter",
+    "scm": "fit-scm",
 }
 _REINSTALL = "copy or install the bundle again"
 

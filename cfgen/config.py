@@ -42,6 +42,11 @@ PREPROCESS = Preprocess()
 Render = Literal["residual", "warp", "latent"]
 RENDER: Render = "residual"
 
+# Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age
+# differ, or how one person changes.
+Rates = Literal["cohort", "within"]
+RATES: Rates = "cohort"
+
 # How a brain is found when no mask is given (scan/brain.py).
 SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
@@ -94,3 +99,22 @@ JUDGE_FIT = FitConfig(
 SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
 # Networks of the judge, which differ by seed.
 JUDGE_NETWORKS = 3
+
+# Where the course of a volume over age may bend (years, causal/design.py): the young, middle life,
+# and the years from which ventricles widen faster.
+AGE_KNOTS = (23.0, 40.0, 58.0, 75.0)
+
+
+@dataclass(frozen=True)
+class ScmFit:
+    """How the causal model is fitted (causal/scm_fit.py)."""
+
+    mechanism: Literal["linear", "flow"] = "linear"
+    age_knots: tuple[float, ...] = AGE_KNOTS
+    folds: int = 5
+    # Fits to people drawn again with replacement, which say how sure the law is.
+    members: int = 20
+    seed: int = SEED
+
+
+SCM_FIT = ScmFit()

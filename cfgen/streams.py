@@ -37,6 +37,11 @@ class Purpose(IntEnum):
     PICTURES = 24
     # Samples of one counterfactual.
     SAMPLES = 30
+    # Ratios of a person's rate to the cohort's (`causal/rates.py`).
+    RATES = 31
+    # The causal model: noise of categories that are observed, and people drawn again.
+    GUMBEL = 40
+    RESAMPLING = 41
 
 
 def stream(

@@ -15,6 +15,7 @@ import typer
 from cfgen import __version__
 from cfgen.cli.counterfactual import counterfactual
 from cfgen.cli.evaluate import evaluate
+from cfgen.cli.fit_scm import fit_scm
 from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
@@ -53,6 +54,7 @@ app.command("train-ae")(train_ae)
 app.command("train-ldm")(train_ldm)
 app.command("train-predictor")(train_predictor)
 app.command("train-segmenter")(train_segmenter)
+app.command("fit-scm")(fit_scm)
 app.command("import-weights")(import_weights)
 
 

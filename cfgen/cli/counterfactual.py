@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,18 +34,25 @@ from cfgen.cli.options import skull_strip as skull_strip_of
 from cfgen.cli.show import end_batch, print_paths, setup
 from cfgen.errors import EXIT_UNUSABLE_INPUT, UsageError
 
+if TYPE_CHECKING:
+    from cfgen.jobs.counterfactual_table import Asked
+
 log = logging.getLogger("cfgen")
 
 
 def counterfactual(
     image: In = None,
     manifest: Manifest = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="Volumes of people instead of scans; see README."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="Output image, or a folder (needed for a manifest).",
+            help="Output image, a folder (needed for a manifest), or a table (for --table).",
             show_default="the current folder",
         ),
     ] = None,
@@ -55,7 +62,20 @@ def counterfactual(
     ] = None,
     sex: Annotated[str | None, typer.Option("--sex", help="M or F.")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE of any condition; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="NAME=VALUE of a condition, hippocampus=-10% of a volume; repeatable."
+        ),
+    ] = None,
+    rates: Annotated[
+        cfg.Rates,
+        typer.Option(
+            "--rates", help="cohort: as people of different age differ; within: as one changes."
+        ),
+    ] = cfg.RATES,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option("--missing", help="With --table: NAME may have no value; repeatable."),
     ] = None,
     factual: Annotated[
         str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
@@ -112,8 +132,20 @@ def counterfactual(
       cfgen counterfactual --in sub01.nii.gz --age +30 --samples 8 --report
 
       cfgen counterfactual --manifest cohort.csv --sex F --out edits/
+
+      cfgen counterfactual --table volumes.csv --age +15 --rates within --out answers.csv
     """
     setup(threads, verbose, quiet)
+    if table is not None:
+        from cfgen.jobs.counterfactual_table import Asked
+
+        if image is not None or mask is not None:
+            raise UsageError("--table", "beside --in or --mask", "a table alone")
+        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
+        _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
+        return
+    if missing or rates != cfg.RATES:
+        raise UsageError("counterfactual", "--missing or --rates without --table", "--table")
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.data.manifest import read_manifest
@@ -166,3 +198,28 @@ def counterfactual(
             log.info("wrote %s", path)
     print_paths([str(row.image) for rows in outcome.done for row in rows], as_json)
     end_batch(len(outcome.failed), len(outcome.left), manifest)
+
+
+def _answer(
+    bundle: Path,
+    table: Path,
+    out: Path | None,
+    asked: Asked,
+    rates: cfg.Rates,
+    seed: int,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """`--table`."""
+    from cfgen.bundle import read_bundle
+    from cfgen.causal.scm import load_scm
+    from cfgen.jobs.counterfactual_table import outputs, question, write
+
+    files = outputs(out, overwrite)
+    model = read_bundle(bundle)
+    scm = load_scm(model)
+    whole = replace(question(scm, model.schema, table, asked), rates=rates, seed=seed)
+    failed = [] if dry_run else write(model, scm, table, whole, files).failed
+    print_paths([str(file) for file in files], as_json)
+    end_batch(len(failed), 0, table)

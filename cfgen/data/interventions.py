@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from cfgen.data.schema import (
     NUMBER,
+    VOLUME_UNIT,
     Schema,
     Value,
     Values,
+    Variable,
     between,
     check_limits,
     number_text,
@@ -27,7 +29,8 @@ _MOST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Change:
-    """One variable set to a value, or shifted by it when `relative`; limits are for the result."""
+    """One variable set to a value, or shifted by it when `relative`, or by so many percent of
+    itself when `percent`; limits are for the result."""
 
     name: str
     value: Value
@@ -35,10 +38,11 @@ class Change:
     low: float | None = None
     high: float | None = None
     unit: str = ""
+    percent: bool = False
 
     def apply(self, factual: Values) -> Value:
         """The new value. Raises UsageError when it is implausible or the subject's is unknown."""
-        if not self.relative:
+        if not (self.relative or self.percent):
             return self.value
         if self.name not in factual:
             raise UsageError(
@@ -48,7 +52,8 @@ class Change:
                 f"say it, for example --from {self.name}=...",
             )
         before = float(factual[self.name])
-        after = before + float(self.value)
+        by = float(self.value)
+        after = before * (1 + by / 100) if self.percent else before + by
         check_limits(
             after,
             self.low,
@@ -60,14 +65,15 @@ class Change:
         return after
 
     def label(self) -> str:
-        """Safe in file names: 'age+30', 'age75', 'sexF'."""
+        """Safe in file names: 'age+30', 'age75', 'sexF', 'hippocampus-10pct'."""
         if isinstance(self.value, str):
             text, glue = re.sub(r"[^A-Za-z0-9.+-]+", "-", self.value), ""
         else:
             # Adding 0.0 turns -0.0, which would be 'age-0', into 0.0.
             text = number_text(self.value + 0.0)
-            if self.relative:
-                return f"{self.name}{'' if text.startswith('-') else '+'}{text}"
+            if self.relative or self.percent:
+                sign = "" if text.startswith("-") else "+"
+                return f"{self.name}{sign}{text}{'pct' if self.percent else ''}"
             glue = "=" if text.startswith("-") else ""
         # 'apoe4' set to 3 is 'apoe4=3', not 'apoe43'.
         return f"{self.name}{'=' if self.name[-1:].isdigit() else glue}{text}"
@@ -98,7 +104,8 @@ def parse_interventions(
     """One intervention for every age asked for, each with the sex and the `--set` changes.
 
     A signed age is relative. 'LOW:HIGH:STEP' is a range with both ends in it: '20:80:10', or
-    '-20:+40:10' relative. The same age twice is one intervention. Raises UsageError.
+    '-20:+40:10' relative. The same age twice is one intervention. Signed values of `sets` are
+    relative too, those of volumes also in percent: 'hippocampus=-10%'. Raises UsageError.
     """
     targets = [target for text in ages for target in _age_changes(schema, text)]
     common = [] if sex is None else [_change(schema, "sex", sex, f"--sex {sex}")]
@@ -174,8 +181,25 @@ def _change(schema: Schema, name: str, text: str, where: object) -> Change:
     text = text.strip()
     if variable.kind == "categorical":
         return Change(name, read_level(variable, text, where))
+    limits = (variable.low, variable.high, variable.unit)
+    if text.endswith("%"):
+        return Change(name, _percent(variable, text, where), False, *limits, percent=True)
     relative = text[:1] in ("+", "-")
     value = (
         read_number(variable, text, where) if relative else schema.check_value(name, text, where)
     )
-    return Change(name, value, relative, variable.low, variable.high, variable.unit)
+    return Change(name, value, relative, *limits)
+
+
+def _percent(variable: Variable, text: str, where: object) -> float:
+    """'-10%' of a volume -> -10."""
+    if variable.unit != VOLUME_UNIT:
+        raise UsageError(where, f"percent of {variable.name}", variable.expected)
+    if text[:1] not in ("+", "-"):
+        raise UsageError(
+            where, f"'{text}' has no sign", "a change in percent", f"+{text} or -{text}"
+        )
+    value = read_number(variable, text[:-1].strip(), where)
+    if value <= -100:
+        raise UsageError(where, f"'{text}' leaves nothing of it", "more than -100%")
+    return value

@@ -47,6 +47,14 @@ GROUPS = (
     "head",
     "background",
 )
+# What is inside the skull and no tissue.
+FLUID = (
+    "csf",
+    "lateral_ventricle",
+    "inferior_lateral_ventricle",
+    "third_ventricle",
+    "fourth_ventricle",
+)
 # The channels of SynthSeg's posteriors: ascending labels, in which its own printed table is wrong.
 SYNTHSEG_CHANNELS = (
     *(0, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),

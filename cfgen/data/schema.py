@@ -23,6 +23,8 @@ Values = Mapping[str, Value]
 
 # No underscores, no 'nan', no 'inf': float() takes all of them.
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# The unit of region volumes, in files, options and JSON alike.
+VOLUME_UNIT = "mm3"
 _SEX_WORDS = {"male": "M", "female": "F"}
 
 
@@ -132,6 +134,9 @@ class Schema:
         if variable.kind == "categorical":
             return read_level(variable, str(value).strip(), where)
         number = read_number(variable, value, where)
+        if variable.unit == VOLUME_UNIT and variable.low and number < variable.low <= 1000 * number:
+            fix = f"write {number_text(1000 * number)} if that is what it is"
+            raise UsageError(where, f"'{value}' looks like mL", variable.expected, fix)
         check_limits(
             number,
             variable.low,

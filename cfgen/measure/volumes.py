@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-# What is inside the skull and no tissue.
-FLUID = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
-)
+from cfgen.data.regions import FLUID
+from cfgen.data.table import Table
+from cfgen.errors import ManifestError
 
 
 @dataclass(frozen=True)
@@ -25,6 +20,17 @@ class RegionVolume:
     side: str
     hard_mm3: float
     soft_mm3: float | None
+
+
+def read_region_volume(table: Table, line: int, cells: Mapping[str, str]) -> RegionVolume:
+    """A line of a table as `segment --volumes` writes it. Raises ManifestError."""
+    hard, soft = (table.cell(cells, name) for name in ("volume_mm3", "soft_volume_mm3"))
+    try:
+        values = float(hard), float(soft) if soft else None
+    except ValueError as error:
+        raise ManifestError(f"{table.path}:{line}", str(error), "volumes in mm3") from error
+    side = table.cell(cells, "side") or "both"
+    return RegionVolume(table.cell(cells, "structure"), side, *values)
 
 
 def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:

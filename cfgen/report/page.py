@@ -21,7 +21,7 @@ from cfgen.data.volume import (
 from cfgen.edit.sidecar import Sidecar, read_sidecar
 from cfgen.errors import ImageError, ManifestError
 from cfgen.measure.ruler import Regions, Ruler
-from cfgen.measure.volumes import RegionVolume, sums
+from cfgen.measure.volumes import read_region_volume, sums
 from cfgen.report import text as report_text
 from cfgen.report.layers import STOPS, Display, display, planes
 from cfgen.space.grids import largest_component
@@ -116,16 +116,7 @@ def read_targets(path: Path) -> report_text.Volumes:
     scans = {(table.cell(c, "subject"), table.cell(c, "session")) for _, c in table.lines}
     if len(scans) > 1:
         raise ManifestError(path, f"volumes of {len(scans)} scans", "those of one")
-    volumes = []
-    for line, cells in table.lines:
-        hard, soft = (table.cell(cells, name) for name in ("volume_mm3", "soft_volume_mm3"))
-        try:
-            values = float(hard), float(soft) if soft else None
-        except ValueError as error:
-            raise ManifestError(f"{path}:{line}", str(error), "volumes in mm3") from error
-        side = table.cell(cells, "side") or "both"
-        volumes.append(RegionVolume(table.cell(cells, "structure"), side, *values))
-    return sums(volumes)
+    return sums(read_region_volume(table, line, cells) for line, cells in table.lines)
 
 
 def show(run: Run) -> Display:

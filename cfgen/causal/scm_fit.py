@@ -222,7 +222,9 @@ def _imputed(term: Term, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _prior_mean(node: Node, design: Design, parents: Columns, normative: Scm | None) -> tuple[np.ndarray, np.ndarray]:
+def _prior_mean(
+    node: Node, design: Design, parents: Columns, normative: Scm | None
+) -> tuple[np.ndarray, np.ndarray]:
     """What the effects are shrunk towards (F,): those of the normative law, read off on a grid of
     what the two have in common; proportion to head size; no effect."""
     mean = np.zeros(len(design.names))

@@ -189,10 +189,10 @@ def _spread_effects(z: np.ndarray, e: np.ndarray) -> np.ndarray:
     together = scored((e**2 / (e**2).mean(0)).mean(1), np.zeros(z.shape[1]), K**0.5, prior)
     if K == 1:
         return together[None]
-    cov = np.linalg.inv(information)
-    alone = np.array([scored(e[:, k] ** 2, together, 1.0, 0 * prior) for k in range(K)])
+    cov = np.linalg.inv(information + prior)
+    alone = np.array([scored(e[:, k] ** 2, together, 1.0, prior) for k in range(K)])
     beyond = np.mean((alone - together) ** 2, 0) - np.diag(cov)
-    tight = np.diag(1 / np.maximum(beyond, 1e-4))
+    tight = np.diag(1 / np.clip(beyond, 1e-4, SPREAD_PRIOR**2))
     return np.array([scored(e[:, k] ** 2, together, 1.0, tight) for k in range(K)])
 
 

@@ -87,6 +87,7 @@ def fit_regressions(
         weights = np.exp(-2 * (z @ gamma.mean(0)))
         if missing.any():
             y, uncertain = _expected(y, missing, phi @ beta.T, scale * sigma, correlation)
+            uncertain *= sigma**2
     return Regressions(beta, sigma, gamma, stray, correlation)
 
 

@@ -287,7 +287,9 @@ def test_a_null_intervention_returns_what_was_observed(simulated):
     again = model.counterfactual(people, {})
     for name, values in people.items():
         if values.dtype.kind == "f":
-            assert np.abs(again[name] / np.where(values == 0, 1, values) - (values != 0)).max() < 1e-9
+            assert (
+                np.abs(again[name] / np.where(values == 0, 1, values) - (values != 0)).max() < 1e-9
+            )
         else:
             assert (again[name] == values).all()
     same = model.counterfactual(people, {"age": people["age"], "sex": people["sex"]})

@@ -29,6 +29,8 @@ BINS = 8
 HIDDEN = (32, 32)
 STEPS = 300
 EVERY = 10
+# Training ends early when people held out have not gained for so many steps.
+PATIENCE = 60
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1e-2
 # Nats a person that a flow must gain on people held out; less is chance.
@@ -123,20 +125,24 @@ def train_flow(
     net: zuko.flows.NSF, data: Residuals, steps: int, held_out: Residuals | None = None
 ) -> np.ndarray:
     """Maximise the likelihood by AdamW on all people at once. Returns the negative log likelihood
-    of those held out, before and after every 10 steps, in nats a person; empty without."""
+    of those held out, before and after every 10 steps, in nats a person; empty without. Where it
+    ended early its last value stands for the rest.
+    """
     optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     losses = []
     for step in range(steps + 1):
         if held_out is not None and step % EVERY == 0:
             with torch.no_grad():
                 losses.append(float(_loss(net, held_out)))
-        if step == steps:
+        late = step - EVERY * int(np.argmin(losses)) > PATIENCE if losses else False
+        if step == steps or late:
             break
         optimiser.zero_grad()
         loss = _loss(net, data)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    return np.array(losses)
+    whole = steps // EVERY + 1 if losses else 0
+    return np.array(losses + losses[-1:] * (whole - len(losses)))
 
 
 def best_steps(curves: list[np.ndarray], people: list[int]) -> int:

@@ -29,6 +29,8 @@ from cfgen.errors import UsageError
 from cfgen.streams import Purpose, stream
 
 PART = "scm"
+# What is fitted of a linear law; members differ in these.
+LAW = ("beta", "gamma", "sigma")
 Mechanisms = Mapping[str, Mechanism | Categorical]
 
 
@@ -115,24 +117,24 @@ class Scm:
         """What the part `scm` of a bundle holds: tensors, and a configuration of plain JSON."""
         arrays: dict[str, np.ndarray] = {}
         entries: list[dict[str, Any]] = []
-        for node in self.graph.nodes:
-            name, mechanism = node.name, self.mechanisms[node.name]
+        designs: list[Design] = []
+        for number, node in enumerate(self.graph.nodes):
+            mechanism = self.mechanisms[node.name]
             kind, own = _arrays(mechanism)
-            arrays |= {f"{name}.{key}": a for key, a in own.items()}
-            if self.members and name in self.members[0]:
-                stacks = [_arrays(member[name])[1] for member in self.members]
-                shared = ("beta", "gamma", "sigma")
-                arrays |= {
-                    f"{name}.members.{k}": np.stack([s[k] for s in stacks]).astype(np.float32)
-                    for k in shared
+            if self.members and node.name in self.members[0]:
+                stacks = [_arrays(member[node.name])[1] for member in self.members]
+                own |= {
+                    f"members.{k}": np.stack([s[k] for s in stacks]).astype(np.float32) for k in LAW
                 }
-            design = [asdict(t) for t in _design(mechanism).terms]
-            entry: dict[str, Any] = {"node": asdict(node), "mechanism": kind, "terms": design}
-            if isinstance(mechanism, Flow):
-                entry["steps"] = mechanism.steps
-            entries.append(entry)
+            arrays |= {f"{number}.{node.name}.{key}": a for key, a in own.items()}
+            design = _design(mechanism)
+            designs += [] if design in designs else [design]
+            entry = {"mechanism": kind, "design": designs.index(design)}
+            entry |= {"steps": mechanism.steps} if isinstance(mechanism, Flow) else {}
+            entries.append({"node": asdict(node), **entry})
         tensors = {k: torch.from_numpy(np.array(a)) for k, a in arrays.items()}
-        return tensors, {"nodes": entries, "members": len(self.members)}
+        terms = [[asdict(t) for t in design.terms] for design in designs]
+        return tensors, {"nodes": entries, "designs": terms, "members": len(self.members)}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Scm:
@@ -141,20 +143,16 @@ class Scm:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         nodes, mechanisms = [], {}
         members: list[dict[str, Mechanism | Categorical]] = [{} for _ in range(config["members"])]
-        for entry in config["nodes"]:
-            node = Node(**tuples(entry["node"]))
-            design = Design(tuple(Term(**tuples(t)) for t in entry["terms"]))
-            own = {
-                key.removeprefix(f"{node.name}."): a
-                for key, a in arrays.items()
-                if key.startswith(f"{node.name}.")
-            }
+        designs = [Design(tuple(Term(**tuples(t)) for t in terms)) for terms in config["designs"]]
+        for number, entry in enumerate(config["nodes"]):
+            node, design = Node(**tuples(entry["node"])), designs[entry["design"]]
+            own = _under(f"{number}.{node.name}.", arrays)
             mechanism = _mechanism(entry, node, design, own)
             nodes.append(node)
             mechanisms[node.name] = mechanism
             for i, member in enumerate(members):
                 if "members.beta" in own:
-                    law = {k: own[f"members.{k}"][i] for k in ("beta", "gamma", "sigma")}
+                    law = {k: own[f"members.{k}"][i] for k in LAW}
                     member[node.name] = _mechanism(entry, node, design, own | law)
         return Scm(CausalGraph(tuple(nodes)), mechanisms, tuple(members))
 
@@ -199,8 +197,13 @@ def _mechanism(
         return law
     if kind != "flow":
         raise ValueError(f"mechanism '{kind}'")
-    net = {k.removeprefix("net."): a for k, a in own.items() if k.startswith("net.")}
-    return Flow(law, net_of_arrays(context_width(design), net), entry["steps"])
+    net = net_of_arrays(context_width(design), _under("net.", own))
+    return Flow(law, net, entry["steps"])
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, without it."""
+    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
 
 
 def _people(observed: Columns) -> int:

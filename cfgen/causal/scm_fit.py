@@ -33,9 +33,9 @@ from cfgen.causal.flows import (
 )
 from cfgen.causal.mechanisms import Categorical, Linear, Mechanism, level_numbers
 from cfgen.causal.scm import Scm
-from cfgen.causal.shrinkage import Prior, fit_regressions
+from cfgen.causal.scm_prior import prior_of
+from cfgen.causal.shrinkage import fit_regressions
 from cfgen.config import SCM_FIT, ScmFit
-from cfgen.data.regions import FLUID
 from cfgen.errors import UsageError
 from cfgen.streams import Purpose, stream
 
@@ -45,9 +45,6 @@ AGE = "age"
 AGE_CENTRE, AGE_SCALE = 50.0, 10.0
 # Fewer people carry no law; with a normative law under it the first number is enough.
 FEWEST, FEWEST_A_COLUMN = 20, 2
-# How far the effects of all regions stray together, in spreads for a unit of a column: from no
-# effect, and from a normative law, which another cohort and another segmenter have shown.
-COMMON_STRAY, COMMON_STRAY_FROM_NORM = 0.5, 0.1
 # Of logits, in squares of the columns' units.
 LOGIT_RIDGE = 1.0
 
@@ -197,22 +194,11 @@ def _fit_block(
     y = np.log(y) if volumes else y
     phi = design.matrix(parents, len(y))
     z = phi[:, np.array(design.spreading)]
-    means = [_prior_mean(n, design, parents, normative) for n in nodes]
-    mean = np.stack([m for m, _ in means])
-    told = np.all([t for _, t in means], 0)
-    common = np.where(told, COMMON_STRAY_FROM_NORM, COMMON_STRAY)
-    common[[_is_nuisance(g, design) for g in design.groups]] = 0
-    direction = np.array([1.0 if n.name in FLUID else -1.0 for n in nodes])
-    fit = fit_regressions(phi, z, y, Prior(mean, design.groups, common, direction))
+    fit = fit_regressions(phi, z, y, prior_of(nodes, design, parents, normative))
     return {
         n.name: Linear(design, fit.beta[k], fit.gamma[k], float(fit.sigma[k]), volumes)
         for k, n in enumerate(nodes)
     }
-
-
-def _is_nuisance(group: str, design: Design) -> bool:
-    """Sizes and scanners: how they act on one region says nothing of another."""
-    return any(t.parent == group and (t.kind == "volume" or t.intercept) for t in design.terms)
 
 
 def _imputed(term: Term, values: np.ndarray) -> np.ndarray:
@@ -220,60 +206,6 @@ def _imputed(term: Term, values: np.ndarray) -> np.ndarray:
     if term.kind == "volume":
         return np.where(np.isnan(values), term.centre, values)
     return values
-
-
-def _prior_mean(node: Node, design: Design, parents: Columns, normative: Scm | None) -> tuple[np.ndarray, np.ndarray]:
-    """What the effects are shrunk towards (F,): those of the normative law, read off on a grid of
-    what the two have in common; proportion to head size; no effect."""
-    mean = np.zeros(len(design.names))
-    silent = np.zeros(len(mean), bool)
-    if node.kind == "volume":
-        mean[[n == f"ln {HEAD}" for n in design.names]] = 1.0
-    known = normative.mechanisms.get(node.name) if normative is not None else None
-    if known is None or isinstance(known, Categorical):
-        return mean, silent
-    law = known.base
-    grid = _grid(law.design, design, parents)
-    if not grid:
-        return mean, silent
-    n = len(next(iter(grid.values())))
-    asked = {t.parent: grid.get(t.parent, _neutral(t, n)) for t in law.design.terms}
-    given = {t.parent: grid.get(t.parent, _neutral(t, n)) for t in design.terms}
-    curve = law.location(asked, n)[0]
-    phi = design.matrix(given, n)
-    shown = np.ptp(phi, axis=0) > 0
-    shown[0] = True
-    mean[shown] = np.linalg.lstsq(phi[:, shown], curve, rcond=1e-9)[0]
-    return mean, shown
-
-
-def _grid(law: Design, design: Design, parents: Columns) -> dict[str, np.ndarray]:
-    """Every combination of the parents that both designs have."""
-    there = {t.parent: t for t in law.terms}
-    axes: dict[str, np.ndarray] = {}
-    for term in design.terms:
-        other = there.get(term.parent)
-        if other is None or other.kind != term.kind:
-            continue
-        if term.kind == "levels":
-            shared = [level for level in term.levels if level in other.levels]
-            if term.intercept or len(shared) < 2:
-                continue
-            axes[term.parent] = np.array(shared)
-        elif term.kind == "volume":
-            axes[term.parent] = other.centre * np.array([0.9, 1.0, 1.1])
-        else:
-            low, high = parents[term.parent].min(), parents[term.parent].max()
-            axes[term.parent] = np.linspace(low, max(high, low + 10), 25)
-    mesh = np.meshgrid(*axes.values(), indexing="ij")
-    return {name: m.ravel() for name, m in zip(axes, mesh, strict=True)}
-
-
-def _neutral(term: Term, people: int) -> np.ndarray:
-    """Values whose columns are 0."""
-    if term.kind == "levels":
-        return np.full(people, "", dtype=object).astype(str)
-    return np.full(people, term.centre)
 
 
 def _fit_categorical(node: Node, design: Design, columns: Columns) -> Categorical:

@@ -87,6 +87,7 @@ def fit_regressions(
         weights = np.exp(-2 * (z @ gamma.mean(0)))
         if missing.any():
             y, uncertain = _expected(y, missing, phi @ beta.T, scale * sigma, correlation)
+            uncertain *= sigma**2
     return Regressions(beta, sigma, gamma, stray, correlation)
 
 
@@ -189,10 +190,10 @@ def _spread_effects(z: np.ndarray, e: np.ndarray) -> np.ndarray:
     together = scored((e**2 / (e**2).mean(0)).mean(1), np.zeros(z.shape[1]), K**0.5, prior)
     if K == 1:
         return together[None]
-    cov = np.linalg.inv(information)
-    alone = np.array([scored(e[:, k] ** 2, together, 1.0, 0 * prior) for k in range(K)])
+    cov = np.linalg.inv(information + prior)
+    alone = np.array([scored(e[:, k] ** 2, together, 1.0, prior) for k in range(K)])
     beyond = np.mean((alone - together) ** 2, 0) - np.diag(cov)
-    tight = np.diag(1 / np.maximum(beyond, 1e-4))
+    tight = np.diag(1 / np.clip(beyond, 1e-4, SPREAD_PRIOR**2))
     return np.array([scored(e[:, k] ** 2, together, 1.0, tight) for k in range(K)])
 
 

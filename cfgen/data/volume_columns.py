@@ -73,14 +73,11 @@ class Recognised:
 
 
 def recognise(columns: Sequence[str]) -> Recognised:
-    """The structures that a wide table has; none when no column is known."""
-    own = {_own(c): (c,) for c in columns if _own(c)}
-    if own:
-        return Recognised(own, "cfgen", {})
+    """The structures that a wide table has, in the names by which it has most; none when no column
+    is known."""
+    own = Recognised({name: (c,) for c in columns if (name := _own(c))}, "cfgen", {})
     codes = {int(m[1]): c for c in columns if (m := _DLMUSE.fullmatch(c.strip()))}
-    if len(set(codes) & set(table("dlmuse"))) > 3:
-        return _dlmuse(codes)
-    return _freesurfer(columns)
+    return max((own, _dlmuse(codes), _freesurfer(columns)), key=lambda found: len(found.parts))
 
 
 def _own(column: str) -> str:

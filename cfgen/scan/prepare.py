@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+from scipy import ndimage
 
 from cfgen.config import Preprocess
 from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ImageError
 from cfgen.measure.background import levelled
 from cfgen.space import registration
+from cfgen.space.affine import MaskedImage, affine_between
 from cfgen.space.grids import (
     crop_box,
     crop_grid,
@@ -86,6 +88,12 @@ def template_brain() -> tuple[np.ndarray, Grid]:
     return data, Grid((i, j, k), np.asarray(image.affine, np.float64))
 
 
+@cache
+def template_mask() -> np.ndarray:
+    """The template's brain with its fluid (D, H, W) float32, 0 or 1."""
+    return np.asarray(ndimage.binary_fill_holes(template_brain()[0] > 0.05), np.float32)
+
+
 def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepared:
     """Bring a scan with a known brain mask to the model grid.
 
@@ -104,8 +112,8 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
     log_bias = registration.log_bias_field(np.clip(data, 0, None), mask, work, recipe)
 
     template, template_grid = template_brain()
-    brain = np.where(mask, data / np.exp(log_bias), 0)
-    to_native = registration.affine_register(template, template_grid, brain, work)
+    brain = MaskedImage(data / np.exp(log_bias), mask.astype(np.float32), work)
+    to_native = affine_between(MaskedImage(template, template_mask(), template_grid), brain)
 
     grid = model_grid(recipe.grid)
     box = crop_box(native_mask, margin=4)

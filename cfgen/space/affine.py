@@ -1,9 +1,9 @@
 """The affine between two brains of one contrast, by Gauss-Newton on outline and brightness.
 
 With M the affine from fixed to moving mm, x the voxels in and around the fixed brain, m the masks
-and u the images at mean 0 and SD 1 where both masks are, it makes smallest
+and u the images, at mean 0 and SD 1 in the mask and 0 outside, it makes smallest
 
-    sum_x (m_moving(M x) - m_fixed(x))^2 + w m_fixed^2 m_moving^2 (u_moving(M x) - u_fixed(x))^2,
+    sum_x (m_moving(M x) - m_fixed(x))^2 + w (m_fixed m_moving)^2 (u_moving(M x) - u_fixed(x))^2,
 
 the second term of which is, but for a constant, their correlation. From coarse to fine; the start
 is the brains' centres, upright by the headers, so that left and right are the headers' too. Nothing
@@ -62,7 +62,7 @@ class MaskedImage:
 
 @dataclass(frozen=True)
 class _Level:
-    """Mask and image (2, D, H, W) on an upright grid."""
+    """Mask and image, at mean 0 and SD 1 in it, (2, D, H, W) on an upright grid."""
 
     channels: Tensor
     grid: Grid
@@ -70,8 +70,12 @@ class _Level:
     @staticmethod
     def of(brain: MaskedImage, spacing_mm: float) -> _Level:
         grid = upright_grid(brain.grid, spacing_mm)
-        channels = [resample(c, brain.grid, grid) for c in (brain.mask, brain.data * brain.mask)]
-        return _Level(torch.from_numpy(np.stack(channels)), grid)
+        # Outside is the mean: a step at the outline would be the mask's business twice.
+        level = float((brain.data * brain.mask).sum() / brain.mask.sum())
+        image = (brain.data - level) * brain.mask
+        mask, image = (resample(c, brain.grid, grid) for c in (brain.mask, image))
+        sd = float(np.sqrt((image**2).sum() / mask.sum()))
+        return _Level(torch.from_numpy(np.stack([mask, image / max(sd, 1e-6)])), grid)
 
     def with_slopes(self) -> Tensor:
         """(8, D, H, W): the channels, then their slopes per mm along R, A and S."""
@@ -125,12 +129,11 @@ def _fitted(start: np.ndarray, fixed: _Level, moving: _Level) -> np.ndarray:
 def _step(moved: Tensor, target: Tensor, points: Tensor) -> Tensor:
     """The Gauss-Newton step (3, 4), float64, of the affine at `points` (N, 4) for what the moving
     level with its slopes is there (8, N) and what the fixed one is (2, N)."""
-    mask, image, slopes = moved[0], moved[1], moved[2:].unflatten(0, (2, 3))
-    both = mask * target[0]
-    scale, difference = _brightness(image, target[1], both)
-    weight = BRIGHTNESS_WEIGHT**0.5 * both
-    residuals = torch.stack([mask - target[0], weight * difference])
-    slopes = torch.stack([slopes[0], weight * scale * slopes[1]])
+    weights = torch.stack(
+        [torch.ones_like(target[0]), BRIGHTNESS_WEIGHT**0.5 * moved[0] * target[0]]
+    )
+    residuals = weights * (moved[:2] - target)
+    slopes = weights[:, None] * moved[2:].unflatten(0, (2, 3))
     # (2 N, 12): the change of every residual with every entry of the matrix.
     jacobian = (slopes[:, :, None] * points.T).flatten(1, 2).transpose(1, 2).flatten(0, 1)
     normal = (jacobian.T @ jacobian).double()
@@ -138,11 +141,3 @@ def _step(moved: Tensor, target: Tensor, points: Tensor) -> Tensor:
     damping = DAMPING * normal.diagonal().mean() + 1e-12
     return -torch.linalg.solve(normal + damping * torch.eye(12), slope).reshape(3, 4)
 
-
-def _brightness(moved: Tensor, target: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / SD of the moved image, and the difference of the two images at mean 0 and SD 1, under
-    the weight `both`; all (N,)."""
-    total = both.sum().clamp(min=1e-6)
-    centred = [image - (both * image).sum() / total for image in (moved, target)]
-    scales = [(total / (both * image**2).sum().clamp(min=1e-6)).sqrt() for image in centred]
-    return scales[0], centred[0] * scales[0] - centred[1] * scales[1]

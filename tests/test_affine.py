@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cfgen.data.grid import Grid
-from cfgen.scan.prepare import template_brain, template_mask
 from cfgen.space.affine import MaskedImage, affine_between
 from cfgen.space.grids import resample
+from cfgen.space.template import mni152, template_brain, template_mask
 
 HALF_MM = 125.0
 # Where the scanner has the head's middle.
@@ -19,6 +19,18 @@ CENTRE_MM = np.array([12.0, -25.0, 30.0])
 def template() -> MaskedImage:
     data, grid = template_brain()
     return MaskedImage(data, template_mask(), grid)
+
+
+def test_the_template_is_nilearns():
+    """At 2 mm its splines give every second voxel of the 1 mm that it carries."""
+    from nilearn import datasets
+
+    for name, loader in (("t1", "template"), ("gm", "gm_template")):
+        for spacing_mm in (1, 2):
+            expected = getattr(datasets, f"load_mni152_{loader}")(resolution=spacing_mm)
+            data, grid = mni152(name, spacing_mm)
+            assert np.array_equal(grid.affine, expected.affine)
+            assert np.abs(data - np.asarray(expected.dataobj)).max() < 1e-12
 
 
 def turn(axis: int, degrees: float) -> np.ndarray:
@@ -42,7 +54,7 @@ def scanner(spacing: tuple[float, ...], axes: np.ndarray | None = None) -> Grid:
 def placed(linear: np.ndarray) -> np.ndarray:
     """Template mm to scanner mm."""
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = linear, CENTRE_MM + [3.3, 8.6, -5.2]
+    matrix[:3, :3], matrix[:3, 3] = linear, np.add(CENTRE_MM, [3.3, 8.6, -5.2])
     return matrix
 
 
@@ -51,14 +63,14 @@ def moved(brain: MaskedImage, to_scanner: np.ndarray, grid: Grid) -> MaskedImage
     back = np.linalg.inv(to_scanner)
     data = 700 * resample(brain.data, brain.grid, grid, back, order=3)
     data += np.random.default_rng(0).normal(40, 20, grid.shape)
-    mask = resample(brain.mask, brain.grid, grid, back) > 0.5
-    return MaskedImage(data.astype(np.float32), mask.astype(np.float32), grid)
+    mask = resample(brain.mask.astype(np.float32), brain.grid, grid, back) > 0.5
+    return MaskedImage(data.astype(np.float32), mask, grid)
 
 
 def errors_mm(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """How far every voxel of the template's brain is from where it should be."""
     brain = template()
-    place = np.argwhere(brain.mask > 0) @ brain.grid.affine[:3, :3].T + brain.grid.affine[:3, 3]
+    place = np.argwhere(brain.mask) @ brain.grid.affine[:3, :3].T + brain.grid.affine[:3, 3]
     apart = found - expected
     return np.asarray(np.linalg.norm(place @ apart[:3, :3].T + apart[:3, 3], axis=1))
 
@@ -80,7 +92,7 @@ SHEARED = np.array([[1.0, 0.08, 0], [0, 1.1, -0.05], [0.06, 0, 0.95]])
         MIXED,
         SHEARED,
     ],
-    ids="upright nod-back nod tilt turn child large mixed sheared".split(),
+    ids=["upright", "nod-back", "nod", "tilt", "turn", "child", "large", "mixed", "sheared"],
 )
 def test_a_known_affine_is_recovered(linear):
     expected = placed(linear)

@@ -8,10 +8,8 @@ grid is carried back to the scanner's own grid and brightness.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
-from scipy import ndimage
 
 from cfgen.config import Preprocess
 from cfgen.data.volume import Grid, Volume
@@ -27,6 +25,7 @@ from cfgen.space.grids import (
     upsample_cubic,
     work_grid,
 )
+from cfgen.space.template import template_brain, template_mask
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,6 @@ class Prepared:
         return out
 
 
-@cache
-def template_brain() -> tuple[np.ndarray, Grid]:
-    """nilearn's bundled, skull-stripped MNI152NLin2009aSym at 2 mm, in [0, 1]."""
-    from nilearn import datasets
-
-    image = datasets.load_mni152_template(resolution=2)
-    data = np.clip(np.asarray(image.dataobj, np.float32), 0, None)
-    i, j, k = data.shape
-    return data, Grid((i, j, k), np.asarray(image.affine, np.float64))
-
-
-@cache
-def template_mask() -> np.ndarray:
-    """The template's brain with its fluid (D, H, W) float32, 0 or 1."""
-    return np.asarray(ndimage.binary_fill_holes(template_brain()[0] > 0.05), np.float32)
-
-
 def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepared:
     """Bring a scan with a known brain mask to the model grid.
 
@@ -111,8 +93,8 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
     mask = resample(native_mask.astype(np.float32), scan.grid, work) > 0.5
     log_bias = registration.log_bias_field(np.clip(data, 0, None), mask, work, recipe)
 
+    brain = MaskedImage(data / np.exp(log_bias), mask, work)
     template, template_grid = template_brain()
-    brain = MaskedImage(data / np.exp(log_bias), mask.astype(np.float32), work)
     to_native = affine_between(MaskedImage(template, template_mask(), template_grid), brain)
 
     grid = model_grid(recipe.grid)

@@ -43,7 +43,7 @@ RADIUS_MM = 50.0
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """A brain: `data` (I, J, K) float32, its `mask` (I, J, K), 0 to 1, on a `grid`."""
+    """A brain: `data` (I, J, K) float32 and its `mask` (I, J, K) bool on a `grid`."""
 
     data: np.ndarray
     mask: np.ndarray
@@ -56,7 +56,7 @@ class MaskedImage:
         return np.asarray(self.grid.affine[:3, :3] @ voxel + self.grid.affine[:3, 3])
 
     def cropped(self, margin_mm: float) -> MaskedImage:
-        box = crop_box(self.mask > 0, margin=round(margin_mm / min(self.grid.spacing)))
+        box = crop_box(self.mask, margin=round(margin_mm / min(self.grid.spacing)))
         return MaskedImage(self.data[box], self.mask[box], crop_grid(self.grid, box))
 
 
@@ -71,9 +71,9 @@ class _Level:
     def of(brain: MaskedImage, spacing_mm: float) -> _Level:
         grid = upright_grid(brain.grid, spacing_mm)
         # Outside is the mean: a step at the outline would be the mask's business twice.
-        level = float((brain.data * brain.mask).sum() / brain.mask.sum())
-        image = (brain.data - level) * brain.mask
-        mask, image = (resample(c, brain.grid, grid) for c in (brain.mask, image))
+        image = np.where(brain.mask, brain.data - brain.data[brain.mask].mean(), 0)
+        outline = brain.mask.astype(np.float32)
+        mask, image = (resample(channel, brain.grid, grid) for channel in (outline, image))
         sd = float(np.sqrt((image**2).sum() / mask.sum()))
         return _Level(torch.from_numpy(np.stack([mask, image / max(sd, 1e-6)])), grid)
 
@@ -140,4 +140,3 @@ def _step(moved: Tensor, target: Tensor, points: Tensor) -> Tensor:
     slope = (jacobian.T @ residuals.flatten()).double()
     damping = DAMPING * normal.diagonal().mean() + 1e-12
     return -torch.linalg.solve(normal + damping * torch.eye(12), slope).reshape(3, 4)
-

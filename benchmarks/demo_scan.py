@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from nilearn import datasets
 
 from cfgen.data.volume import Volume, write_new
+from cfgen.space.template import mni152
 
 if __name__ == "__main__":
-    image = datasets.load_mni152_template(resolution=1)
-    data = np.clip(np.asarray(image.dataobj, np.float32), 0, None)
-    write_new(Volume(np.rint(data * 1000), np.asarray(image.affine)), Path(sys.argv[1]), np.int16)
+    data, grid = mni152("t1", 1)
+    write_new(Volume(np.rint(data * 1000), grid.affine), Path(sys.argv[1]), np.int16)
     print(sys.argv[1])

@@ -28,7 +28,7 @@ class Preprocess:
     # Bias field and registration are estimated on a copy of about this spacing (mm).
     work_spacing_mm: float = WORK_SPACING_MM
     n4_iterations: tuple[int, ...] = (30, 30, 30)
-    n4_shrink: int = 2
+    n4_shrink: int = 3
     n4_tolerance: float = 1e-4
     # This percentile of the brain becomes 1; evaluation.md section 0 scales the same way.
     intensity_percentile: float = 99.5

@@ -24,8 +24,9 @@ from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan import open as open_room
-from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.scan.prepare import Prepared
 from cfgen.scan.prepare import prepare as really_prepare
+from cfgen.space.template import template_brain
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real scans are not on this machine")

@@ -20,7 +20,8 @@ from cfgen.errors import CfgenError, ImageError, UsageError
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.predictor import predict_conditions
 from cfgen.scan import open as open_room
-from cfgen.scan.prepare import prepare, template_brain
+from cfgen.scan.prepare import prepare
+from cfgen.space.template import template_brain
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
 PLAIN = Options(picture=False)

@@ -15,13 +15,15 @@ from cfgen.data.volume import Volume, read_volume
 from cfgen.errors import ImageError
 from cfgen.measure import background, window
 from cfgen.measure.segmenter import Segmentation, load_segmenter, segment
+from cfgen.scan import prepare as prepare_file
 from cfgen.scan.brain import Brain, stripped_mask
 from cfgen.scan.gate import Gate, refuse, scan_measures
 from cfgen.scan.open import look_at
-from cfgen.scan.prepare import prepare, template_brain
+from cfgen.scan.prepare import prepare
 from cfgen.scan.render import render
 from cfgen.space import registration
 from cfgen.space.grids import resample
+from cfgen.space.template import template_brain
 
 DEFAULT = Path(background.__file__).parents[1] / "bundles" / "default"
 
@@ -109,7 +111,7 @@ def aligned(monkeypatch):
     monkeypatch.setattr(
         registration, "log_bias_field", lambda data, *_: np.zeros(data.shape, np.float32)
     )
-    monkeypatch.setattr(registration, "affine_register", lambda *_: np.eye(4))
+    monkeypatch.setattr(prepare_file, "affine_between", lambda *_: np.eye(4))
 
 
 @pytest.mark.parametrize("value", [-1024.0, 500.0])

@@ -24,8 +24,9 @@ from cfgen.scan.gate import (
     widened,
 )
 from cfgen.scan.open import Opened, look_at
-from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.scan.prepare import Prepared
 from cfgen.space.grids import model_grid
+from cfgen.space.template import template_brain
 
 
 def template_prepared(to_native=None) -> Prepared:

@@ -14,6 +14,7 @@ from cfgen.config import Preprocess
 from cfgen.data.grid import Grid
 from cfgen.data.volume import Volume
 from cfgen.errors import ImageError
+from cfgen.scan import prepare as prepare_file
 from cfgen.scan.prepare import Prepared, prepare
 from cfgen.scan.render import render
 from cfgen.space import registration
@@ -193,18 +194,19 @@ def test_the_scan_is_read_back_from_a_head_with_a_known_place_and_field(monkeypa
     scan = Volume((own * np.exp(places(grid)[1] / 400)).astype(np.float32), grid.affine)
     seen = {}
 
-    def register(template, template_grid, brain, work):
+    def register(template, brain):
         seen["brain"] = brain
         return shift
 
     def bias_field(data, mask, work, recipe):
         return (places(work)[1] / 400).astype(np.float32)
 
-    monkeypatch.setattr(registration, "affine_register", register)
+    monkeypatch.setattr(prepare_file, "affine_between", register)
     monkeypatch.setattr(registration, "log_bias_field", bias_field)
     ready = prepare(scan, inside, Preprocess())
     # What is registered is the brain alone, without its bias field, on the scan's own coarse grid.
-    assert np.allclose(seen["brain"], np.where(inside, own, 0), rtol=1e-3)
+    assert np.array_equal(seen["brain"].mask, inside)
+    assert np.allclose(seen["brain"].data[inside], own[inside], rtol=1e-3)
     place = ((places(ready.grid) / np.array([60.0, 70, 55])[:, None, None, None]) ** 2).sum(0)
     assert ready.mask[place < 0.9].all()
     assert not ready.mask[place > 1.1].any()

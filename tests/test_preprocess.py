@@ -27,9 +27,9 @@ from cfgen.scan.brain import (
 )
 from cfgen.scan.gate import Gate
 from cfgen.scan.pictures import counterfactual_picture, to_ras
-from cfgen.scan.prepare import template_brain
 from cfgen.scan.prepared import Files, load_prepared
 from cfgen.space.grids import model_grid, resample
+from cfgen.space.template import template_brain
 
 
 @pytest.fixture(scope="module")

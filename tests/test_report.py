@@ -30,7 +30,7 @@ from cfgen.report.group import Line, write_index
 from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
 from cfgen.report.page import Run, read_run, read_targets, show, write_page
 from cfgen.report.text import Flag, flags
-from cfgen.scan.prepare import template_brain
+from cfgen.space.template import template_brain
 
 pytestmark = pytest.mark.usefixtures("prepared_once")
 CPU = torch.device("cpu")

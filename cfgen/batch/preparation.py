@@ -79,4 +79,6 @@ def _work(
                 "exists already, from another scan or recipe",
                 fix="use --overwrite or another --out",
             )
-    return wanted, open_scan(row.image, row.mask or row.labels, finder, recipe, gate)
+    opened = open_scan(row.image, row.mask or row.labels, finder, recipe, gate)
+    # The segmenter and its maps are not sent from process to process: nothing here needs them.
+    return wanted, replace(opened, brain=replace(opened.brain, regions=None))

@@ -15,7 +15,7 @@ from cfgen.data.conditions import Values
 from cfgen.device import pick_device
 from cfgen.edit.latent import LatentEdit, Models, condition_of, edit_latent, load_models
 from cfgen.edit.samples import Measure, sample_noise
-from cfgen.measure.ruler import Ruler
+from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.segmenter import segment
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder, brain_finder
@@ -104,6 +104,12 @@ def images(
     for latent, factual in zip(edited.latents, edited.rebuilt, strict=True):
         counterfactual = decoded(engine, latent.counterfactuals[number])
         yield render(opened.volume, opened.prepared, factual, counterfactual, mode)
+
+
+def regions(engine: Engine, opened: Opened) -> Regions:
+    """The scan's own volumes; what the segmenter found when it looked for the brain serves here."""
+    known = opened.brain.regions
+    return engine.ruler.measure(opened.volume) if known is None else engine.ruler.read(known)
 
 
 def measure(engine: Engine, opened: Opened) -> Measure | None:

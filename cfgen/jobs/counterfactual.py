@@ -27,7 +27,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.device import number_type
-from cfgen.edit.engine import Drawing, Edited, Engine, edit_scan, images, measure
+from cfgen.edit.engine import Drawing, Edited, Engine, edit_scan, images, measure, regions
 from cfgen.edit.latent import ROUND_TRIP_LIMIT
 from cfgen.edit.samples import Sampled, summarise
 from cfgen.edit.samples import record as samples_record
@@ -119,7 +119,7 @@ def counterfactual(
     )
     notices = opened.notices + predicted + _of_round_trip(edited)
     provenance = _provenance(engine, opened, factual, edited, digest, options)
-    regions = engine.ruler.measure(opened.volume) if options.report else None
+    before = regions(engine, opened) if options.report else None
     rebuilt = _reconstruction(opened, edited) if options.report or options.reconstruction else None
     results: list[Result] = []
     written: list[Path] = []
@@ -154,8 +154,8 @@ def counterfactual(
                 paths["sidecar"].unlink(missing_ok=True)
                 written += list(paths.values())
                 _write(opened, sampled, rebuilt, sidecar, paths)
-                if regions is not None:
-                    _report(engine, opened, sampled, rebuilt, sidecar, paths, regions)
+                if before is not None:
+                    _report(engine, opened, sampled, rebuilt, sidecar, paths, before)
                 write_record(sidecar, paths["sidecar"])
                 log.info("%s written", label)
                 results.append(Result(paths["image"], label, target, edited.round_trip, warnings))

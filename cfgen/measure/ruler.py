@@ -10,7 +10,7 @@ import torch
 from cfgen.bundle import Bundle
 from cfgen.data.volume import Volume
 from cfgen.errors import ImageError
-from cfgen.measure.segmenter import load_segmenter, segment
+from cfgen.measure.segmenter import LazySegmentation, load_segmenter
 from cfgen.measure.volumes import RegionVolume
 from cfgen.nets.segmenter import Segmenter
 
@@ -46,8 +46,12 @@ class Ruler:
     def measure(self, scan: Volume) -> Regions:
         if self.net is None:
             return Regions(missing=self.missing)
+        return self.read(LazySegmentation(self.net, scan, self.device))
+
+    def read(self, segmentation: LazySegmentation) -> Regions:
+        """Of a scan that this segmenter may have seen already."""
         try:
-            found = segment(self.net, scan, self.device)
+            found = segmentation.result
         except ImageError as error:
             return Regions(missing=error.found)
         return Regions(found.volumes, found.mask, self.name)

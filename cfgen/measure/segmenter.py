@@ -8,6 +8,7 @@ edges; labels and volumes are made from them there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,20 @@ class Segmentation:
     confidence: float | None
     posteriors: Posteriors | None = None
     source: str = "cfgen"
+
+
+@dataclass(frozen=True)
+class LazySegmentation:
+    """The segmentation of a scan by a network, made when it is first asked for, and then kept."""
+
+    net: Segmenter
+    scan: Volume
+    device: torch.device
+
+    @cached_property
+    def result(self) -> Segmentation:
+        """Raises ImageError when nothing in the scan looks like a brain."""
+        return segment(self.net, self.scan, self.device)
 
 
 def segmenter_part(config: SegmenterConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from cfgen.config import SkullStrip
 from cfgen.data.volume import Grid, Volume, read_volume
 from cfgen.errors import ImageError, Notice
 from cfgen.measure.background import empty_value, filled_foreground, levelled
-from cfgen.measure.segmenter import load_segmenter, segment
+from cfgen.measure.segmenter import LazySegmentation, load_segmenter
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.external_strip import external_mask
 from cfgen.space import registration
@@ -45,13 +45,15 @@ BRAIN_PROBABILITY = 0.4
 @dataclass(frozen=True)
 class Brain:
     """`mask` (I, J, K) bool on the scan's grid, where it came from, and a note for the sidecar;
-    `confidence` is the segmenter's, `notice` says that the outline is rough."""
+    `confidence` is the segmenter's, `notice` says that the outline is rough. `regions` are the
+    scan's by the bundle's segmenter, where it has one, whoever found the brain."""
 
     mask: np.ndarray
     source: Source
     note: str
     notice: Notice | None = None
     confidence: float | None = None
+    regions: LazySegmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,16 @@ def find_brain(scan: Volume, mask_path: Path | None, finder: BrainFinder) -> Bra
     'auto' is: stripped already, else the segmenter, else the head template. Raises ImageError when
     no plausible brain is found or the mask does not fit the scan, ToolError when a tool fails.
     """
+    regions = None
+    if finder.segmenter is not None:
+        regions = LazySegmentation(finder.segmenter, scan, finder.device)
+    brain = _outline(scan, mask_path, finder, regions)
+    return replace(brain, regions=regions)
+
+
+def _outline(
+    scan: Volume, mask_path: Path | None, finder: BrainFinder, regions: LazySegmentation | None
+) -> Brain:
     if mask_path is not None:
         return Brain(_given_mask(scan, mask_path), "mask", mask_path.name)
     if finder.how in ("synthstrip", "hd-bet"):
@@ -125,10 +137,9 @@ def find_brain(scan: Volume, mask_path: Path | None, finder: BrainFinder) -> Bra
         stripped = stripped_mask(scan)
         if stripped is not None:
             return Brain(stripped, "stripped", "the scan's background is empty: brain only")
-        if finder.segmenter is not None:
-            found = segment(finder.segmenter, scan, finder.device)
-            said = f"confidence {found.confidence:.3f}"
-            return Brain(found.mask, "segmenter", said, confidence=found.confidence)
+        if regions is not None:
+            mask, confidence = regions.result.mask, regions.result.confidence
+            return Brain(mask, "segmenter", f"confidence {confidence:.3f}", confidence=confidence)
     if finder.template is None:
         raise ImageError(
             scan.path or "scan",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -20,8 +19,9 @@ from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ImageError, Notice
 from cfgen.measure.background import levelled
 from cfgen.scan.brain import Brain
-from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.scan.prepare import Prepared
 from cfgen.space.grids import resample
+from cfgen.space.template import BRAIN_FROM, mni152
 
 Verdict = Literal["ok", "warn", "refuse"]
 Range = tuple[float, float]
@@ -181,22 +181,10 @@ def _cut(mask: np.ndarray) -> float:
     return worst
 
 
-@cache
-def _tissues() -> tuple[np.ndarray, np.ndarray]:
-    """nilearn's maps of white and grey matter on the template's 2 mm grid."""
-    from nilearn import datasets
-
-    loaders = (datasets.load_mni152_wm_template, datasets.load_mni152_gm_template)
-    white, grey = (np.asarray(load(resolution=2).dataobj, np.float32) for load in loaders)
-    return white, grey
-
-
 def _template_on(grid: Grid) -> tuple[np.ndarray, ...]:
     """Template and brain on a grid, and voxels that are surely white, grey and fluid in it."""
-    template, source = template_brain()
-    white, grey = (resample(tissue, source, grid) for tissue in _tissues())
-    image = resample(template, source, grid)
-    brain = image > 0.05
+    image, white, grey = (resample(*mni152(name, 2), grid) for name in ("t1", "wm", "gm"))
+    brain = image > BRAIN_FROM
     # The middle of the template: ventricles, not sulci, which differ between people.
     near = np.zeros(grid.shape, bool)
     near[tuple(slice(n // 3, -(n // 3)) for n in grid.shape)] = True

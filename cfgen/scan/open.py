@@ -11,6 +11,7 @@ from pathlib import Path
 from cfgen.config import Preprocess
 from cfgen.data.volume import Volume, header_notices, read_volume
 from cfgen.errors import ImageError, Notice
+from cfgen.measure.segmenter import Posteriors
 from cfgen.progress import working
 from cfgen.scan.brain import Brain, BrainFinder, find_brain
 from cfgen.scan.gate import (
@@ -48,6 +49,15 @@ class Opened(Looked):
     """And the scan on the model grid, with the way back."""
 
     prepared: Prepared
+
+    @property
+    def posteriors(self) -> Posteriors | None:
+        """Class probabilities of the scan by the bundle's segmenter, which runs once a scan, when
+        they are first asked for if it did not find the brain; None where the bundle has none.
+
+        Raises ImageError when nothing in the scan looks like a brain.
+        """
+        return None if self.brain.regions is None else self.brain.regions.result.posteriors
 
 
 def open_scan(

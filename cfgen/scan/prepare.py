@@ -8,7 +8,6 @@ grid is carried back to the scanner's own grid and brightness.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ImageError
 from cfgen.measure.background import levelled
 from cfgen.space import registration
+from cfgen.space.affine import MaskedImage, affine_between
 from cfgen.space.grids import (
     crop_box,
     crop_grid,
@@ -25,6 +25,7 @@ from cfgen.space.grids import (
     upsample_cubic,
     work_grid,
 )
+from cfgen.space.template import template_brain, template_mask
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,6 @@ class Prepared:
         return out
 
 
-@cache
-def template_brain() -> tuple[np.ndarray, Grid]:
-    """nilearn's bundled, skull-stripped MNI152NLin2009aSym at 2 mm, in [0, 1]."""
-    from nilearn import datasets
-
-    image = datasets.load_mni152_template(resolution=2)
-    data = np.clip(np.asarray(image.dataobj, np.float32), 0, None)
-    i, j, k = data.shape
-    return data, Grid((i, j, k), np.asarray(image.affine, np.float64))
-
-
 def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepared:
     """Bring a scan with a known brain mask to the model grid.
 
@@ -103,9 +93,9 @@ def prepare(scan: Volume, native_mask: np.ndarray, recipe: Preprocess) -> Prepar
     mask = resample(native_mask.astype(np.float32), scan.grid, work) > 0.5
     log_bias = registration.log_bias_field(np.clip(data, 0, None), mask, work, recipe)
 
+    brain = MaskedImage(data / np.exp(log_bias), mask, work)
     template, template_grid = template_brain()
-    brain = np.where(mask, data / np.exp(log_bias), 0)
-    to_native = registration.affine_register(template, template_grid, brain, work)
+    to_native = affine_between(MaskedImage(template, template_mask(), template_grid), brain)
 
     grid = model_grid(recipe.grid)
     box = crop_box(native_mask, margin=4)

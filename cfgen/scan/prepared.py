@@ -28,8 +28,9 @@ from cfgen.scan.brain import SkullStripping
 from cfgen.scan.gate import GateRecord
 from cfgen.scan.open import Opened
 from cfgen.scan.pictures import preparation_picture
-from cfgen.scan.prepare import Prepared, template_brain
+from cfgen.scan.prepare import Prepared
 from cfgen.space.grids import model_grid, require_grid, resample
+from cfgen.space.template import template_brain
 
 log = logging.getLogger("cfgen")
 

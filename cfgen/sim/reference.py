@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cfgen.data.volume import Grid
 from cfgen.space.grids import model_grid, resample
+from cfgen.space.template import mni152
 
 # Cortical regions, named as in graph.toml, and what has no noise of its own.
 CORTEX = ("frontal", "parietal", "temporal", "occipital", "insula", "cingulate", "hippocampus")
@@ -81,22 +82,12 @@ def _block_mean(data: np.ndarray, factor: int) -> np.ndarray:
     return data.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
 
 
-def _template(name: str, grid: Grid) -> np.ndarray:
-    from nilearn import datasets
-
-    image = getattr(datasets, f"load_mni152_{name}")(resolution=1)
-    i, j, k = image.shape
-    source = Grid((i, j, k), np.asarray(image.affine, np.float64))
-    data = np.clip(np.asarray(image.dataobj, np.float32), 0, 1)
-    return resample(data, source, grid)
-
-
 def _at_1mm(grid: Grid) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    t1 = _template("template", grid)
+    t1 = resample(*mni152("t1", 1), grid)
     inside = ndimage.binary_fill_holes(t1 > 0.02)
     skull = ndimage.distance_transform_edt(~inside) <= SHELL_MM
-    grey = _template("gm_template", grid) * skull
-    white = _template("wm_template", grid) * skull
+    grey = resample(*mni152("gm", 1), grid) * skull
+    white = resample(*mni152("wm", 1), grid) * skull
     total = np.maximum(grey + white, 1)
     grey, white = grey / total, white / total
     fluid = skull - grey - white

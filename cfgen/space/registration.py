@@ -1,4 +1,4 @@
-"""Affine and deformable registration and bias field, by ANTs and SimpleITK.
+"""Deformable registration and bias field, by ANTs and SimpleITK.
 
 Matrices and fields leave this file in our own convention (RAS+ mm); ITK's LPS stays inside. ANTs
 runs in its reproducible mode: the same images give the same transform, bit for bit.
@@ -47,20 +47,6 @@ def _transforms(kind: str, fixed: Any, moving: Any) -> Iterator[list[str]]:
             fixed, moving, f"antsRegistrationSyNQuickRepro[{kind}]", outprefix=f"{folder}/"
         )
         yield result["fwdtransforms"]
-
-
-def affine_register(
-    fixed: np.ndarray, fixed_grid: Grid, moving: np.ndarray, moving_grid: Grid
-) -> np.ndarray:
-    """The affine (4, 4) that takes the fixed image's world to the moving image's, RAS+ mm."""
-    with _transforms("a", _to_ants(fixed, fixed_grid), _to_ants(moving, moving_grid)) as files:
-        transform = _ants().read_transform(files[-1])
-    linear = np.array(transform.parameters[:9]).reshape(3, 3)
-    center = np.array(transform.fixed_parameters)
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = np.array(transform.parameters[9:]) + center - linear @ center
-    return LPS @ matrix @ LPS
 
 
 def deform(

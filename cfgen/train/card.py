@@ -10,9 +10,9 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
 from cfgen.scan.brain import HEAD_SPACING_MM, HeadTemplate, build_head_template
 from cfgen.scan.gate import card_of, fit_measures, scan_measures
-from cfgen.scan.prepare import template_brain
 from cfgen.scan.prepared import load_prepared
 from cfgen.space.grids import work_grid
+from cfgen.space.template import template_brain
 
 
 def head_template(rows: list[Row]) -> HeadTemplate:

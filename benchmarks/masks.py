@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
-from cfgen.causal.partners import Region
+from cfgen.causal.partners import PARTNERS, Region
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import regions_of
 from cfgen.errors import CfgenError
@@ -33,12 +34,16 @@ from cfgen.sim.reference import CORTEX, reference
 from cfgen.sim.render import CHANNELS, Rendered, render
 
 QUERIES = ("age=+20", "age=-20", "ad=0.8", "aud=1")
-# What is edited, and which volumes of the graph are then the structures' own.
-EDITED = {
-    "cortex": CORTEX[:-1],
-    "hippocampus": ("hippocampus",),
-    "lateral_ventricle": ("ventricles",),
-}
+# The simulator's ventricles press on the deep nuclei too.
+WALLS = {"lateral_ventricle": ("cerebral_wm", "caudate", "thalamus")}
+# What is edited, which volumes of the graph are then its own, and its partners: (name, structure,
+# volumes, partners).
+EDITED = (
+    ("cortex", "cortex", CORTEX[:-1], PARTNERS),
+    ("hippocampus", "hippocampus", ("hippocampus",), PARTNERS),
+    ("ventricle", "lateral_ventricle", ("ventricles",), PARTNERS),
+    ("ventricle, nuclei too", "lateral_ventricle", ("ventricles",), PARTNERS | WALLS),
+)
 TABLE = "freesurfer"
 
 
@@ -60,7 +65,11 @@ def own_truth(factual: Subject, changed: Subject, names: tuple[str, ...]) -> Sub
 
 
 def edit(
-    factual: Rendered, true: Rendered, structure: str, voxel_mm3: float
+    factual: Rendered,
+    true: Rendered,
+    structure: str,
+    partners: Mapping[str, Sequence[str]],
+    voxel_mm3: float,
 ) -> tuple[EditedMasks, float, float]:
     """The factual map edited to the true volumes; wall and CPU seconds."""
     labels = torch.from_numpy(factual.labels)
@@ -73,7 +82,9 @@ def edit(
     values = torch.from_numpy(factual.posteriors).permute(3, 0, 1, 2).float() / 255
     maps = SoftMaps(values.contiguous(), channel_regions(len(CHANNELS), "simulator"))
     wall, cpu = time.perf_counter(), time.process_time()
-    edited = edit_masks(labels, maps, targets, table_name=TABLE, voxel_mm3=voxel_mm3)
+    edited = edit_masks(
+        labels, maps, targets, table_name=TABLE, voxel_mm3=voxel_mm3, partners=partners
+    )
     return edited, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -82,6 +93,7 @@ def main() -> None:
     parser.add_argument("--grid", default="t1w-2mm")
     parser.add_argument("--preset", default="mixed")
     parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--edit", default="all", help="one of the names alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -104,19 +116,23 @@ def main() -> None:
             except CfgenError as error:
                 print(f"left out: {subject.key} {query}: {error}")
                 continue
-            for structure, names in EDITED.items():
-                own = render(model, head, own_truth(subject, changed, names), options.seed)
+            for name, structure, volumes, partners in EDITED:
+                if options.edit not in ("all", name):
+                    continue
+                own = render(model, head, own_truth(subject, changed, volumes), options.seed)
                 for truth, true in (("own", own), ("total", total)):
                     try:
-                        edited, wall, cpu = edit(factual, true, structure, voxel_mm3)
+                        edited, wall, cpu = edit(
+                            factual, true, structure, partners, voxel_mm3
+                        )
                     except CfgenError as error:
                         print(f"refused: {subject.key} {query} {truth}: {error}")
                         continue
-                    if structure == "cortex":
+                    if name == "cortex":
                         seconds.append((wall, cpu))
-                    white_moved += add(figures, truth, query, factual, true, edited)
+                    white_moved += add(figures, truth, query, name, factual, true, edited)
     report(figures)
-    wall, cpu = np.median(seconds, axis=0)
+    wall, cpu = np.median(seconds or [(0.0, 0.0)], axis=0)
     print(f"six lobes, both sides, {options.grid}: {wall:.2f} s, {cpu:.2f} s of CPU (median)")
     print(f"edits of the cortex or hippocampus that moved white matter: {white_moved}")
 
@@ -125,6 +141,7 @@ def add(
     figures: dict[tuple[str, str, str], list[tuple[float, ...]]],
     truth: str,
     query: str,
+    name: str,
     factual: Rendered,
     true: Rendered,
     edited: EditedMasks,
@@ -140,7 +157,7 @@ def add(
         got = dice(mask(edited.labels, [e.region]), there)
         change = (e.after - e.before) / e.before
         line = (got, ceiling, dice(here, there), change, abs(e.error), e.rings)
-        figures[truth, query, e.region[0]].append(line)
+        figures[truth, query, e.region[0] if name == "cortex" else name].append(line)
     sides = ("left", "right", "both")
     white = mask(before, [("cerebral_wm", s) for s in sides])
     still = torch.equal(white, mask(edited.labels, [("cerebral_wm", s) for s in sides]))

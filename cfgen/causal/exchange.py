@@ -60,21 +60,28 @@ class Exchanged:
 class Field:
     """A label map in work, flat, with one voxel more on all sides.
 
-    `shape` (3,) has these; `region` (N,) int16 is the number of each voxel's region; `chances`
-    (C, N) float32 are probabilities, `channel` (R,) int64 the one of each region, -1 for none.
+    `shape` (3,) has these; `region` (N,) int16 is the number of each voxel's region. `chances`
+    (C, M) float32 are probabilities, flat without the margin, and `channel` the one of each
+    region's number, -1 for none.
     """
 
     shape: tuple[int, int, int]
     region: Tensor
     chances: Tensor
-    channel: Tensor
+    channel: tuple[int, ...]
 
     def chance(self, numbers: Sequence[int], voxels: Tensor) -> Tensor:
         """Probability (N,) of any of these regions at `voxels` (N,)."""
-        total = torch.zeros(len(voxels))
-        for channel in sorted({int(self.channel[n]) for n in numbers}):
-            total += self.chances[channel, voxels]
+        at, total = self.without_margin(voxels), torch.zeros(len(voxels))
+        for channel in sorted({self.channel[n] for n in numbers}):
+            total += self.chances[channel, at]
         return total
+
+    def without_margin(self, voxels: Tensor) -> Tensor:
+        """The places of `voxels` (N,) in an array that has no margin."""
+        _, J, K = self.shape
+        i, j, k = voxels // (J * K) - 1, voxels // K % J - 1, voxels % K - 1
+        return (i * (J - 2) + j) * (K - 2) + k
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class _Work:
 
     def _first_rings(self) -> list[Band]:
         """For each exchange, the voxels that may change and touch a face of the other side."""
-        here, there = _face_pairs(self.origin, self.field.shape)
+        here, there = face_pairs(self.origin, self.field.shape)
         inside, outside = self.origin[here].long(), self.origin[there].long()
         bands = []
         for row, e in enumerate(self.exchanges):
@@ -256,7 +263,7 @@ class _Work:
         ]
 
 
-def _face_pairs(region: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def face_pairs(region: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Every voxel and its face neighbour of another region, both ways: two (M,) int64."""
     block = region.reshape(shape)
     firsts, seconds, step = [], [], region.numel()
@@ -283,6 +290,31 @@ def _winners(voxels: Tensor, owner: Tensor, rank: Tensor) -> Tensor:
     return key == best[place]
 
 
+def near_boundary(
+    region: Tensor,
+    shape: tuple[int, int, int],
+    pairs: tuple[Tensor, Tensor],
+    number: int,
+    partners: Sequence[int],
+    rings: int,
+) -> Tensor:
+    """Voxels of a region and of its partners within so many rings of the boundary between them, on
+    either side. `pairs` are those of `face_pairs`."""
+    outer = torch.zeros(int(region.max()) + 2, dtype=torch.bool)
+    outer[list(partners)] = True
+    both = outer.clone()
+    both[number] = True
+    here, there = pairs
+    inside, outside = region[here].long(), region[there].long()
+    across = ((inside == number) & outer[outside]) | (outer[inside] & (outside == number))
+    band = torch.unique(here[across])
+    steps = neighbour_offsets(shape)[[*_FACES, CENTRE]]
+    for _ in range(rings - 1):
+        band = torch.unique(band[:, None] + steps)
+        band = band[both[region[band].long()]]
+    return band
+
+
 def recode(codes: Tensor, region: Tensor, changed: Tensor, shape: tuple[int, int, int]) -> None:
     """Give voxels that changed their region the code of that region around them, in place.
 
@@ -299,8 +331,17 @@ def recode(codes: Tensor, region: Tensor, changed: Tensor, shape: tuple[int, int
         ready = fits.any(1)
         assert ready.any(), "a voxel that changed touches nothing of its region"
         known = torch.where(fits, codes[around].long(), -1)[ready]
-        votes = (known[:, :, None] == known[:, None, :]).sum(2)
-        votes = torch.where(known < 0, 0, votes * (1 << 32) - known)
-        codes[changed[ready]] = known.gather(1, votes.argmax(1, keepdim=True))[:, 0].to(codes.dtype)
+        codes[changed[ready]] = _most(known).to(codes.dtype)
         open_[changed[ready]] = False
         changed = changed[~ready]
+
+
+def _most(known: Tensor) -> Tensor:
+    """The code (N,) that is most often in each row (N, 26), -1 for none; the lowest of several."""
+    best = known.amax(1)
+    several = (known != best[:, None]).logical_and_(known >= 0).any(1)
+    some = known[several]
+    votes = (some[:, :, None] == some[:, None, :]).sum(2)
+    votes = torch.where(some < 0, 0, votes * (1 << 32) - some)
+    best[several] = some.gather(1, votes.argmax(1, keepdim=True))[:, 0]
+    return best

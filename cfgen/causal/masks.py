@@ -16,8 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfgen.causal.exchange import Exchange, Exchanged, Field, exchange, recode
+from cfgen.causal.exchange import (
+    Exchange,
+    Exchanged,
+    Field,
+    exchange,
+    face_pairs,
+    near_boundary,
+    recode,
+)
 from cfgen.causal.partners import FLUIDS, PARTNERS, Region, in_turn, partners_of, region_text
+from cfgen.causal.tilt import Tilt, tilt
 from cfgen.data.parcellation import regions_of
 from cfgen.errors import ImageError, UsageError
 
@@ -42,7 +51,8 @@ class SoftMaps:
 class Edit:
     """What became of one target, in voxels: `before`, `target` (the volume that was asked for, not
     rounded), `after`; `rings` of the band, voxels of its `boundary`, and how many were `guarded`,
-    since they would have changed the region's topology."""
+    since they would have changed the region's topology. `soft_change` is what its soft map gained,
+    in voxels."""
 
     region: Region
     partners: tuple[Region, ...]
@@ -52,6 +62,7 @@ class Edit:
     rings: int
     boundary: int
     guarded: int
+    soft_change: float
 
     @property
     def error(self) -> float:
@@ -60,9 +71,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditedMasks:
-    """`labels` (I, J, K) with the codes and dtype of the input, and an `Edit` of each target."""
+    """`labels` (I, J, K) with the codes and dtype of the input, the soft maps in the channels of
+    the input, and an `Edit` of each target."""
 
     labels: Tensor
+    posteriors: SoftMaps
     edits: tuple[Edit, ...]
 
 
@@ -95,6 +108,7 @@ def edit_masks(
     start = field.region.clone()
     numbers = {r: n for n, r in enumerate(regions)}
     results: dict[Region, Exchanged] = {}
+    soft: dict[Region, float] = {}
     for group in in_turn(chosen):
         count = torch.bincount(field.region[field.region >= 0].long(), minlength=len(regions))
         exchanges = [
@@ -105,7 +119,10 @@ def edit_masks(
             )
             for r in group
         ]
-        results |= dict(zip(group, exchange(field, exchanges), strict=True))
+        before = field.region.clone()
+        done = exchange(field, exchanges)
+        results |= dict(zip(group, done, strict=True))
+        soft |= dict(zip(group, _follow(field, before, exchanges, done), strict=True))
     recode(codes, field.region, (field.region != start).nonzero()[:, 0], field.shape)
     edited = _inner(codes, field.shape)
     after = region_voxels(edited, table_name)
@@ -119,12 +136,33 @@ def edit_masks(
             results[r].rings,
             results[r].boundary,
             results[r].guarded,
+            soft[r],
         )
         for r in sorted(targets)
     )
     if not best_effort:
         _require_met(edits, voxel_mm3)
-    return EditedMasks(edited, edits)
+    maps = SoftMaps(field.chances.reshape(posteriors.values.shape), posteriors.channels)
+    return EditedMasks(edited, maps, edits)
+
+
+def _follow(
+    field: Field, before: Tensor, exchanges: Sequence[Exchange], done: Sequence[Exchanged]
+) -> list[float]:
+    """Take the soft maps along, in place, in a band a ring wider than that of the masks; what each
+    region gained. A map that a region shares with its partner stays."""
+    pairs, gains, tilts = face_pairs(before, field.shape), [0.0] * len(exchanges), {}
+    for n, (e, result) in enumerate(zip(exchanges, done, strict=True)):
+        channels = tuple(sorted({field.channel[p] for p in e.partners}))
+        if result.gained and field.channel[e.number] not in channels:
+            rings = result.rings + 1
+            band = near_boundary(before, field.shape, pairs, e.number, e.partners, rings)
+            at = field.without_margin(band)
+            tilts[n] = Tilt(field.channel[e.number], channels, result.gained, at)
+    if tilts:
+        for n, gain in zip(tilts, tilt(field.chances, list(tilts.values())), strict=True):
+            gains[n] = gain
+    return gains
 
 
 def region_voxels(labels: Tensor, table_name: str) -> dict[Region, int]:
@@ -268,8 +306,8 @@ def _field(
     region = F.pad(lookup[labels.long()], (1,) * 6, value=-1)
     codes = F.pad(labels, (1,) * 6)
     I, J, K = region.shape
-    chances = F.pad(posteriors.values, (1,) * 6).reshape(len(posteriors.values), -1)
-    channel = torch.tensor([posteriors.of(r) for r in regions])
+    chances = posteriors.values.flatten(1).clone()
+    channel = tuple(posteriors.of(r) for r in regions)
     return Field((I, J, K), region.flatten(), chances, channel), codes.flatten()
 
 

@@ -22,11 +22,15 @@ Region = tuple[str, str]
 SIDES = ("left", "right", "both")
 # Of the sum of all channels: posteriors of 8 bits are rounded in every channel.
 SUM_TOLERANCE = 0.1
-# The simulator's names; the lobes of the cortex are named without 'cortex_'.
+# What the simulator's channels cover; the lobes of the cortex are named without 'cortex_'.
 _SIMULATED = {
-    "ventricles": "lateral_ventricle",
-    "subarachnoid": "csf",
-    "white_matter": "cerebral_wm",
+    "background": ("background",),
+    "ventricles": ("lateral_ventricle",),
+    "subarachnoid": ("csf",),
+    "white_matter": ("cerebral_wm",),
+    "hippocampus": ("hippocampus",),
+    "fixed_white": ("cerebellum_wm", "brainstem"),
+    "fixed_grey": ("thalamus", "caudate", "putamen", "pallidum", "cerebellum_gm", "brainstem"),
 }
 
 
@@ -66,12 +70,8 @@ def _synthseg() -> tuple[frozenset[Region], ...]:
 
 
 def _simulated() -> tuple[frozenset[Region], ...]:
-    channels = []
-    for name in SIMULATED:
-        structure = _SIMULATED.get(name, name)
-        structure = structure if structure in NAMES else f"cortex_{structure}"
-        channels.append(frozenset((structure, side) for side in SIDES))
-    return tuple(channels)
+    covered = [_SIMULATED.get(name, (f"cortex_{name}",)) for name in SIMULATED]
+    return tuple(frozenset((s, side) for s in names for side in SIDES) for names in covered)
 
 
 def open_posteriors(path: Path, grid: Grid) -> tuple[Channels, tuple[frozenset[Region], ...]]:

@@ -122,9 +122,7 @@ def main() -> None:
                 own = render(model, head, own_truth(subject, changed, volumes), options.seed)
                 for truth, true in (("own", own), ("total", total)):
                     try:
-                        edited, wall, cpu = edit(
-                            factual, true, structure, partners, voxel_mm3
-                        )
+                        edited, wall, cpu = edit(factual, true, structure, partners, voxel_mm3)
                     except CfgenError as error:
                         print(f"refused: {subject.key} {query} {truth}: {error}")
                         continue
@@ -166,8 +164,10 @@ def add(
 
 
 def report(figures: dict[tuple[str, str, str], list[tuple[float, ...]]]) -> None:
-    print("| truth | query | structure | change, % | Dice | lowest | ceiling | copy | worst error, "
-          "voxels | rings |")
+    print(
+        "| truth | query | structure | change, % | Dice | lowest | ceiling | copy | worst error, "
+        "voxels | rings |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for (truth, query, structure), lines in sorted(figures.items()):
         a = np.array(lines)

@@ -5,9 +5,9 @@
     sum_q P_q(x) - P_k(x)       ranks the boundary's voxels of k when it is to shrink
 
 The boundary is a band of rings of voxels, each ring touching a face of the last: one ring, unless d
-is more than it holds. Every voxel that changes is simple for its region (`topology.py`). All regions
-of a call are edited together, so that none is first. A voxel that two of them want goes to the one
-with the higher score.
+is more than it holds. Every voxel that changes is simple for its region (`topology.py`). All
+regions of a call are edited together, so that none is first. A voxel that two of them want goes to
+the one with the higher score.
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ class _Work:
         lattice = parity(self.voxels, self.field.shape)
         any_flipped = False
         while True:
-            flipped = [
-                self._flip((lattice == p).nonzero()[:, 0]) for p in range(PARITIES)
-            ]
+            flipped = [self._flip((lattice == p).nonzero()[:, 0]) for p in range(PARITIES)]
             if not any(flipped):
                 break
             any_flipped = True
@@ -279,7 +277,7 @@ def face_pairs(region: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _winners(voxels: Tensor, owner: Tensor, rank: Tensor) -> Tensor:
-    """Rows (N,) bool that have their voxel: of those of one voxel the best, then the first owner."""
+    """Rows (N,) bool that get their voxel: of several the best, then the one of the first owner."""
     unique, place = torch.unique(voxels, return_inverse=True)
     if len(unique) == len(voxels):
         return torch.ones(len(voxels), dtype=torch.bool)
@@ -318,8 +316,8 @@ def near_boundary(
 def recode(codes: Tensor, region: Tensor, changed: Tensor, shape: tuple[int, int, int]) -> None:
     """Give voxels that changed their region the code of that region around them, in place.
 
-    `codes` and `region` (N,) flat as in `Field`, `changed` (M,) int64. Of several codes (the gyri of
-    a lobe) the one that most of the 26 neighbours have.
+    `codes` and `region` (N,) flat as in `Field`, `changed` (M,) int64. Of several codes (the
+    gyri of a lobe) the one that most of the 26 neighbours have.
     """
     offsets = neighbour_offsets(shape)
     offsets = torch.cat([offsets[:CENTRE], offsets[CENTRE + 1 :]])

@@ -2,9 +2,9 @@
 
 A region k with n_k voxels and a target of n'_k exchanges d = n'_k - n_k voxels with the classes
 around it (`partners.py`), at its boundary with them and nowhere else, in the order of their
-probabilities (`exchange.py`; PCGM section 3.2). Where PCGM leaves a choice: the band is widened ring
-by ring when d is more than the boundary holds; a voxel changes only where that keeps the topology of
-the region; left and right are edited apart; all regions of a group at once.
+probabilities (`exchange.py`; PCGM section 3.2). Where PCGM leaves a choice: the band is widened
+ring by ring when d is more than the boundary holds; a voxel changes only where that keeps the
+topology of the region; left and right are edited apart; all regions of a group at once.
 """
 
 from __future__ import annotations
@@ -303,12 +303,12 @@ def _field(
     lookup = torch.full((max(places) + 1,), -1, dtype=torch.int16)
     for code, region in places.items():
         lookup[code] = numbers.get(region, -1)
-    region = F.pad(lookup[labels.long()], (1,) * 6, value=-1)
+    padded = F.pad(lookup[labels.long()], (1,) * 6, value=-1)
     codes = F.pad(labels, (1,) * 6)
-    I, J, K = region.shape
+    I, J, K = padded.shape
     chances = posteriors.values.flatten(1).clone()
     channel = tuple(posteriors.of(r) for r in regions)
-    return Field((I, J, K), region.flatten(), chances, channel), codes.flatten()
+    return Field((I, J, K), padded.flatten(), chances, channel), codes.flatten()
 
 
 def _inner(flat: Tensor, shape: tuple[int, int, int]) -> Tensor:

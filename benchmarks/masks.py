@@ -172,8 +172,8 @@ def report(figures: dict[tuple[str, str, str], list[tuple[float, ...]]]) -> None
     for (truth, query, structure), lines in sorted(figures.items()):
         a = np.array(lines)
         print(
-            f"| {truth} | {query} | {structure} | {100 * a[:, 3].mean():+.1f} | {a[:, 0].mean():.3f}"
-            f" | {a[:, 0].min():.3f} | {a[:, 1].mean():.3f} | {a[:, 2].mean():.3f}"
+            f"| {truth} | {query} | {structure} | {100 * a[:, 3].mean():+.1f} |"
+            f" {a[:, 0].mean():.3f} | {a[:, 0].min():.3f} | {a[:, 1].mean():.3f} | {a[:, 2].mean():.3f}"
             f" | {a[:, 4].max():.2f} | {a[:, 5].max():.0f} |"
         )
 

@@ -313,12 +313,14 @@ def near_boundary(
     return band
 
 
-def recode(codes: Tensor, region: Tensor, changed: Tensor, shape: tuple[int, int, int]) -> None:
-    """Give voxels that changed their region the code of that region around them, in place.
+def recode(codes: Tensor, start: Tensor, region: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Codes (N,) for regions that were `start` and are `region` (N,), flat as in `Field`.
 
-    `codes` and `region` (N,) flat as in `Field`, `changed` (M,) int64. Of several codes (the
-    gyri of a lobe) the one that most of the 26 neighbours have.
+    A voxel that changed gets the code of its new region around it: of several (the gyri of a lobe)
+    the one that most of the 26 neighbours have.
     """
+    given, codes = codes, codes.clone()
+    changed = (region != start).nonzero()[:, 0]
     offsets = neighbour_offsets(shape)
     offsets = torch.cat([offsets[:CENTRE], offsets[CENTRE + 1 :]])
     open_ = torch.zeros(len(codes), dtype=torch.bool)
@@ -327,11 +329,16 @@ def recode(codes: Tensor, region: Tensor, changed: Tensor, shape: tuple[int, int
         around = changed[:, None] + offsets
         fits = (region[around] == region[changed][:, None]) & ~open_[around]
         ready = fits.any(1)
-        assert ready.any(), "a voxel that changed touches nothing of its region"
+        if not ready.any():
+            # Alone: what it touched changed too.
+            for number in region[changed].unique().tolist():
+                codes[changed[region[changed] == number]] = given[start == number].mode().values
+            break
         known = torch.where(fits, codes[around].long(), -1)[ready]
         codes[changed[ready]] = _most(known).to(codes.dtype)
         open_[changed[ready]] = False
         changed = changed[~ready]
+    return codes
 
 
 def _most(known: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ from cfgen.data.parcellation import regions_of
 from cfgen.errors import ImageError, UsageError
 
 OUTSIDE = ("background", "head")
+# The soft maps change in a band so many rings wider than that of the masks: probabilities at the
+# boundary itself are too small to hold the change.
+SOFT_RINGS = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Edit:
     """What became of one target, in voxels: `before`, `target` (the volume that was asked for, not
     rounded), `after`; `rings` of the band, voxels of its `boundary`, and how many were `guarded`,
     since they would have changed the region's topology. `soft_change` is what its soft map gained,
-    in voxels."""
+    in voxels; a map without sides is that of both."""
 
     region: Region
     partners: tuple[Region, ...]
@@ -106,25 +109,11 @@ def edit_masks(
     _require_room(wanted, chosen, volumes, voxel_mm3)
     field, codes = _field(labels, posteriors, places, regions)
     start = field.region.clone()
-    numbers = {r: n for n, r in enumerate(regions)}
     results: dict[Region, Exchanged] = {}
-    soft: dict[Region, float] = {}
     for group in in_turn(chosen):
-        count = torch.bincount(field.region[field.region >= 0].long(), minlength=len(regions))
-        exchanges = [
-            Exchange(
-                numbers[r],
-                tuple(numbers[p] for p in chosen[r]),
-                round(wanted[r]) - int(count[numbers[r]]),
-            )
-            for r in group
-        ]
-        before = field.region.clone()
-        done = exchange(field, exchanges)
-        results |= dict(zip(group, done, strict=True))
-        soft |= dict(zip(group, _follow(field, before, exchanges, done), strict=True))
-    recode(codes, field.region, (field.region != start).nonzero()[:, 0], field.shape)
-    edited = _inner(codes, field.shape)
+        results |= _edit_group(field, group, regions, chosen, wanted)
+    maps = SoftMaps(field.chances.reshape(posteriors.values.shape), posteriors.channels)
+    edited = _inner(recode(codes, start, field.region, field.shape), field.shape)
     after = region_voxels(edited, table_name)
     edits = tuple(
         Edit(
@@ -136,33 +125,60 @@ def edit_masks(
             results[r].rings,
             results[r].boundary,
             results[r].guarded,
-            soft[r],
+            _soft_change(r, posteriors, maps),
         )
         for r in sorted(targets)
     )
     if not best_effort:
         _require_met(edits, voxel_mm3)
-    maps = SoftMaps(field.chances.reshape(posteriors.values.shape), posteriors.channels)
     return EditedMasks(edited, maps, edits)
+
+
+def _edit_group(
+    field: Field,
+    group: Sequence[Region],
+    regions: Sequence[Region],
+    partners: Mapping[Region, Sequence[Region]],
+    wanted: Mapping[Region, float],
+) -> dict[Region, Exchanged]:
+    """Edit masks and soft maps of a group of regions, in place."""
+    numbers = {r: n for n, r in enumerate(regions)}
+    count = torch.bincount(field.region[field.region >= 0].long(), minlength=len(regions))
+    exchanges = [
+        Exchange(
+            numbers[r],
+            tuple(numbers[p] for p in partners[r]),
+            round(wanted[r]) - int(count[numbers[r]]),
+        )
+        for r in group
+    ]
+    before = field.region.clone()
+    done = exchange(field, exchanges)
+    _follow(field, before, exchanges, done)
+    return dict(zip(group, done, strict=True))
 
 
 def _follow(
     field: Field, before: Tensor, exchanges: Sequence[Exchange], done: Sequence[Exchanged]
-) -> list[float]:
-    """Take the soft maps along, in place, in a band a ring wider than that of the masks; what each
-    region gained. A map that a region shares with its partner stays."""
-    pairs, gains, tilts = face_pairs(before, field.shape), [0.0] * len(exchanges), {}
-    for n, (e, result) in enumerate(zip(exchanges, done, strict=True)):
+) -> None:
+    """Take the soft maps along, in place, in a band that is wider than that of the masks. A map
+    that a region shares with its partner stays."""
+    pairs, tilts = face_pairs(before, field.shape), []
+    for e, result in zip(exchanges, done, strict=True):
         channels = tuple(sorted({field.channel[p] for p in e.partners}))
         if result.gained and field.channel[e.number] not in channels:
-            rings = result.rings + 1
+            rings = result.rings + SOFT_RINGS
             band = near_boundary(before, field.shape, pairs, e.number, e.partners, rings)
             at = field.without_margin(band)
-            tilts[n] = Tilt(field.channel[e.number], channels, result.gained, at)
+            tilts.append(Tilt(field.channel[e.number], channels, result.gained, at))
     if tilts:
-        for n, gain in zip(tilts, tilt(field.chances, list(tilts.values())), strict=True):
-            gains[n] = gain
-    return gains
+        tilt(field.chances, tilts)
+
+
+def _soft_change(region: Region, before: SoftMaps, after: SoftMaps) -> float:
+    """Of the channel, which may be that of both sides."""
+    channel = before.of(region)
+    return float((after.values[channel] - before.values[channel]).sum(dtype=torch.float64))
 
 
 def region_voxels(labels: Tensor, table_name: str) -> dict[Region, int]:

@@ -21,6 +21,8 @@ ITERATIONS = 30
 # A region's soft volume is met to this share of a voxel.
 TOLERANCE = 0.02
 _STEEPEST = 12.0
+# Half a step of 8 bits: what is stored as nothing is as much, or no alpha could raise it.
+LEAST = 1 / 510
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,24 @@ def tilt(maps: Tensor, tilts: Sequence[Tilt]) -> list[float]:
     voxels, place = torch.unique(band, return_inverse=True)
     channel = torch.tensor([t.channel for t in tilts])[owner]
     share = _share(place, channel, len(maps))
-    p = maps[channel, band] * share
+    old = maps[channel, band] * share
+    total = torch.zeros(len(voxels)).index_add(0, place, old)
     rest, flags = torch.zeros(len(voxels)), {}
     for number in sorted({q for t in tilts for q in t.partners}):
         gives = torch.tensor([number in t.partners for t in tilts])[owner]
         flag = torch.zeros(len(voxels), dtype=torch.bool)
         flag[place[gives]] = True
-        rest += maps[number, voxels] * flag
+        total += maps[number, voxels] * flag
+        rest += maps[number, voxels].clamp(min=LEAST) * flag
         flags[number] = flag
-    total = rest.index_add(0, place, p)
+    p = old.clamp(min=LEAST)
     wanted = torch.tensor([float(t.gain) for t in tilts])
     log_alpha = torch.zeros(len(tilts))
     for _ in range(ITERATIONS):
         weighted = p * log_alpha.exp()[owner]
         scale = total / rest.index_add(0, place, weighted).clamp(min=1e-12)
         new = weighted * scale[place]
-        gained = torch.zeros(len(tilts)).index_add(0, owner, new - p)
+        gained = torch.zeros(len(tilts)).index_add(0, owner, new - old)
         if bool(((wanted - gained).abs() < TOLERANCE).all()):
             break
         slope = new * (1 - new / total[place].clamp(min=1e-12))
@@ -67,9 +71,9 @@ def tilt(maps: Tensor, tilts: Sequence[Tilt]) -> list[float]:
         step = ((wanted - gained) / slope).clamp(-1, 1)
         log_alpha = (log_alpha + step).clamp(-_STEEPEST, _STEEPEST)
     for number, flag in flags.items():
-        maps[number, voxels[flag]] *= scale[flag]
+        maps[number, voxels[flag]] = maps[number, voxels[flag]].clamp(min=LEAST) * scale[flag]
     # What two regions of one channel have of it adds up.
-    maps.view(-1).index_add_(0, channel * maps.shape[1] + band, new - p)
+    maps.view(-1).index_add_(0, channel * maps.shape[1] + band, new - old)
     return [float(g) for g in gained]
 
 

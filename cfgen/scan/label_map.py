@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from cfgen.causal.masks import OUTSIDE, EditedMasks, SoftMaps, edit_masks, region_voxels
 from cfgen.causal.partners import Region, partners_of
-from cfgen.data.parcellation import regions_of
+from cfgen.data.parcellation import NAMES, regions_of
 from cfgen.data.regions import label_counts, recognise_table
 from cfgen.data.volume import Grid, Volume, open_channels, read_volume
 from cfgen.errors import ImageError, Notice
@@ -83,12 +83,12 @@ class LabelMap:
         return np.asarray(nib.apply_orientation(turned, back))
 
     def regions_as_numbers(self, labels: np.ndarray) -> np.ndarray:
-        """Codes as numbers of regions from 1, int16, 0 outside the brain; for pictures."""
+        """Codes as numbers of structures from 1, int16, 0 outside the brain; for pictures."""
         places = regions_of(self.table)
-        names = sorted({r for r in places.values() if r[0] not in OUTSIDE})
+        names = [n for n in (*NAMES, "cortex") if n not in OUTSIDE]
         lookup = np.zeros(max(places) + 1, np.int16)
-        for code, region in places.items():
-            lookup[code] = 0 if region[0] in OUTSIDE else names.index(region) + 1
+        for code, (structure, _) in places.items():
+            lookup[code] = 0 if structure in OUTSIDE else names.index(structure) + 1
         return lookup[labels.astype(np.int32)]
 
 

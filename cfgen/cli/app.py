@@ -14,6 +14,7 @@ import typer
 
 from cfgen import __version__
 from cfgen.cli.counterfactual import counterfactual
+from cfgen.cli.edit_masks import edit_masks
 from cfgen.cli.evaluate import evaluate
 from cfgen.cli.fit_scm import fit_scm
 from cfgen.cli.import_weights import import_weights
@@ -47,6 +48,7 @@ app.command("report")(report)
 app.command("info")(info)
 app.command("preprocess")(preprocess)
 app.command("segment")(segment)
+app.command("edit-masks")(edit_masks)
 app.command("simulate")(simulate)
 app.command("evaluate")(evaluate)
 app.command("undo")(undo)

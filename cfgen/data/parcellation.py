@@ -75,6 +75,12 @@ def structure_name(region: Region) -> str:
     return NAMES[members[0]] if len(members) == 1 else "cortex"
 
 
+def regions_of(table_name: str) -> dict[int, tuple[str, str]]:
+    """Code of a table -> (structure, side); side is 'left', 'right' or 'both' (midline, or not told
+    apart)."""
+    return {c: (structure_name(r), r.side) for c, r in table(table_name).items()}
+
+
 def own_codes(labels: np.ndarray, table_name: str) -> np.ndarray:
     """Codes of a table -> our codes, int32 (I, J, K); cortex without a lobe keeps FreeSurfer's 3
     and 42, and what no structure stands for (vessels outside the brain, skull) becomes 0 or 516."""

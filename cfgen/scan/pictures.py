@@ -226,3 +226,60 @@ def segmentation_picture(
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def masks_picture(
+    before: np.ndarray,
+    after: np.ndarray,
+    grid: Grid,
+    scan: np.ndarray | None,
+    path: Path,
+    title: str,
+) -> None:
+    """Regions before and after, and the voxels that changed, in the colours of what they became
+    (rows: planes), through the largest change.
+
+    `before` and `after` (I, J, K) on `grid` are numbers from 1, 0 outside. Behind them is the scan,
+    or, where there is none, the shape of the regions in grey.
+    """
+    old, spacing = to_ras(before, grid)
+    new, _ = to_ras(after, grid)
+    own, _ = to_ras(before if scan is None else scan, grid)
+    box = tuple(
+        slice(max(int(h.min()) - 3, 0), int(h.max()) + 4)
+        for h in (np.flatnonzero((old > 0).any(_others(a))) for a in range(3))
+    )
+    old, new, own = old[box], new[box], own[box]
+    top = float(np.percentile(own, 99.7)) or 1.0
+    highest = int(max(old.max(), new.max()))
+    figure, axes = _figure(3, 3, 9.0, 9.6)
+    for row, plane in enumerate(PLANES):
+        axis = plane[1]
+        index = best_slice(old != new, old > 0, axis)
+        cut = _cut(own, axis, index)
+        changed = _cut(np.where(old != new, new, -1), axis, index)
+        regions = [_cut(old, axis, index), _cut(new, axis, index), changed]
+        for column, shown in enumerate(regions):
+            _show(axes[row, column], cut, plane, spacing, vmin=0, vmax=top, cmap="gray")
+            # Where the change is to nothing, 0, it is shown too.
+            hidden = np.ma.masked_less(shown, 0 if column == 2 else 1)
+            _show(
+                axes[row, column],
+                hidden,
+                plane,
+                spacing,
+                vmin=0,
+                vmax=highest,
+                cmap="nipy_spectral",
+                alpha=0.6 if column < 2 else 1.0,
+            )
+        axes[row, 0].set_ylabel(plane[0], fontsize=9)
+    for column, name in enumerate(("factual regions", "edited regions", "changed to")):
+        axes[0, column].set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _others(axis: int) -> tuple[int, int]:
+    first, second = (a for a in range(3) if a != axis)
+    return first, second

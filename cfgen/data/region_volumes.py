@@ -1,0 +1,160 @@
+"""Volumes that regions are to have: from a table in mm3, or as changes like 'hippocampus=-10%'."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfgen.data.parcellation import NAMES
+from cfgen.data.table import SHOWN, read_table
+from cfgen.errors import ManifestError, UsageError
+
+# (structure, side); side is left, right or both.
+Region = tuple[str, str]
+SIDES = ("left", "right", "both")
+STRUCTURES = (*(n for n in NAMES if n not in ("background", "head", "csf")), "cortex")
+# Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.
+FOLLOWING = ("csf", "brain", "tiv")
+_VALUE = re.compile(r"([+-]?)(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(%?)")
+
+
+@dataclass(frozen=True)
+class VolumeChange:
+    """A region's volume set to `value` mm3; or, `relative`, changed by so many mm3, or by so many
+    percent of itself."""
+
+    region: Region
+    value: float
+    relative: bool
+    percent: bool
+
+    def apply(self, mm3: float) -> float:
+        if self.percent:
+            return mm3 * (1 + self.value / 100)
+        return mm3 + self.value if self.relative else self.value
+
+
+def parse_region(text: str, where: object) -> Region:
+    """'hippocampus' (both sides), 'left hippocampus' or 'left_hippocampus'. Raises UsageError.
+
+    >>> parse_region("left hippocampus", "--set")
+    ('hippocampus', 'left')
+    """
+    side, _, structure = re.sub(r"[\s_]+", "_", text.strip().lower()).partition("_")
+    if side not in ("left", "right"):
+        side, structure = "both", re.sub(r"\s+", "_", text.strip().lower())
+    if structure not in STRUCTURES:
+        follows = structure in FOLLOWING
+        raise UsageError(
+            where,
+            f"'{structure}' follows from the others" if follows else f"no region '{text}'",
+            "one of " + ", ".join(STRUCTURES),
+            "'left' or 'right' may stand before it",
+        )
+    return structure, side
+
+
+def parse_change(text: str) -> VolumeChange:
+    """'hippocampus=-10%', 'left hippocampus=+120' or 'third_ventricle=900', mm3. Raises
+    UsageError."""
+    where = f"--set {text}"
+    name, _, value = text.partition("=")
+    match = _VALUE.fullmatch(value.strip())
+    if match is None:
+        raise UsageError(where, f"'{value}'", "REGION=mm3, REGION=+mm3 or REGION=-10%")
+    sign, number, percent = match.groups()
+    if percent and not sign:
+        raise UsageError(where, f"'{value}' has no sign", "a change such as +10% or -10%")
+    amount = -float(number) if sign == "-" else float(number)
+    return VolumeChange(parse_region(name, where), amount, bool(sign), bool(percent))
+
+
+@dataclass(frozen=True)
+class VolumeTable:
+    """Target volumes (mm3) by (subject, session), both '' where the table has no such column, and
+    the structures whose lines were left out, since they follow from the others."""
+
+    path: Path
+    volumes: Mapping[tuple[str, str], Mapping[Region, float]]
+    left_out: tuple[str, ...]
+
+    def of(self, subject: str, session: str) -> Mapping[Region, float]:
+        """Those of one scan; of all scans where the table names none. Raises ManifestError."""
+        for key in ((subject, session), (subject, ""), ("", "")):
+            if key in self.volumes:
+                return self.volumes[key]
+        who = f"{subject} {session}".strip()
+        raise ManifestError(self.path, f"has no line of '{who}'", "target volumes of every scan")
+
+
+def read_volume_table(path: Path) -> VolumeTable:
+    """A table with the columns structure, side (or none: both), volume_mm3 and, for many scans,
+    subject and session: as `cfgen segment --volumes` writes it.
+
+    Raises ManifestError with every fault as 'file:line column ...'.
+    """
+    table = read_table(path)
+    missing = [c for c in ("structure", "volume_mm3") if table.column(c) is None]
+    if missing:
+        raise ManifestError(
+            path,
+            f"no column {' and '.join(missing)}; found {', '.join(table.columns)}",
+            "structure, side, volume_mm3",
+        )
+    faults: list[str] = []
+    left_out: dict[str, None] = {}
+    volumes: dict[tuple[str, str], dict[Region, float]] = {}
+    for line, cells in table.lines:
+        where = f"{path.name}:{line}"
+        structure = table.cell(cells, "structure")
+        if structure in FOLLOWING:
+            left_out[structure] = None
+            continue
+        side = table.cell(cells, "side").lower() or "both"
+        mm3 = _number(table.cell(cells, "volume_mm3"))
+        if structure not in STRUCTURES:
+            faults.append(f"{where} column structure: '{structure}'; expected a region")
+        elif side not in SIDES:
+            faults.append(f"{where} column side: '{side}'; expected left, right or both")
+        elif mm3 is None:
+            text = table.cell(cells, "volume_mm3")
+            faults.append(f"{where} column volume_mm3: '{text}'; expected mm3 above 0")
+        else:
+            key = (table.cell(cells, "subject"), table.cell(cells, "session"))
+            own = volumes.setdefault(key, {})
+            if (structure, side) in own:
+                faults.append(f"{where}: {side} {structure} twice; expected it once")
+            own[structure, side] = mm3
+    if faults:
+        raise ManifestError(path, "\n  ".join(["", *faults[:SHOWN]]))
+    if not volumes:
+        raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
+    return VolumeTable(path, volumes, tuple(left_out))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
+
+
+def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """'lateral_ventricle=cerebral_wm,caudate' -> the structures that one exchanges voxels with.
+    Raises UsageError."""
+    out = {}
+    for text in texts:
+        where = f"--pair {text}"
+        name, _, others = text.partition("=")
+        partners = tuple(part.strip() for part in others.split(",") if part.strip())
+        known = (*STRUCTURES, "csf")
+        strange = [n for n in (name.strip(), *partners) if n not in known]
+        if strange or not partners:
+            found = f"no structure '{strange[0]}'" if strange else "no neighbour"
+            raise UsageError(where, found, "STRUCTURE=NEIGHBOUR[,...] of " + ", ".join(known))
+        out[name.strip()] = partners
+    return out

@@ -38,9 +38,9 @@ class Preprocess:
 
 PREPROCESS = Preprocess()
 
-# How an edit on the model grid reaches the scan (scan/render.py).
-Render = Literal["residual", "warp", "latent"]
-RENDER: Render = "residual"
+# How an edit reaches the scan: its own tissue moved (edit/tissue.py), or a latent edit on the model
+# grid brought there (scan/render.py). The default is the first that the bundle has the parts for.
+Render = Literal["tissue", "residual", "warp", "latent"]
 
 # Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age
 # differ, or how one person changes.

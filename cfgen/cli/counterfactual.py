@@ -84,8 +84,24 @@ def counterfactual(
     skull_strip: Strip = cfg.SKULL_STRIP,
     bundle: Bundle = DEFAULT_BUNDLE,
     render: Annotated[
-        cfg.Render, typer.Option("--render", help="How the edit reaches the scan; see README.")
-    ] = cfg.RENDER,
+        cfg.Render | None,
+        typer.Option(
+            "--render",
+            help="How the edit reaches the scan; see README.",
+            show_default="tissue, where the bundle has its parts, else residual",
+        ),
+    ] = None,
+    scale_head: Annotated[
+        bool, typer.Option("--scale-head", help="Let the head's size follow too (sex).")
+    ] = False,
+    keep_noise: Annotated[
+        bool,
+        typer.Option("--keep-noise/--move-noise", help="Leave noise where the scanner put it."),
+    ] = True,
+    field: Annotated[
+        bool,
+        typer.Option("--field", help="Also write displacement and log-Jacobian, for ANTs."),
+    ] = False,
     steps: Annotated[
         int, typer.Option("--steps", min=1, help="Steps of the sampler.")
     ] = cfg.EDIT.steps,
@@ -144,18 +160,18 @@ def counterfactual(
         asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
         _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
         return
-    if missing or rates != cfg.RATES:
-        raise UsageError("counterfactual", "--missing or --rates without --table", "--table")
+    if missing:
+        raise UsageError("--missing", "without --table", "--table")
     from cfgen.bundle import read_bundle
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.data.manifest import read_manifest
-    from cfgen.edit.engine import load_engine
-    from cfgen.jobs.counterfactual import Options
+    from cfgen.edit.engine import load_engine, variables_of
+    from cfgen.jobs.counterfactual_files import Options
     from cfgen.jobs.counterfactuals import check_plans, plan, run, single_row, write_outcome
 
     model = read_bundle(bundle)
-    schema = model.schema
-    interventions = parse_interventions(schema, age or [], sex, change or [])
+    schema, settable = variables_of(model, render)
+    interventions = parse_interventions(settable, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
     one_source("counterfactual", image, manifest)
     method, mask = skull_strip_of(skull_strip, mask)
@@ -180,6 +196,10 @@ def counterfactual(
         samples=samples,
         reconstruction=reconstruction,
         report=report,
+        rates=rates,
+        scale_head=scale_head,
+        keep_noise=keep_noise,
+        field=field,
     )
     if dry_run:
         failed = check_plans(model, plans, options)
@@ -190,7 +210,7 @@ def counterfactual(
             raise typer.Exit(EXIT_UNUSABLE_INPUT)
         end_batch(len(failed), 0, manifest)
         return
-    engine = load_engine(bundle, device, method)
+    engine = load_engine(bundle, device, method, render)
     outcome = run(engine, plans, options, "--from", image is None)
     if manifest is not None:
         assert out is not None

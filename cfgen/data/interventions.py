@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cfgen.data.schema import (
@@ -88,6 +88,10 @@ class Intervention:
     def apply(self, factual: Values) -> dict[str, Value]:
         """The values after the change; variables that are not changed keep theirs."""
         return dict(factual) | {c.name: c.apply(factual) for c in self.changes}
+
+    def only(self, names: Collection[str]) -> Intervention:
+        """Its changes of these variables alone."""
+        return Intervention(tuple(c for c in self.changes if c.name in names))
 
     def label(self) -> str:
         """'age-20_sexF'."""

@@ -1,14 +1,16 @@
 """Several samples of one counterfactual: their mean, their spread, intervals of region volumes.
 
-Sample 0 is the deterministic edit. Every other one abducts with noise of its own, the same for the
-reconstruction and all targets, and is rendered on the scan by itself. The spread is the sampler's:
-how far the answer rests on the noise. It is not the uncertainty of the model or of a population.
+Sample 0 is the deterministic edit. Of a latent edit every other one abducts with noise of its own,
+the same for the reconstruction and all targets: the spread is the sampler's, how far the answer
+rests on the noise. Of moved tissue every other one follows a law fitted to resampled people: the
+spread is the law's. It is never that of a population.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,15 +22,17 @@ from cfgen.streams import Purpose, torch_stream
 
 Measure = Callable[[np.ndarray], list[RegionVolume]]
 LEVEL = 0.95
+Spread = Literal["sampler", "law of volumes"]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """`mean` and `sd` (I, J, K) float32 of the images, `sd` None of a single one; `volumes`, the
-    regions of each image."""
+    """`mean` and `sd` (I, J, K) float32 of `count` images, `sd` None of one; `volumes` are the
+    regions of each."""
 
     mean: np.ndarray
     sd: np.ndarray | None
+    count: int
     volumes: list[list[RegionVolume]] = field(default_factory=list)
 
 
@@ -51,7 +55,7 @@ def summarise(images: Iterable[np.ndarray], measure: Measure | None = None) -> S
         mean += off / n
         squares += off * (image - mean)
     sd = np.sqrt(squares / (n - 1)) if n > 1 else None
-    return Sampled(mean, sd, volumes)
+    return Sampled(mean, sd, n, volumes)
 
 
 def sample_noise(
@@ -67,11 +71,11 @@ def sample_noise(
     return torch.randn(tuple(shape), generator=generator).to(device)
 
 
-def record(sampled: Sampled, count: int, sd_file: str) -> SamplesRecord:
-    """The samples for a sidecar."""
+def record(sampled: Sampled, sd_file: str, whose: Spread) -> SamplesRecord:
+    """The samples for a sidecar; `whose` spread it is."""
     return SamplesRecord(
-        count=count,
-        spread="of the sampler alone, not of the model or of a population",
+        count=sampled.count,
+        spread=f"of the {whose} alone, not of a population",
         standard_deviation=sd_file,
         volumes=(
             "summed probabilities of the bundle's segmenter in each sample's image; Low95 and "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfgen.bundle import Bundle
+from cfgen.causal.centiles import CentileRecord
 from cfgen.config import Edit, Render
 from cfgen.data.record import Software, Source, key, read_record
 from cfgen.data.regions import LOBES
@@ -86,6 +87,22 @@ class RegionRecord:
 
 
 @dataclass(frozen=True)
+class CausalRecord:
+    """Where the targets' volumes came from, at whose rate of ageing, and how the tissue went there:
+    `worst_volume_error` is the largest |ln(reached / target)| of a soft map, `jacobian` the lowest
+    and highest local volume of scan over counterfactual."""
+
+    rates: str
+    rates_meaning: str
+    head: Literal["kept", "scaled"]
+    noise: Literal["left in place", "moved"]
+    steps: int
+    worst_volume_error: float
+    jacobian: tuple[float, float]
+    centile: CentileRecord | None = None
+
+
+@dataclass(frozen=True)
 class SamplesRecord:
     count: int
     spread: str
@@ -109,9 +126,9 @@ class Sidecar:
     intervention: str
     factual: dict[str, FactualValue]
     target: dict[str, TargetValue]
-    round_trip_error: float
+    round_trip_error: float | None
     render: Render
-    sampler: Sampler
+    sampler: Sampler | None
     seed: int
     skull_stripping: SkullStripping
     preprocessing: dict[str, Any]
@@ -125,6 +142,7 @@ class Sidecar:
     samples: SamplesRecord | None = None
     reconstruction: str | None = None
     regions: list[RegionRecord] = field(default_factory=list)
+    causal: CausalRecord | None = None
 
 
 def library_versions() -> dict[str, str]:

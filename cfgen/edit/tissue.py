@@ -113,44 +113,56 @@ def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
     off = np.abs(np.log(flow.reached / targets))
     if off.max(initial=0.0) > MISSED:
         raise _missed(tissue, due, np.log(flow.reached / volumes), int(off.argmax()))
-    return Moved(flow, _movement(tissue, flow.displacement))
+    at = voxels(tissue.cavity.shape) + flow.displacement.permute(1, 2, 3, 0)
+    shrunk = _jacobian(at)
+    low, high = shrunk[tissue.cavity].aminmax()
+    # The flow's steps are short enough for this never to be; a fold would be torn tissue.
+    assert low > 0, "the flow folded"
+    return Moved(flow, _movement(tissue, at, shrunk), (float(low), float(high)))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """The `flow` of the maps, in voxels of the tissue's grid, and what it does to the scan."""
+    """The `flow` of the maps, in voxels of the tissue's grid, and what it does to the scan;
+    `jacobian` is the lowest and highest local volume of scan over counterfactual."""
 
     flow: Flow
     movement: Movement
+    jacobian: tuple[float, float]
 
 
-def _movement(tissue: Tissue, displacement: Tensor) -> Movement:
+def _jacobian(at: Tensor) -> Tensor:
+    """The determinant (D, H, W) of a map (D, H, W, 3) of voxels to voxels, by central differences:
+    above 1 where tissue shrank."""
+    by_axis = torch.stack([torch.stack(torch.gradient(part)) for part in at.unbind(-1)])
+    return torch.linalg.det(by_axis.permute(2, 3, 4, 0, 1))
+
+
+def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:
+    """`at` (D, H, W, 3) is where voxels come from, `shrunk` (D, H, W) how far they shrank."""
     spacing = tissue.grid.spacing[0]
     fractions = torch.stack([tissue.of(t) for t in TISSUES])
     means = brightness(fractions, tissue.image, tissue.cavity, spacing)
-    at = voxels(tissue.cavity.shape) + displacement.permute(1, 2, 3, 0)
     darker = means[TISSUES.index("fluid")] - means[TISSUES.index("grey")]
     return Movement(
-        displacement * spacing,
+        (at - voxels(tissue.cavity.shape)).permute(3, 0, 1, 2) * spacing,
         _shared_out(tissue, at) * darker,
-        _purified(tissue, at),
+        _purified(tissue, at, shrunk),
         means[TISSUES.index("fluid")],
         tissue.of("white"),
         tissue.grid,
     )
 
 
-def _purified(tissue: Tissue, at: Tensor) -> Tensor:
+def _purified(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Tensor:
     """The part (D, H, W) of the moved brightness that gives way to fluid in ventricles.
 
     Tissue in a voxel that is mostly fluid does not grow with it: where a voxel grew by G, what sets
-    it apart from fluid is a G-th of what it was. `at` (D, H, W, 3) is where voxels come from.
+    it apart from fluid is a G-th of what it was.
     """
     ventricles = [i for i, (name, _) in enumerate(tissue.keys) if name in FLUID]
     there = sample(tissue.maps[ventricles].sum(0, keepdim=True), at)[0]
-    jacobian = torch.stack([torch.stack(torch.gradient(part)) for part in at.unbind(-1)])
-    shrunk = torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)).clamp(0, 1)
-    return there * (1 - shrunk) * tissue.cavity
+    return there * (1 - shrunk.clamp(max=1)) * tissue.cavity
 
 
 def _missed(tissue: Tissue, due: np.ndarray, got: np.ndarray, worst: int) -> ImageError:

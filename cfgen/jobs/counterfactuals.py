@@ -20,7 +20,8 @@ from cfgen.data.volume import header_notices, is_image_path, refuse_existing, st
 from cfgen.edit.engine import Engine
 from cfgen.edit.sidecar import Sidecar
 from cfgen.errors import CfgenError, UsageError
-from cfgen.jobs.counterfactual import Options, Result, counterfactual, output_files, request
+from cfgen.jobs.counterfactual import Result, counterfactual
+from cfgen.jobs.counterfactual_files import Options, output_files, request
 from cfgen.scan.factual import check_targets, known_conditions
 
 log = logging.getLogger("cfgen")
@@ -45,7 +46,7 @@ def plan(
     plans = _named(rows, interventions, out)
     paths = [path for scan_plan in plans for path in scan_plan.outputs.values()]
     # The longest of the endings that a target's files have.
-    check_outputs(p.with_name(f"{strip_suffix(p)}_diff.nii.gz") for p in paths)
+    check_outputs(p.with_name(f"{strip_suffix(p)}_jacobian.nii.gz") for p in paths)
     stems = Counter(p.with_name(strip_suffix(p).lower()) for p in paths)
     double = [p for p in paths if stems[p.with_name(strip_suffix(p).lower())] > 1]
     if double:
@@ -118,7 +119,7 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
             check_targets(list(scan_plan.outputs), known, bundle)
             for intervention, image in scan_plan.outputs.items():
                 if not bundle.schema.missing(known.values):
-                    target = intervention.apply(known.values)
+                    target = intervention.only(known.values).apply(known.values)
                     for notice in bundle.schema.extrapolations(known.values, target):
                         log.warning("%s: warning: %s", image.name, notice.text)
                 for path in output_files(image, options).values():
@@ -200,7 +201,9 @@ def _row(row: Row, result: Result) -> Row:
     origin = {
         "intervention": result.label,
         "factual_image": str(row.image.absolute()),
-        "round_trip_error": number_text(round(result.round_trip, 6)),
+        "round_trip_error": (
+            "" if result.round_trip is None else number_text(round(result.round_trip, 6))
+        ),
         "synthetic": "true",
     }
     session = "_".join(part for part in (row.session, result.label) if part)

@@ -50,6 +50,7 @@ def write_entry(row: Row, run: Run, folder: Path) -> Line:
         folder / "thumbnails" / f"{key}.jpg", lambda temporary: temporary.write_bytes(picture)
     )
     rows = report_text.conditions(run.sidecar)
+    lost = run.sidecar.round_trip_error
     text = ", ".join(
         f"{n} {was} → {will}" if new else f"{n} {was}" for n, was, _, will, new in rows
     )
@@ -60,7 +61,7 @@ def write_entry(row: Row, run: Run, folder: Path) -> Line:
         picture="thumbnails/" + quote(f"{key}.jpg"),
         label=run.sidecar.intervention,
         conditions=text,
-        round_trip=100 * run.sidecar.round_trip_error,
+        round_trip=None if lost is None else 100 * lost,
         changes=_changes(run),
         flags=tuple(report_text.flags(run.sidecar)),
     )

@@ -138,21 +138,31 @@ _GATE = {
 }
 
 
+def _fidelity(sidecar: Sidecar) -> Flag:
+    """How well the edit did what it was to do, by its own account."""
+    if sidecar.causal is not None:
+        error = 100 * sidecar.causal.worst_volume_error
+        return Flag(
+            "ok",
+            "volumes met",
+            f"Every region's map was moved to within {error:.1f} % of its volume.",
+        )
+    lost = sidecar.round_trip_error or 0.0
+    high = lost > ROUND_TRIP_LIMIT
+    return Flag(
+        "warn" if high else "ok",
+        "round trip high" if high else "round trip ok",
+        f"Round trip: {100 * lost:.2f} % of the latent lost between the scan and its "
+        f"reconstruction (at most {100 * ROUND_TRIP_LIMIT:g} % expected).",
+    )
+
+
 def flags(sidecar: Sidecar) -> list[Flag]:
     """What a reader must know before believing the picture, the worst first."""
     raised = []
     gate = sidecar.gate.verdict
     raised.append(Flag("ok" if gate == "ok" else "warn", *_GATE[gate]))
-    error = sidecar.round_trip_error
-    high = error > ROUND_TRIP_LIMIT
-    raised.append(
-        Flag(
-            "warn" if high else "ok",
-            "round trip high" if high else "round trip ok",
-            f"Round trip: {100 * error:.2f} % of the latent lost between the scan and its "
-            f"reconstruction (at most {100 * ROUND_TRIP_LIMIT:g} % expected).",
-        )
-    )
+    raised.append(_fidelity(sidecar))
     predicted = [n for n, v in sidecar.factual.items() if v.predicted]
     if predicted:
         words = " and ".join(predicted)
@@ -188,9 +198,27 @@ def value_text(entry: FactualValue | TargetValue) -> str:
     return f"{text} {entry.unit}".strip()
 
 
+def _way(sidecar: Sidecar) -> list[tuple[str, str]]:
+    """How the edit was made: by a sampler, or by a causal model and moved tissue."""
+    rows = []
+    if sidecar.sampler is not None:
+        settings = vars(sidecar.sampler).items()
+        rows.append(("sampler", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings)))
+    causal = sidecar.causal
+    if causal is not None:
+        low, high = causal.jacobian
+        rows.append(("rates", f"{causal.rates}: {causal.rates_meaning}"))
+        rows.append(("head", f"its size is {causal.head}"))
+        rows.append(("noise", causal.noise))
+        rows.append(("local volume", f"scan over counterfactual {low:g} to {high:g}"))
+        if causal.centile is not None:
+            rows.append(("centiles", f"{causal.centile.text} ({causal.centile.norm})"))
+    return rows
+
+
 def provenance(sidecar: Sidecar, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Name and value of everything that made the image; `files` are names and hashes beside it."""
-    source, strip, sampler = sidecar.sources[0], sidecar.skull_stripping, sidecar.sampler
+    source, strip = sidecar.sources[0], sidecar.skull_stripping
     samples = sidecar.samples.count if sidecar.samples else 1
     rows = [
         ("scan", f"{source.file}, SHA-256 {source.sha256}"),
@@ -198,7 +226,7 @@ def provenance(sidecar: Sidecar, files: Sequence[tuple[str, str]]) -> list[tuple
         ("made by", ", ".join(f"{g.name} {g.version}" for g in sidecar.generated_by)),
         ("bundle", f"{sidecar.bundle.name}, SHA-256 {sidecar.bundle.sha256}"),
         ("intervention", sidecar.intervention),
-        ("sampler", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in vars(sampler).items())),
+        *_way(sidecar),
         ("samples", str(samples)),
         ("seed", str(sidecar.seed)),
         ("render", sidecar.render),
@@ -219,6 +247,9 @@ _BRAIN = {
     "hd-bet": "was extracted with HD-BET",
 }
 _RENDER = {
+    "tissue": "The regions' probability maps, corrected by the scan's intensities, were grown and "
+    "shrunk to these volumes by a flow inside the skull, and one displacement field moved the "
+    "scan's own voxels.",
     "residual": "The difference between counterfactual and reconstruction was resampled to the "
     "scan's own grid and added to the scan, so that every voxel outside the brain is unchanged.",
     "warp": "The deformation from reconstruction to counterfactual (SyN) was applied to the scan "
@@ -228,9 +259,33 @@ _RENDER = {
 }
 
 
+def _made_by(sidecar: Sidecar, before: str, after: str) -> list[str]:
+    """Sentences on how the conditions `before` became those `after`."""
+    if sidecar.causal is not None:
+        rate = {
+            "cohort": "as people of different age differ",
+            "within": "as one person changes with age",
+        }[sidecar.causal.rates]
+        return [
+            f"A structural causal model of region volumes was abducted under the factual "
+            f"conditions ({before}), and predicted every region's volume under the counterfactual "
+            f"ones ({after}), {rate}, the size of the head being {sidecar.causal.head}."
+        ]
+    sampler = sidecar.sampler
+    assert sampler is not None
+    return [
+        f"The autoencoder's latent was expressed relative to the latent mean of the factual "
+        f"conditions ({before}), inverted by DDIM in {sampler.steps} steps to "
+        f"{100 * sampler.depth:g} % of the diffusion time, and denoised under the "
+        f"counterfactual conditions ({after}) with guidance weight {sampler.guidance:g}.",
+        f"The round trip under the factual conditions lost "
+        f"{100 * (sidecar.round_trip_error or 0.0):.2f} % of the latent.",
+    ]
+
+
 def methods(sidecar: Sidecar, segmenter: str) -> str:
     """A paragraph to paste; `segmenter` is the bundle that measured the regions, '' for none."""
-    software, sampler = sidecar.generated_by[0], sidecar.sampler
+    software = sidecar.generated_by[0]
     shape, spacing = config.GRIDS.get(str(sidecar.preprocessing.get("grid")), ((0, 0, 0), 0.0))
     rows = conditions(sidecar)
     before = ", ".join(f"{n} {was} ({where})" for n, was, where, _, _ in rows)
@@ -242,19 +297,13 @@ def methods(sidecar: Sidecar, segmenter: str) -> str:
         f"The brain {brain}; the bias field was corrected (N4), and the brain was registered "
         f"affinely to {config.TEMPLATE_SPACE} and resampled to {'x'.join(map(str, shape))} voxels "
         f"of {spacing:g} mm.",
-        f"The autoencoder's latent was expressed relative to the latent mean of the factual "
-        f"conditions ({before}), inverted by DDIM in {sampler.steps} steps to "
-        f"{100 * sampler.depth:g} % of the diffusion time, and denoised under the "
-        f"counterfactual conditions ({after or 'unchanged'}) with guidance weight "
-        f"{sampler.guidance:g}.",
-        f"The round trip under the factual conditions lost "
-        f"{100 * sidecar.round_trip_error:.2f} % of the latent.",
+        *_made_by(sidecar, before, after or "unchanged"),
         _RENDER[sidecar.render],
     ]
     if sidecar.samples:
         parts.append(
-            f"The image is the mean of {sidecar.samples.count} samples of the abduction (seed "
-            f"{sidecar.seed}); standard deviations and 95 % intervals are the sampler's spread."
+            f"The image is the mean of {sidecar.samples.count} samples (seed {sidecar.seed}); "
+            f"standard deviations and 95 % intervals are {sidecar.samples.spread}."
         )
     if segmenter:
         parts.append(

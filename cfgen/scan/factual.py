@@ -44,7 +44,8 @@ def check_targets(interventions: Sequence[Intervention], known: Factual, bundle:
     missing = bundle.schema.missing(known.values)
     if not missing:
         for intervention in interventions:
-            intervention.apply(known.values)
+            # A volume is known when the scan has been measured.
+            intervention.only(known.values).apply(known.values)
     elif "predictor" not in bundle.parts:
         raise UsageError(
             "--from",

@@ -1,0 +1,107 @@
+"""What the causal model says of one scan: the volume that every region is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cfgen.causal.centiles import CentileRecord, compare
+from cfgen.causal.rates import MEANING
+from cfgen.causal.scm import Scm
+from cfgen.causal.worlds import counterfactual, outside, volume_names
+from cfgen.config import Rates
+from cfgen.data.conditions import Values
+from cfgen.errors import Notice
+from cfgen.measure.volumes import RegionVolume, sums
+
+TIV = "tiv"
+# What the flow of tissue leaves to make room.
+FLUID_AROUND = "csf"
+# The structure whose centiles the page and the sidecar speak of.
+SPOKEN_OF = "lateral_ventricle"
+
+
+@dataclass(frozen=True)
+class Law:
+    """How volumes follow from conditions: the causal model, at which rates of ageing. With
+    `scale_head` the head itself follows too; else it keeps its size."""
+
+    scm: Scm
+    rates: Rates
+    scale_head: bool = False
+
+    @property
+    def meaning(self) -> str:
+        return MEANING[self.rates]
+
+
+@dataclass(frozen=True)
+class World:
+    """One counterfactual of one scan. `volumes` (mm3) by structure, both sides together, with
+    `tiv`; `changes` are logarithms of counterfactual over factual volumes, of what is to move."""
+
+    volumes: dict[str, float]
+    changes: dict[str, float]
+    centile: CentileRecord | None
+    notices: list[Notice]
+
+    @property
+    def within_head(self) -> dict[str, float]:
+        """The changes that are left once the head has been scaled."""
+        head = self.changes.get(TIV, 0.0)
+        return {name: change - head for name, change in self.changes.items() if name != TIV}
+
+    @property
+    def head_scale(self) -> float:
+        """Of lengths: 1 where the head keeps its size."""
+        return float(np.exp(self.changes.get(TIV, 0.0) / 3))
+
+
+def volumes_by_structure(volumes: Sequence[RegionVolume]) -> dict[str, float]:
+    """mm3 of both sides together, and `tiv`, as the causal model names them."""
+    return {name: value for (name, side), value in sums(volumes).items() if side == "both"}
+
+
+def world(law: Law, factual: Values, target: Values, member: int | None = None) -> World:
+    """Abduct, act, predict. `factual` and `target` hold conditions and volumes (mm3); volumes of
+    the target that differ are set, and keep what they are set to.
+
+    `member` is one of the laws fitted to resampled people. Raises UsageError where the model can't
+    take a value.
+    """
+    scm = law.scm if member is None else law.scm.ensemble()[member]
+    observed = {n: _one(scm, n, factual[n]) for n in scm.graph.names if n in factual}
+    do = {n: _one(scm, n, target[n]) for n in observed if target[n] != factual[n]}
+    if not law.scale_head:
+        do.setdefault(TIV, observed[TIV])
+    after = counterfactual(scm, observed, do, law.rates)
+    volumes = {n: float(after[n][0]) for n in volume_names(scm.graph) if n in factual}
+    changes = {n: float(np.log(v / float(factual[n]))) for n, v in volumes.items()}
+    changes.pop(FLUID_AROUND, None)
+    strange = outside(scm.graph, {n: after.get(n, _unknown(scm, n)) for n in scm.graph.names}, 0)
+    notices = [Notice("volume-support", f"beyond what the causal model saw: {t}") for t in strange]
+    return World(volumes, changes, _centile(factual, {**target, **volumes}), notices)
+
+
+def _centile(factual: Values, target: Values) -> CentileRecord | None:
+    if "age" not in factual or SPOKEN_OF not in factual:
+        return None
+    return compare(SPOKEN_OF, factual, target)
+
+
+def _one(scm: Scm, name: str, value: float | str) -> np.ndarray:
+    if scm.graph.node(name).kind == "discrete":
+        return np.array([str(value)])
+    return np.array([float(value)])
+
+
+def _unknown(scm: Scm, name: str) -> np.ndarray:
+    return np.array([""] if scm.graph.node(name).kind == "discrete" else [np.nan])
+
+
+def conditions_of(values: Mapping[str, float | str], scm: Scm) -> dict[str, float | str]:
+    """Without the volumes."""
+    volumes = set(volume_names(scm.graph))
+    return {n: v for n, v in values.items() if n not in volumes}

@@ -183,7 +183,9 @@ def test_no_order_effects():
     for order in (reversed(wanted.items()), sorted(wanted.items(), key=lambda item: item[1])):
         again = edited(labels, dict(order), maps)
         assert again.labels.numpy().tobytes() == first.labels.numpy().tobytes()
-        assert again.posteriors.values.numpy().tobytes() == first.posteriors.values.numpy().tobytes()
+        assert (
+            again.posteriors.values.numpy().tobytes() == first.posteriors.values.numpy().tobytes()
+        )
 
 
 def test_sides_are_apart():

@@ -28,7 +28,7 @@ from cfgen.scan.moved import Movement
 from cfgen.space.flow import Flow, grow
 from cfgen.space.grids import crop_box, crop_grid, largest_component, resample
 from cfgen.space.sampling import sample, smoothed
-from cfgen.space.warp import voxels
+from cfgen.space.warp import jacobian, voxels
 
 # Maps of probabilities are blurred at their borders; this power of them moves what is surely there.
 SHARPNESS = 2.0
@@ -114,7 +114,7 @@ def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
     if off.max(initial=0.0) > MISSED:
         raise _missed(tissue, due, np.log(flow.reached / volumes), int(off.argmax()))
     at = voxels(tissue.cavity.shape) + flow.displacement.permute(1, 2, 3, 0)
-    shrunk = _jacobian(at)
+    shrunk = jacobian(at)
     low, high = shrunk[tissue.cavity].aminmax()
     # The flow's steps are short enough for this never to be; a fold would be torn tissue.
     assert low > 0, "the flow folded"
@@ -129,13 +129,6 @@ class Moved:
     flow: Flow
     movement: Movement
     jacobian: tuple[float, float]
-
-
-def _jacobian(at: Tensor) -> Tensor:
-    """The determinant (D, H, W) of a map (D, H, W, 3) of voxels to voxels, by central differences:
-    above 1 where tissue shrank."""
-    by_axis = torch.stack([torch.stack(torch.gradient(part)) for part in at.unbind(-1)])
-    return torch.linalg.det(by_axis.permute(2, 3, 4, 0, 1))
 
 
 def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:

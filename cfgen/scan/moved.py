@@ -126,6 +126,6 @@ def scaled(data: np.ndarray, mask: np.ndarray, factor: float) -> np.ndarray:
     """A scan (I, J, K) enlarged by a factor about the middle of its brain `mask`."""
     centre = np.argwhere(mask).mean(0)
     out = ndimage.affine_transform(
-        data, np.full(3, 1 / factor), centre - centre / factor, order=3, mode="nearest"
+        data, np.eye(3) / factor, centre - centre / factor, order=3, mode="nearest"
     )
     return np.asarray(np.clip(out, data.min(), data.max()), np.float32)

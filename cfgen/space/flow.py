@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cfgen.space.poisson import at_centres, gradient, solve_potential
 from cfgen.space.sampling import sample
-from cfgen.space.warp import voxels
+from cfgen.space.warp import jacobian, voxels
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class FlowConfig:
 FLOW = FlowConfig()
 # Everywhere in the cavity: so that the potential has a solution where growth does not add up to 0.
 LEAST_ABSORPTION = 1e-7
+# Fluid that came from so small a part of its volume grows no further, from twice it less readily.
+LEAST_LEFT = 0.2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def grow(
         shared = ((now[:-1] * core) @ now[:-1].T).double().cpu().numpy()
         rates = torch.from_numpy(control.rates(volumes, shared, steps)).to(now)
         source = _put(core * (rates @ now[:-1]), inside, cavity.shape)
-        absorption = _put(k * core * now[-1] + LEAST_ABSORPTION, inside, cavity.shape)
+        absorption = _put(k * core * now[-1], inside, cavity.shape) * _room(displacement)
+        absorption += LEAST_ABSORPTION * whole
         u, _ = solve_potential(source, absorption, whole, u)
         # What the fluid's own growth does to mixed voxels: the next step makes up for it.
         slack = (absorption * u).flatten()[inside]
@@ -141,6 +144,13 @@ class _Control:
 def _sums(values: Tensor) -> np.ndarray:
     # A region that is gone has a logarithm too.
     return np.asarray(values.sum(1, dtype=torch.float64).cpu().numpy()).clip(1e-6)
+
+
+def _room(displacement: Tensor) -> Tensor:
+    """How readily fluid grows further (D, H, W), 1 at first: what has grown a lot leaves it to its
+    neighbours, so that no sliver of fluid is stretched over a whole gap."""
+    at = voxels(displacement.shape[1:], displacement.device) + displacement.permute(1, 2, 3, 0)
+    return ((jacobian(at) - LEAST_LEFT) / LEAST_LEFT).clamp(0, 1)
 
 
 def _put(values: Tensor, inside: Tensor, shape: torch.Size) -> Tensor:

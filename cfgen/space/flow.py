@@ -43,7 +43,7 @@ class FlowConfig:
 FLOW = FlowConfig()
 # Everywhere in the cavity: so that the potential has a solution where growth does not add up to 0.
 LEAST_ABSORPTION = 1e-7
-# Fluid that came from so small a part of its volume grows no further, from twice it less readily.
+# What came from so small a part of its volume grows no further, and from twice it less readily.
 LEAST_LEFT = 0.2
 
 
@@ -87,11 +87,11 @@ def grow(
         volumes = _sums(now[:-1])
         if control.done(volumes, steps):
             break
-        shared = ((now[:-1] * core) @ now[:-1].T).double().cpu().numpy()
+        growing = core * _room(displacement).flatten()[inside]
+        shared = ((now[:-1] * growing) @ now[:-1].T).double().cpu().numpy()
         rates = torch.from_numpy(control.rates(volumes, shared, steps)).to(now)
-        source = _put(core * (rates @ now[:-1]), inside, cavity.shape)
-        absorption = _put(k * core * now[-1], inside, cavity.shape) * _room(displacement)
-        absorption += LEAST_ABSORPTION * whole
+        source = _put(growing * (rates @ now[:-1]), inside, cavity.shape)
+        absorption = _put(k * growing * now[-1] + LEAST_ABSORPTION, inside, cavity.shape)
         u, _ = solve_potential(source, absorption, whole, u)
         # What the fluid's own growth does to mixed voxels: the next step makes up for it.
         slack = (absorption * u).flatten()[inside]
@@ -147,8 +147,8 @@ def _sums(values: Tensor) -> np.ndarray:
 
 
 def _room(displacement: Tensor) -> Tensor:
-    """How readily fluid grows further (D, H, W), 1 at first: what has grown a lot leaves it to its
-    neighbours, so that no sliver of fluid is stretched over a whole gap."""
+    """How readily a voxel grows further (D, H, W), 1 at first: what has grown a lot leaves it to its
+    neighbours, so that no sliver is stretched over a whole gap."""
     at = voxels(displacement.shape[1:], displacement.device) + displacement.permute(1, 2, 3, 0)
     return ((jacobian(at) - LEAST_LEFT) / LEAST_LEFT).clamp(0, 1)
 

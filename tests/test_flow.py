@@ -74,7 +74,7 @@ def test_every_volume_is_met_and_nothing_folds(head, ratios):
     np.testing.assert_allclose(flow.reached, targets, rtol=0.005)
     assert flow.worst < 0.005
     shrunk = jacobian(at)[cavity]
-    assert 0.1 < float(shrunk.min())
+    assert float(shrunk.min()) > 0.1
     assert float(flow.displacement[:, ~cavity].abs().max()) == 0
 
 

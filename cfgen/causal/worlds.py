@@ -73,7 +73,7 @@ def counterfactual(
         return after
     held = {name: observed[name] for name in do if name != AGE}
     aged = scm.counterfactual(observed, {**held, AGE: do[AGE]})
-    moved = [name for name in volume_names(scm.graph) if name not in do]
+    moved = [n for n in volume_names(scm.graph) if n in observed and n not in do]
     cohort = {name: np.log(aged[name] / observed[name]) for name in moved}
     own = change(cohort, rates, ratios)
     return after | {name: after[name] * np.exp(own[name] - cohort[name]) for name in moved}

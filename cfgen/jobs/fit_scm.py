@@ -75,8 +75,12 @@ def read_inputs(inputs: Inputs) -> Cohort:
 
 
 def _of_table(sketch: Sketch, table: CohortTable) -> Sketch:
-    """The sketch for a table: its volumes, without those that are sums of others."""
-    whole = spread_out(sketch, table.volumes, table.columns)
+    """The sketch for a table. Beside its lobes the whole cortex is a variable only by name."""
+    volumes = list(table.volumes)
+    lobes = any(name.startswith("cortex_") for name in volumes)
+    if lobes and "cortex" in volumes and "cortex" not in sketch.nodes:
+        volumes.remove("cortex")
+    whole = spread_out(sketch, volumes, table.columns)
     empty = [n for n in whole.nodes if table.missing(n) == list(table.sources)]
     if empty:
         raise ManifestError(table.path, f"column {empty[0]} has no value", "values")

@@ -89,8 +89,8 @@ def fit_scm(
     steps: Mapping[str, int] | None = None,
 ) -> Scm:
     """The model of these people: `columns` as in `graph`, one entry a person or visit, NaN or ''
-    where a value is missing; `subjects` say whose a visit is. `steps` of the flows, by node, where
-    they are known.
+    where a value is missing; `subjects` say whose a visit is, for resampling and folds; `steps` of
+    the flows, by node, where they are known.
 
     Raises UsageError when people are too few.
     """
@@ -156,7 +156,8 @@ def _refuse_few(designs: Mapping[str, Design], people: int, normative: Scm | Non
             "table",
             f"{people} people",
             f"at least {needed} for {widest} coefficients a region",
-            "add people, take parents out of the graph, or give a normative law with --prior",
+            "add people, or take parents out of the graph"
+            + ("" if normative is not None else ", or give a normative law: --prior BUNDLE"),
         )
 
 

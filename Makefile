@@ -49,7 +49,7 @@ bench: venv
 
 # Every step goes on where it stopped when the same command is run again. LABEL_MAPS is a folder of
 # whole-head label maps in FreeSurfer's codes; the shipped segmenter saw training_seg_01 to 16 of
-# BBillot/SynthSeg.
+# BBillot/SynthSeg. VOLUMES is a table of DLMUSE volumes of IXI's original scans with their sites.
 default-bundle: venv
 	$(BIN)/cfgen preprocess --manifest $(DATA)/participants.csv --out $(BUILD)/prepared
 	$(BIN)/cfgen train-ae --manifest $(BUILD)/prepared/manifest.csv --out $(BUILD)/1-ae \
@@ -65,6 +65,10 @@ default-bundle: venv
 		--steps 4500 --learning-rate 6e-4 --out $(BUILD)/5-segmenter
 	$(BIN)/cfgen train-predictor --manifest $(BUILD)/prepared/manifest.csv \
 		--target age --target sex --target volumes \
-		--bundle $(BUILD)/5-segmenter --out $(BUILD)/default
+		--bundle $(BUILD)/5-segmenter --out $(BUILD)/6-judge
+	$(BIN)/python benchmarks/ixi_volumes.py --data $(DATA) --table $(VOLUMES) \
+		--out $(BUILD)/ixi_volumes.csv
+	$(BIN)/cfgen fit-scm --table $(BUILD)/ixi_volumes.csv --missing site --prior none \
+		--bundle $(BUILD)/6-judge --out $(BUILD)/default --overwrite
 	mkdir -p cfgen/bundles/default
 	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

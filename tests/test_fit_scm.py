@@ -318,6 +318,16 @@ def test_bad_options(cfgen, people, tiny_bundle, tmp_path, monkeypatch, options,
     assert not (tmp_path / "out").exists()
 
 
+def test_women_alone_have_a_law(cfgen, people, tiny_bundle, tmp_path):
+    lines = [line | {"site": "A"} for line in lines_of(people) if line["sex"] == "F"]
+    code, said, error = cfgen(
+        "fit-scm", "--table", save(tmp_path / "c.csv", lines), "--bundle", tiny_bundle.path,
+        "--out", tmp_path / "out", "--dry-run",
+    )  # fmt: skip
+    assert code == 0, error
+    assert said.split("; ")[1].startswith("age, tiv, lateral_ventricle")
+
+
 def test_a_flow_of_a_small_graph(cfgen, people, tiny_bundle, tmp_path):
     cohort = save(tmp_path / "c.csv", lines_of(people))
     graph = written(tmp_path, "g.dagitty", DAGITTY)

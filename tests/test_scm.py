@@ -16,7 +16,7 @@ from scipy.stats import kstest
 from cfgen.bundle import write_part
 from cfgen.causal.causal_graph import CausalGraph, Declared, Node, Sketch
 from cfgen.causal.design import Design, Term, bends
-from cfgen.causal.flows import Flow, Residuals, best_steps, new_net, train_flow
+from cfgen.causal.flows import Flow, Residuals, Shape, best_shape, new_net, train_flow
 from cfgen.causal.mechanisms import Categorical, Linear
 from cfgen.causal.scm import PART, Scm, load_scm
 from cfgen.causal.scm_check import check_scm, decade_slope
@@ -234,7 +234,7 @@ def skewed(n, seed):
 
 
 def test_a_flow_starts_as_its_linear_law():
-    flow = Flow(law(), new_net(1, 0, "x"))
+    flow = Flow(law(), new_net(1, 0, "x"), Shape(0, True))
     x = {"x": np.linspace(-2, 2, 50)}
     values = np.exp(np.linspace(-1, 2, 50))
     assert flow.abduct(values, x) == pytest.approx(law().abduct(values, x), abs=1e-9)
@@ -250,13 +250,14 @@ def bent():
         for n, seed in ((1500, 0), (1000, 1))
     )
     losses = train_flow(net, data, 150, held)
-    return Flow(law(), net, 150), losses
+    return Flow(law(), net, Shape(150, False)), losses
 
 
 def test_a_flow_learns_skew_and_its_inverse_is_exact(bent):
     flow, losses = bent
     assert losses[0] - losses[-1] > 0.03
-    assert best_steps([losses], [1000]) > 0
+    flat = np.full(len(losses), losses[0])
+    assert best_shape([losses], [flat], [1000]).steps > 0
     x = {"x": np.linspace(-1, 1, 400)}
     e = np.linspace(-7, 7, 400)
     values = law().predict(e, x)
@@ -274,9 +275,24 @@ def test_the_density_of_a_flow_is_one(bent):
     assert trapezoid(density, logs) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_flow_that_does_not_help_is_not_trained():
-    assert best_steps([np.array([1.0, 0.999, 1.1])], [10]) == 0
-    assert best_steps([np.array([1.0, 0.8, 1.1])], [10]) == 10
+@pytest.mark.parametrize(
+    ("plain", "by_parents", "shape"),
+    [
+        ([1.0, 0.999, 1.1], [1.0, 0.998, 1.1], Shape(0, False)),
+        ([1.0, 0.8, 1.1], [1.0, 0.799, 0.9], Shape(10, False)),
+        ([1.0, 0.8, 1.1], [1.0, 0.9, 0.7], Shape(20, True)),
+    ],
+)
+def test_people_held_out_decide_what_a_flow_follows(plain, by_parents, shape):
+    assert best_shape([np.array(plain)], [np.array(by_parents)], [10]) == shape
+
+
+def test_one_shape_for_all_cancels_in_a_counterfactual(bent):
+    flow, _ = bent
+    before, after = {"x": np.zeros(100)}, {"x": np.full(100, 1.5)}
+    values = law().predict(skewed(100, 7), before)
+    straight = law().predict(law().abduct(values, before), after)
+    assert flow.predict(flow.abduct(values, before), after) == pytest.approx(straight, rel=1e-9)
 
 
 # The whole model.
@@ -378,8 +394,10 @@ def test_a_bundle_gives_the_model_back(simulated, tiny_bundle, tmp_path):
     law = bent["hippocampus"].base
     net = new_net(len(law.design.names) - 1 - 3, 0, "h")
     torch.nn.init.normal_(next(net.parameters()), std=0.3)
-    bent["hippocampus"] = Flow(law, net, 20)
-    members = tuple({**m, "hippocampus": Flow(m["hippocampus"], net, 20)} for m in model.members)
+    bent["hippocampus"] = Flow(law, net, Shape(20, True))
+    members = tuple(
+        {**m, "hippocampus": Flow(m["hippocampus"], net, Shape(20, True))} for m in model.members
+    )
     before = Scm(model.graph, bent, members)
     tensors, config = before.to_tensors()
     bundle = write_part(replace(tiny_bundle, path=tmp_path), PART, tensors, config, {})

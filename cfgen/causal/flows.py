@@ -3,9 +3,11 @@
     e = (g(x) - Phi beta) / s,   u = T(e; parents),   u standard normal
 
 T is a monotone rational-quadratic spline (Durkan et al. 2019) of eight bins whose shape a small
-network makes from the parents, zuko's neural spline flow of one dimension. At the start it is the
-identity: what the linear law says already need not be learned, and a flow that does not help on
-people held out stays the identity (0 steps). Everything is float64, so that the inverse is exact.
+network makes, zuko's neural spline flow of one dimension. At the start it is the identity: what the
+linear law says already need not be learned. People held out decide: a flow that does not help them
+stays the identity, and its shape follows the parents only where that helps them further. One shape
+for all cancels in a counterfactual, T^-1(T(e)) = e; one that follows parents by chance does not.
+Everything is float64, so that the inverse is exact.
 """
 
 from __future__ import annotations
@@ -37,16 +39,25 @@ WEIGHT_DECAY = 1e-2
 LEAST_GAIN = 0.005
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How a flow is trained: for so many steps, with a shape that follows the parents or one for
+    everybody."""
+
+    steps: int = 0
+    by_parents: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """The linear law and the network that bends its noise, trained for `steps`."""
+    """The linear law and the network that bends its noise."""
 
     base: Linear
     net: zuko.flows.NSF
-    steps: int = 0
+    shape: Shape
 
     def on(self, base: Linear) -> Flow:
-        return Flow(base, self.net, self.steps)
+        return Flow(base, self.net, self.shape)
 
     def abduct(self, values: np.ndarray, parents: Columns) -> np.ndarray:
         e = self.base.abduct(values, parents)
@@ -69,7 +80,11 @@ class Flow:
 
     def equation(self, name: str) -> str:
         bent = self.base.equation(name)
-        return f"{bent}, e = T^-1(u; {', '.join(t.parent for t in self.base.design.terms) or '-'})"
+        if self.shape.steps == 0:
+            return bent
+        parents = ", ".join(t.parent for t in self.base.design.terms)
+        given = f"; {parents}" if parents and self.shape.by_parents else ""
+        return f"{bent}, e = T^-1(u{given})"
 
     @torch.inference_mode()
     def _apply(
@@ -77,7 +92,7 @@ class Flow:
     ) -> tuple[np.ndarray, np.ndarray]:
         """T or its inverse of x (n,), and the log of its slope; NaN stays NaN."""
         there = np.isfinite(x)
-        context = context_of(self.base.design, parents, len(x))
+        context = context_of(self.base.design, parents, len(x), self.shape)
         transform = self.net(context).transform
         values = torch.from_numpy(np.where(there, x, 0.0))[:, None]
         if inverse:
@@ -101,9 +116,11 @@ def new_net(width: int, seed: int, name: str) -> zuko.flows.NSF:
     return net
 
 
-def context_of(design: Design, parents: Columns, people: int) -> Tensor:
+def context_of(design: Design, parents: Columns, people: int, shape: Shape) -> Tensor:
     """What the network sees of the parents (n, C): their columns, without constant and products;
-    a column of ones where there are no parents."""
+    zeros where the shape does not follow them, a column of ones where there are none."""
+    if not shape.by_parents:
+        return torch.zeros(people, context_width(design), dtype=torch.float64)
     phi = design.matrix(parents, people)
     width = 1 + sum(len(t.names) for t in design.terms)
     return torch.from_numpy(np.ascontiguousarray(phi[:, 1:width] if width > 1 else phi[:, :1]))
@@ -145,11 +162,16 @@ def train_flow(
     return np.array(losses + losses[-1:] * (whole - len(losses)))
 
 
-def best_steps(curves: list[np.ndarray], people: list[int]) -> int:
-    """The number of steps with the least loss over the folds, 0 where the gain is chance."""
-    mean = np.average(curves, axis=0, weights=people)
-    best = int(np.argmin(mean))
-    return best * EVERY if mean[0] - mean[best] > LEAST_GAIN else 0
+def best_shape(plain: list[np.ndarray], by_parents: list[np.ndarray], people: list[int]) -> Shape:
+    """The shape with the least loss over the folds, from the curves of `train_flow` by fold: the
+    identity, one for everybody, or one that follows the parents; a gain by chance is none."""
+    loss, shape = float(np.average([c[0] for c in plain], weights=people)), Shape()
+    for curves, follows in ((plain, False), (by_parents, True)):
+        mean = np.average(curves, axis=0, weights=people)
+        best = int(np.argmin(mean))
+        if loss - mean[best] > LEAST_GAIN:
+            loss, shape = float(mean[best]), Shape(best * EVERY, follows)
+    return shape
 
 
 def net_arrays(net: zuko.flows.NSF) -> Mapping[str, np.ndarray]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from cfgen.bundle import Bundle, tuples
 from cfgen.causal.causal_graph import CausalGraph, Node
 from cfgen.causal.design import Columns, Design, Term
-from cfgen.causal.flows import Flow, context_width, net_arrays, net_of_arrays
+from cfgen.causal.flows import Flow, Shape, context_width, net_arrays, net_of_arrays
 from cfgen.causal.mechanisms import Categorical, Linear, Mechanism
 from cfgen.config import SEED
 from cfgen.errors import UsageError
@@ -130,7 +130,7 @@ class Scm:
             design = _design(mechanism)
             designs += [] if design in designs else [design]
             entry = {"mechanism": kind, "design": designs.index(design)}
-            entry |= {"steps": mechanism.steps} if isinstance(mechanism, Flow) else {}
+            entry |= {"shape": asdict(mechanism.shape)} if isinstance(mechanism, Flow) else {}
             entries.append({"node": asdict(node), **entry})
         tensors = {k: torch.from_numpy(np.array(a)) for k, a in arrays.items()}
         terms = [[asdict(t) for t in design.terms] for design in designs]
@@ -198,7 +198,7 @@ def _mechanism(
     if kind != "flow":
         raise ValueError(f"mechanism '{kind}'")
     net = net_of_arrays(context_width(design), _under("net.", own))
-    return Flow(law, net, entry["steps"])
+    return Flow(law, net, Shape(**entry["shape"]))
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

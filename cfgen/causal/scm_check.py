@@ -63,12 +63,12 @@ def check_scm(
     subjects: Sequence[str] = (),
 ) -> Check:
     """Score a model that `fit_scm` made of these people and settings; it is fitted again for every
-    fold, with flows as many steps long."""
+    fold, with flows of the same shapes."""
     people = len(next(iter(columns.values())))
     who = list(subjects) or [str(i) for i in range(people)]
     fold = folds_of(who, settings)
     settings = ScmFit(**{**vars(settings), "members": 0})
-    steps = {n: m.steps for n, m in scm.mechanisms.items() if isinstance(m, Flow)}
+    shapes = {n: m.shape for n, m in scm.mechanisms.items() if isinstance(m, Flow)}
     noise = {n.name: np.full(people, np.nan) for n in scm.graph.nodes if n.kind != "discrete"}
     density = {n.name: np.full(people, np.nan) for n in scm.graph.nodes}
     for k in range(settings.folds):
@@ -79,7 +79,7 @@ def check_scm(
             settings,
             normative,
             [w for w, r in zip(who, rest, strict=True) if r],
-            steps,
+            shapes,
         )
         e, logs = _scored(other, {n: v[held] for n, v in columns.items()})
         for name, values in e.items():

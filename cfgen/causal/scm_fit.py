@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from cfgen.causal.flows import (
     STEPS,
     Flow,
     Residuals,
-    best_steps,
+    Shape,
+    best_shape,
     context_of,
     context_width,
     new_net,
@@ -86,11 +87,11 @@ def fit_scm(
     settings: ScmFit = SCM_FIT,
     normative: Scm | None = None,
     subjects: Sequence[str] = (),
-    steps: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Scm:
     """The model of these people: `columns` as in `graph`, one entry a person or visit, NaN or ''
-    where a value is missing; `subjects` say whose a visit is. `steps` of the flows, by node, where
-    they are known.
+    where a value is missing; `subjects` say whose a visit is, for resampling and folds; `shapes`
+    of the flows, by node, where they are known.
 
     Raises UsageError when people are too few.
     """
@@ -100,9 +101,9 @@ def fit_scm(
     _refuse_few(designs, len(set(who)), normative)
     mechanisms = _fit_laws(graph, designs, columns, normative)
     if settings.mechanism == "flow":
-        if steps is None:
-            steps = _flow_steps(graph, designs, columns, normative, settings, who)
-        mechanisms = _with_flows(graph, mechanisms, columns, settings, steps)
+        if shapes is None:
+            shapes = _flow_shapes(graph, designs, columns, normative, settings, who)
+        mechanisms = _with_flows(graph, mechanisms, columns, settings, shapes)
     members: list[dict[str, Mechanism | Categorical]] = []
     for rows in resampled(who, settings):
         drawn = {name: values[rows] for name, values in columns.items()}
@@ -156,7 +157,8 @@ def _refuse_few(designs: Mapping[str, Design], people: int, normative: Scm | Non
             "table",
             f"{people} people",
             f"at least {needed} for {widest} coefficients a region",
-            "add people, take parents out of the graph, or give a normative law with --prior",
+            "add people, or take parents out of the graph"
+            + ("" if normative is not None else ", or give a normative law: --prior BUNDLE"),
         )
 
 
@@ -237,35 +239,37 @@ def _fit_categorical(node: Node, design: Design, columns: Columns) -> Categorica
     return Categorical(design, node.levels, result.x.reshape(start.shape))
 
 
-def _flow_steps(
+def _flow_shapes(
     graph: CausalGraph,
     designs: Mapping[str, Design],
     columns: Columns,
     normative: Scm | None,
     settings: ScmFit,
     who: Sequence[str],
-) -> dict[str, int]:
-    """For how many steps a flow of every node helps people of other folds."""
+) -> dict[str, Shape]:
+    """The flow of every node that helps people of other folds."""
     fold = folds_of(who, settings)
     laws = []
     for k in range(settings.folds):
         rest = {name: values[fold != k] for name, values in columns.items()}
         laws.append(_fit_laws(graph, designs, rest, normative))
-    steps = {}
+    shapes = {}
     for node in graph.nodes:
         if node.kind == "discrete":
             continue
-        curves, people = [], []
-        for k, others in enumerate(laws):
-            base = _law(others[node.name])
-            outer = _residuals(base, node, columns, fold == k)
-            net = new_net(context_width(base.design), settings.seed, node.name)
-            inner = _residuals(base, node, columns, fold != k)
-            curves.append(train_flow(net, inner, STEPS, outer))
-            people.append(len(outer.e))
-        steps[node.name] = best_steps(curves, people)
-        log.info("flow of %s: %d steps", node.name, steps[node.name])
-    return steps
+        curves: dict[bool, list[np.ndarray]] = {False: [], True: []}
+        for follows, k in product(curves, range(settings.folds)):
+            law, shape = _law(laws[k][node.name]), Shape(STEPS, follows)
+            inner, outer = (
+                _residuals(law, node, columns, rows, shape) for rows in (fold != k, fold == k)
+            )
+            net = new_net(context_width(law.design), settings.seed, node.name)
+            curves[follows].append(train_flow(net, inner, STEPS, outer))
+        there = ~np.isnan(columns[node.name])
+        people = [int((there & (fold == k)).sum()) for k in range(settings.folds)]
+        shapes[node.name] = best_shape(curves[False], curves[True], people)
+        log.info("flow of %s: %s", node.name, shapes[node.name])
+    return shapes
 
 
 def _with_flows(
@@ -273,7 +277,7 @@ def _with_flows(
     laws: Mapping[str, Mechanism | Categorical],
     columns: Columns,
     settings: ScmFit,
-    steps: Mapping[str, int],
+    shapes: Mapping[str, Shape],
 ) -> dict[str, Mechanism | Categorical]:
     """A flow over every linear law."""
     everybody = np.ones(len(next(iter(columns.values()))), bool)
@@ -283,8 +287,9 @@ def _with_flows(
             continue
         law = _law(laws[node.name])
         net = new_net(context_width(law.design), settings.seed, node.name)
-        train_flow(net, _residuals(law, node, columns, everybody), steps[node.name])
-        fitted[node.name] = Flow(law, net, steps[node.name])
+        shape = shapes[node.name]
+        train_flow(net, _residuals(law, node, columns, everybody, shape), shape.steps)
+        fitted[node.name] = Flow(law, net, shape)
     return fitted
 
 
@@ -304,11 +309,13 @@ def _over(
     }
 
 
-def _residuals(law: Linear, node: Node, columns: Columns, rows: np.ndarray) -> Residuals:
+def _residuals(
+    law: Linear, node: Node, columns: Columns, rows: np.ndarray, shape: Shape
+) -> Residuals:
     rows = rows & ~np.isnan(columns[node.name])
     parents = {t.parent: _imputed(t, columns[t.parent])[rows] for t in law.design.terms}
     e = law.abduct(columns[node.name][rows], parents)
-    return Residuals(torch.from_numpy(e), context_of(law.design, parents, len(e)))
+    return Residuals(torch.from_numpy(e), context_of(law.design, parents, len(e), shape))
 
 
 def folds_of(subjects: Sequence[str], settings: ScmFit) -> np.ndarray:

@@ -21,6 +21,8 @@ from cfgen.data.regions import FLUID
 # How far the effects of all regions stray together, in spreads for a unit of a column: from no
 # effect, and from a normative law, which another cohort and another segmenter have shown.
 COMMON_STRAY, COMMON_STRAY_FROM_NORM = 0.5, 0.1
+# The same of products: that a cause acts otherwise at another age is rarer than that it acts.
+COMMON_STRAY_OF_PRODUCTS = 0.05
 
 
 def prior_of(
@@ -30,6 +32,7 @@ def prior_of(
     means = [_prior_mean(node, design, parents, normative) for node in nodes]
     told = np.all([spoken for _, spoken in means], 0)
     common = np.where(told, COMMON_STRAY_FROM_NORM, COMMON_STRAY)
+    common[[":" in group for group in design.groups]] = COMMON_STRAY_OF_PRODUCTS
     common[[_is_nuisance(g, design) for g in design.groups]] = 0
     direction = np.array([1.0 if node.name in FLUID else -1.0 for node in nodes])
     return Prior(np.stack([mean for mean, _ in means]), design.groups, common, direction)

@@ -157,8 +157,6 @@ def _long(path: Path, people: Sequence[tuple[str, str]]) -> dict[str, np.ndarray
         volume[i] = value if np.isnan(volume[i]) else volume[i] + value
     if not out:
         raise ManifestError(path, "has none of the table's people", "their subject and session")
-    if any(name.startswith("cortex_") for name in out):
-        out.pop("cortex", None)
     return {name: _above_zero(volume) for name, volume in out.items()}
 
 

@@ -76,12 +76,31 @@ def read_inputs(inputs: Inputs) -> Cohort:
 
 
 def _of_table(sketch: Sketch, table: CohortTable) -> Sketch:
-    """The sketch for a table: its volumes, without those that are sums of others."""
-    whole = spread_out(sketch, table.volumes, table.columns)
+    """The sketch for a table.
+
+    Beside its lobes the whole cortex is a variable only by name. What is optional and the same in
+    everybody (one site, women alone) is none.
+    """
+    volumes = list(table.volumes)
+    lobes = any(name.startswith("cortex_") for name in volumes)
+    if lobes and "cortex" in volumes and "cortex" not in sketch.nodes:
+        volumes.remove("cortex")
+    same = [n for n, d in sketch.nodes.items() if d.optional and _is_same(table, n)]
+    absent = [n for n, d in sketch.nodes.items() if d.optional and n not in table.columns]
+    for name, why in [(n, "the same in everybody") for n in same] + [
+        (n, "no column") for n in absent
+    ]:
+        log.info("%s is left out: %s", name, why)
+    whole = spread_out(sketch, volumes, [c for c in table.columns if c not in same])
     empty = [n for n in whole.nodes if table.missing(n) == list(table.sources)]
     if empty:
         raise ManifestError(table.path, f"column {empty[0]} has no value", "values")
     return whole
+
+
+def _is_same(table: CohortTable, name: str) -> bool:
+    values = table.columns.get(name)
+    return values is not None and values.dtype.kind != "f" and len(set(values) - {""}) == 1
 
 
 def _refuse_missing(sketch: Sketch, table: CohortTable, allowed: tuple[str, ...]) -> None:

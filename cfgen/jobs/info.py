@@ -56,7 +56,7 @@ def describe_json(path: Path) -> dict[str, Any]:
 def _part(bundle: Bundle, name: str) -> dict[str, Any]:
     part = bundle.parts[name]
     size = (bundle.path / f"{name}.safetensors").stat().st_size
-    units = (("scans", "scans"), ("steps", "steps"))
+    units = (("scans", "scans"), ("people", "people"), ("steps", "steps"))
     training = [f"{part.trained[key]} {word}" for key, word in units if part.trained.get(key)]
     entry = {
         "sha256": part.sha256,

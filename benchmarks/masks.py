@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
-from cfgen.causal.partners import PARTNERS, Region
+from cfgen.causal.partners import PARTNERS
 from cfgen.data.conditions import parse_interventions
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.parcellation import regions_of
 from cfgen.errors import CfgenError
 from cfgen.measure.channels import channel_regions

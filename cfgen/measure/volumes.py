@@ -6,14 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# What is inside the skull and no tissue.
-FLUID = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
-)
+from cfgen.data.parcellation import FLUID
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
-from cfgen.causal.partners import PARTNERS, Region
+from cfgen.causal.partners import PARTNERS
 from cfgen.data.conditions import parse_interventions
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.parcellation import regions_of
 from cfgen.errors import CfgenError
 from cfgen.measure.channels import channel_regions
@@ -171,10 +172,11 @@ def report(figures: dict[tuple[str, str, str], list[tuple[float, ...]]]) -> None
     print("|---|---|---|---|---|---|---|---|---|---|")
     for (truth, query, structure), lines in sorted(figures.items()):
         a = np.array(lines)
+        mean, lowest, highest = a.mean(0), a.min(0), a.max(0)
         print(
-            f"| {truth} | {query} | {structure} | {100 * a[:, 3].mean():+.1f} |"
-            f" {a[:, 0].mean():.3f} | {a[:, 0].min():.3f} | {a[:, 1].mean():.3f} | {a[:, 2].mean():.3f}"
-            f" | {a[:, 4].max():.2f} | {a[:, 5].max():.0f} |"
+            f"| {truth} | {query} | {structure} | {100 * mean[3]:+.1f} | {mean[0]:.3f} |"
+            f" {lowest[0]:.3f} | {mean[1]:.3f} | {mean[2]:.3f} | {highest[4]:.2f} |"
+            f" {highest[5]:.0f} |"
         )
 
 

@@ -338,7 +338,7 @@ def test_a_real_parcellation_reaches_its_volumes():
     volumes = region_voxels(labels, "dlmuse")
     factors = {"lateral_ventricle": 1.4, "hippocampus": 0.9, "cortex_temporal": 0.93}
     wanted = {r: n * 8 * factors[r[0]] for r, n in volumes.items() if r[0] in factors}
-    names = sorted({r for r in volumes})
+    names = sorted(volumes)
     maps = []
     for region in names:
         codes = [c for c, r in places.items() if r == region]

@@ -25,9 +25,10 @@ from cfgen.causal.exchange import (
     near_boundary,
     recode,
 )
-from cfgen.causal.partners import FLUIDS, PARTNERS, Region, in_turn, partners_of, region_text
+from cfgen.causal.partners import PARTNERS, in_turn, partners_of, region_text
 from cfgen.causal.tilt import Tilt, tilt
-from cfgen.data.parcellation import regions_of
+from cfgen.data.parcellation import FLUID, regions_of
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.errors import ImageError, UsageError
 
 OUTSIDE = ("background", "head")
@@ -268,7 +269,7 @@ def _require_room(
     growing = {
         r: wanted[r] - volumes[r]
         for r, partners in chosen.items()
-        if wanted[r] > volumes[r] and all(p[0] in FLUIDS for p in partners)
+        if wanted[r] > volumes[r] and all(p[0] in FLUID for p in partners)
     }
     fluid = sum(volumes[p] for p in {p for r in growing for p in chosen[r]})
     needed = sum(growing.values())

@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from cfgen.data.parcellation import FLUID
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import LOBES
 from cfgen.errors import UsageError
 
-# (structure, side), as `data/parcellation.py` names them; side is left, right or both (midline).
-Region = tuple[str, str]
-
-FLUIDS = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
-)
 _CORTEX = ("cortex", *(f"cortex_{lobe}" for lobe in LOBES))
 PARTNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_CORTEX, ("csf",)),
@@ -86,7 +78,7 @@ def partners_of(
 
 
 def _is_taken(target: Region, partner: Region, chosen: Mapping[Region, Sequence[Region]]) -> bool:
-    return target[0] in FLUIDS and target in chosen.get(partner, ())
+    return target[0] in FLUID and target in chosen.get(partner, ())
 
 
 def in_turn(partners: Mapping[Region, Sequence[Region]]) -> list[list[Region]]:

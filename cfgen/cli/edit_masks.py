@@ -89,8 +89,7 @@ def edit_masks(
 
     Examples:
 
-      cfgen edit-masks --in sub01_dseg.nii.gz --posteriors sub01_probseg.nii.gz \\
-      --set hippocampus=-10% --out edited.nii.gz
+      cfgen edit-masks --in seg.nii.gz --posteriors p.nii.gz --set hippocampus=-10% --out e.nii.gz
 
       cfgen edit-masks --manifest seg/manifest.csv --targets volumes.csv --out edited/
     """

@@ -54,6 +54,16 @@ STRUCTURES = (
 )
 NAMES = tuple(s.name for s in STRUCTURES)
 BRAIN_FROM = NAMES.index("csf")
+# What is inside the skull and no tissue.
+FLUID = (
+    "csf",
+    "lateral_ventricle",
+    "inferior_lateral_ventricle",
+    "third_ventricle",
+    "fourth_ventricle",
+)
+# (structure, side); side is left, right or both (midline, or not told apart).
+SidedStructure = tuple[str, str]
 _LOBES = tuple(i for i, s in enumerate(STRUCTURES) if s.group.startswith("cortex_"))
 # Every set of classes that a label of some table may stand for: each class, any lobe, not brain.
 NOT_BRAIN = (0, 1)
@@ -75,9 +85,8 @@ def structure_name(region: Region) -> str:
     return NAMES[members[0]] if len(members) == 1 else "cortex"
 
 
-def regions_of(table_name: str) -> dict[int, tuple[str, str]]:
-    """Code of a table -> (structure, side); side is 'left', 'right' or 'both' (midline, or not told
-    apart)."""
+def regions_of(table_name: str) -> dict[int, SidedStructure]:
+    """Code of a table -> its structure and side."""
     return {c: (structure_name(r), r.side) for c, r in table(table_name).items()}
 
 

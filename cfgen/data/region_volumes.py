@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfgen.data.parcellation import NAMES
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.table import SHOWN, read_table
 from cfgen.errors import ManifestError, UsageError
 
-# (structure, side); side is left, right or both.
-Region = tuple[str, str]
 SIDES = ("left", "right", "both")
 STRUCTURES = (*(n for n in NAMES if n not in ("background", "head", "csf")), "cortex")
 # Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.

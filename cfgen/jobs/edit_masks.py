@@ -13,9 +13,10 @@ from cfgen import __version__
 from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
-from cfgen.causal.partners import PARTNERS, Region, region_text
+from cfgen.causal.partners import PARTNERS, region_text
 from cfgen.data.manifest import unique_key
 from cfgen.data.names import check_outputs
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.region_volumes import VolumeChange, VolumeTable
 from cfgen.data.table import Row

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from cfgen.data.parcellation import NAMES, STRUCTURES, regions_of
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import SYNTHSEG_CHANNELS
 from cfgen.data.volume import Channels, Grid, open_channels
 from cfgen.errors import ImageError
 from cfgen.sim.render import CHANNELS as SIMULATED
 from cfgen.space.grids import describe_difference, grid_text
 
-Region = tuple[str, str]
 SIDES = ("left", "right", "both")
 # Of the sum of all channels: posteriors of 8 bits are rounded in every channel.
 SUM_TOLERANCE = 0.1

@@ -16,8 +16,9 @@ import torch
 from scipy import ndimage
 
 from cfgen.causal.masks import OUTSIDE, EditedMasks, SoftMaps, edit_masks, region_voxels
-from cfgen.causal.partners import Region, partners_of
+from cfgen.causal.partners import partners_of
 from cfgen.data.parcellation import NAMES, regions_of
+from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import label_counts, recognise_table
 from cfgen.data.volume import Grid, Volume, open_channels, read_volume
 from cfgen.errors import ImageError, Notice

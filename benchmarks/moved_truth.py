@@ -1,0 +1,221 @@
+"""Moved tissue against the simulator's truth, its errors split: placement, segmenter, law.
+
+    python benchmarks/moved_truth.py --out build/moved_truth            # 50 people, an hour
+    python benchmarks/moved_truth.py --out build/moved_truth --people 8
+
+Simulates people and their true counterfactuals (age 20 years up, the other sex, AD and AUD put on),
+and edits each scan four times: with the true maps and volumes (what is left is placement), with the
+segmenter's maps and the true volumes, with a law fitted to 800 other simulated people, and with the
+law of the shipped bundle, which knows neither disease. Beside them `copy`, the scan as it is (skill
+0), and `oracle`, the truth (skill 1). Skill, leakage and the rest are those of `metrics/truth.py`;
+intervals are BCa bootstraps over people. `--latent N` adds, for age on N people, the shipped
+bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scm import PLAIN, STRUCTURES, fitted
+
+from cfgen.bundle import read_bundle
+from cfgen.cli.options import DEFAULT_BUNDLE
+from cfgen.config import EDIT
+from cfgen.data.conditions import parse_interventions
+from cfgen.data.manifest import read_manifest
+from cfgen.data.table import Row
+from cfgen.data.volume import Volume, open_channels, read_volume
+from cfgen.edit.edits import Drawing, edit_latents
+from cfgen.edit.engine import Engine, load_engine
+from cfgen.edit.tissue import Tissue, move_tissue, tissue_maps
+from cfgen.edit.volumes import Law, volumes_by_structure, world
+from cfgen.errors import CfgenError
+from cfgen.jobs.simulate import Plan, simulate
+from cfgen.measure.segmenter import Segmentation, segment
+from cfgen.metrics.statistics import mean_over_people, ratio_over_people
+from cfgen.metrics.truth import image_truth
+from cfgen.scan.gate import Gate
+from cfgen.scan.moved import move
+from cfgen.scan.open import open_scan
+from cfgen.sim import cohort
+from cfgen.sim.graph import graph
+from cfgen.sim.render import CHANNELS
+
+QUERIES = ("age=+20", "sex=M", "sex=F", "ad=0.8", "aud=1")
+TRUE_MAPS, TRUE_VOLUMES, LAW_OF_800, LAW_OF_IXI = (
+    "true maps and volumes",
+    "true volumes",
+    "law of 800",
+    "law of IXI",
+)
+COPY, ORACLE, RESIDUAL, RIDGE = "copy", "oracle", "residual", "ridge"
+# Where the segmenter's structures have no region of their own in the simulator.
+LIKE = {
+    "inferior_lateral_ventricle": "ventricles",
+    "third_ventricle": "ventricles",
+    "fourth_ventricle": None,
+    "brainstem": "fixed_white",
+    "cerebellum_wm": "fixed_white",
+}
+REGIONS = {"ventricles": "lateral_ventricle", "hippocampus": "hippocampus", "cortex": "cortex"}
+NOISE = 0.02
+
+
+def soft(row: Row) -> np.ndarray:
+    """The true fractions (channels, D, H, W) of a simulated scan."""
+    channels, _ = open_channels(row.posteriors)
+    return np.stack([channels[..., c] for c in range(len(CHANNELS))]).astype(np.float32)
+
+
+def true_tissue(scan: Volume, fractions: np.ndarray) -> Tissue:
+    """The simulator's own maps in the place of a segmenter's."""
+    p = torch.from_numpy(fractions)
+    cavity = p[0] < 0.5
+    inside = p[1:] * cavity / p[1:].sum(0).clamp(min=0.2)
+    names = {"fixed_white": "brainstem", "fixed_grey": "thalamus"} | STRUCTURES
+    channels = [c for c in CHANNELS[1:] if c != "subarachnoid"]
+    maps = torch.stack([inside[CHANNELS.index(c) - 1] for c in channels])
+    fluid = (1 - maps.sum(0)).clamp(min=0) * cavity
+    keys = tuple((names[c], "both") for c in channels)
+    return Tissue(maps, keys, fluid, cavity, torch.from_numpy(scan.data), scan.grid)
+
+
+def true_changes(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """ln of true volumes, counterfactual over factual, by channel."""
+    sums = (f.sum((1, 2, 3), dtype=np.float64) for f in (before, after))
+    first, second = sums
+    return dict(zip(CHANNELS, np.log(second / first).tolist(), strict=True))
+
+
+def by_structure(changes: Mapping[str, float], tissue: Tissue) -> dict[str, float]:
+    """The true changes for the structures of maps."""
+    own = {structure: channel for channel, structure in STRUCTURES.items()}
+    out = {}
+    for name, _ in tissue.keys:
+        channel = own.get(name, LIKE.get(name, "fixed_grey"))
+        out[name] = changes[channel] if channel else 0.0
+    return out
+
+
+class Judge:
+    """One scan, its truth, and what is measured of an edit."""
+
+    def __init__(self, engine: Engine, factual: Row, true: Row, before: Mapping[str, float]):
+        self.engine, self.before = engine, before
+        self.factual, self.true = read_volume(factual.image), read_volume(true.image)
+        labels = [read_volume(row.labels).data for row in (factual, true)]
+        self.mask = (labels[0] > 0) | (labels[1] > 0)
+        white = self.factual.data[np.isin(labels[0], (2, 41))]
+        self.sigma = NOISE * float(np.median(white[white > 0]))
+
+    def measure(self, image: np.ndarray) -> dict[str, float]:
+        errors = image_truth(self.factual.data, image, self.true.data, self.mask, self.sigma)
+        names = ("skill", "slope", "correlation", "leakage")
+        out = {name: float(getattr(errors, name)) for name in names}
+        net, device = self.engine.finder.segmenter, self.engine.device
+        after, true = (
+            volumes_by_structure(segment(net, self.factual.like(data), device).volumes)
+            for data in (image, self.true.data)
+        )
+        for region, structure in REGIONS.items():
+            out[f"error {region}"] = (after[structure] - true[structure]) ** 2
+            out[f"due {region}"] = (true[structure] - self.before[structure]) ** 2
+        return out
+
+
+def edits_of(
+    engine: Engine, laws: Mapping[str, Law], factual: Row, true: Row, found: Segmentation
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and image of every edit of one scan by moved tissue."""
+    scan = read_volume(factual.image)
+    mask = np.isfinite(scan.data) & (scan.data > 0)
+    before, after = soft(factual), soft(true)
+    changes = true_changes(before, after)
+    own = true_tissue(scan, before)
+    tissue = tissue_maps(scan, found.posteriors, mask, stripped=False)
+
+    def moved(which: Tissue, due: Mapping[str, float]) -> np.ndarray:
+        return move(scan, mask, move_tissue(which, due).movement, keep_noise=True)
+
+    yield COPY, scan.data
+    yield ORACLE, read_volume(true.image).data
+    yield TRUE_MAPS, moved(own, by_structure(changes, own))
+    yield TRUE_VOLUMES, moved(tissue, by_structure(changes, tissue))
+    volumes = volumes_by_structure(found.volumes)
+    conditions = {"age": factual.values["age"], "sex": str(factual.values["sex"])}
+    target = {"age": true.values["age"], "sex": str(true.values["sex"])}
+    for name, law in laws.items():
+        if name == LAW_OF_800:
+            ill = [{n: float(r.extra.get(n) or 0) for n in ("ad", "aud")} for r in (factual, true)]
+        else:
+            ill = [{}, {}]
+        here = {**volumes, **conditions, **ill[0]}
+        there = {**volumes, **target, **ill[1]}
+        yield name, moved(tissue, world(law, here, there).within_head)
+
+
+def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[tuple[str, np.ndarray]]:
+    recipe = engine.bundle.preprocess
+    gate = Gate(engine.bundle.card, True)
+    opened = open_scan(factual.image, None, engine.finder, recipe, gate)
+    here = {"age": factual.values["age"], "sex": factual.values["sex"]}
+    there = {"age": true.values["age"], "sex": true.values["sex"]}
+    for name, edit in ((RESIDUAL, EDIT), (RIDGE, replace(EDIT, depth=0.0))):
+        edits = edit_latents(engine, opened, here, [there], Drawing(edit))
+        yield name, next(edits.images(0))
+
+
+def run(out: Path, people: int, latent: int, queries: Sequence[str]) -> list[dict[str, object]]:
+    engine = load_engine(DEFAULT_BUNDLE, "cpu", render="tissue")
+    model, preset = graph(), cohort.preset("mixed")
+    known = cohort.schema(model)
+    asked = [parse_interventions(known, sets=[q])[0] for q in queries]
+    if not (out / "cohort" / "truth.csv").exists():
+        plan = Plan(preset, people, tuple(asked), seed=11)
+        simulate(plan, out / "cohort")
+    names = ("ad", "aud")
+    rows = {r.subject: r for r in read_manifest(out / "cohort" / "manifest.csv", engine.bundle.schema)}
+    truths = read_manifest(out / "cohort" / "truth.csv", engine.bundle.schema)
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    laws = {
+        LAW_OF_800: Law(fitted(800, 5, PLAIN, "linear", None), "cohort"),
+        LAW_OF_IXI: Law(engine.scm, "cohort"),
+    }
+    del names, bundle
+    seen: dict[str, Segmentation] = {}
+    lines: list[dict[str, object]] = []
+    counts: dict[str, int] = {}
+    for true in truths:
+        factual, label = rows[true.subject], true.extra["intervention"]
+        if label.startswith("sex") and true.values["sex"] == factual.values["sex"]:
+            continue
+        query = "sex" if label.startswith("sex") else label
+        if true.subject not in seen:
+            seen = {true.subject: segment(engine.finder.segmenter, read_volume(factual.image), engine.device)}
+        found = seen[true.subject]
+        judge = Judge(engine, factual, true, volumes_by_structure(found.volumes))
+        edits = list(edits_of(engine, laws, factual, true, found))
+        counts[query] = counts.get(query, 0) + 1
+        if query.startswith("age") and counts[query] <= latent:
+            edits += latent_edits(engine, factual, true)
+        for method, image in edits:
+            if method == LAW_OF_IXI and query in ("ad0.8", "aud1"):
+                continue
+            line = {"subject": true.subject, "query": query, "method": method}
+            lines.append(line | judge.measure(image))
+        print(true.subject, query, {m["method"]: round(float(m["skill"]), 2) for m in lines[-len(edits):]}, flush=True)
+        write(lines, out / "edits.csv")
+    return lines
+
+
+def write(lines: Sequence[Mapping[str, object]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(lines[0]))
+        table.writeheader()
+        table.writerows(lines)

@@ -31,7 +31,7 @@ MOST_STEPS = 20
 # Steps go on until no voxel moves by more than this share of the level's spacing.
 TOLERANCE = 0.01
 # w: how much a voxel's brightness, in SD, counts beside its being brain.
-BRIGHTNESS_WEIGHT = 0.25
+BRIGHTNESS_WEIGHT = 0.4
 # Template voxels this far (voxels of a level) around the brain have a say: brain that is too large
 # is seen there.
 REACH = 2

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cfgen.data.volume import read_volume, write_new
 from cfgen.errors import ImageError, ToolError
+from cfgen.measure import segmenter
+from cfgen.measure.segmenter import Posteriors, Segmentation
+from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.scan.brain import BrainFinder, find_brain
+from cfgen.scan.open import Opened
 
 
 def program(folder: Path, name: str, lines: str) -> None:
@@ -64,3 +70,33 @@ def test_a_head_needs_a_part_that_finds_brains(stripped_scan):
     head = scan.like(scan.data + 5 + np.random.default_rng(0).random(scan.data.shape))
     with pytest.raises(ImageError, match="neither segmenter nor head template"):
         find_brain(head, None, BrainFinder())
+
+
+def test_the_segmenter_runs_once_a_scan_whoever_found_the_brain(stripped_scan, monkeypatch):
+    """At once on a whole head, else when its posteriors are asked for."""
+    scan = read_volume(stripped_scan)
+    calls = []
+    grid = scan.grid
+    posteriors = Posteriors(torch.zeros(2, 3, 3, 3), torch.zeros(3, 3, 3), grid)
+
+    def segment(net, seen, device):
+        calls.append(seen)
+        return Segmentation(scan.data > 300, np.zeros(grid.shape), [], 0.9, posteriors)
+
+    monkeypatch.setattr(segmenter, "segment", segment)
+    finder = BrainFinder(segmenter=Segmenter(SegmenterConfig(2, (8, 8), norm_groups=4)))
+    head = scan.like(scan.data + 5 + np.random.default_rng(0).random(scan.data.shape))
+    for seen, how, source, count in (
+        (head, "auto", "segmenter", 1),
+        (scan, "auto", "stripped", 0),
+        (scan, "none", "stripped", 0),
+    ):
+        calls.clear()
+        brain = find_brain(seen, None, replace(finder, how=how))
+        assert (brain.source, len(calls)) == (source, count)
+        opened = Opened(seen, brain, [], [], None)
+        assert opened.posteriors is posteriors
+        assert opened.posteriors is posteriors
+        assert len(calls) == 1
+        assert calls[0] is seen
+    assert Opened(scan, find_brain(scan, None, BrainFinder()), [], [], None).posteriors is None

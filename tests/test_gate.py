@@ -136,17 +136,19 @@ def test_what_is_no_t1w_brain_is_refused():
 @pytest.mark.parametrize(
     ("plane", "measure"),
     [
-        ((0, 1), "rotation to the template (degrees): 90"),
-        # The fit finds no way back here; what it finds is no brain, or turned too far.
+        # The fit finds no way back: its axes are drawn out, or what it finds is no brain.
+        ((0, 1), "longest to shortest axis of the fit to the template"),
         ((0, 2), "likeness to a T1w brain that is upright by its header"),
-        ((1, 2), "rotation to the template (degrees)"),
+        ((1, 2), "longest to shortest axis of the fit to the template"),
     ],
 )
 def test_a_brain_turned_in_its_data_is_refused(plane, measure):
     """Turned by 90 degrees in the data and not in the header."""
     data, grid = template_brain()
     turned = np.rot90(data, axes=plane)
-    assert measure in _refusal(_scan(turned, grid.affine), turned > 0.05)
+    refusal = _refusal(_scan(turned, grid.affine), turned > 0.05)
+    assert measure in refusal
+    assert "check orientation and left/right in the header" in refusal
 
 
 def test_force_goes_on_and_says_so(tmp_path):

@@ -7,6 +7,7 @@ edges; labels and volumes are made from them there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -210,20 +211,34 @@ def _within(found: Posteriors, field: Grid) -> Posteriors:
 
 def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Brain mask and labels on the scan's grid."""
+    box = _box_of_brain(found, native)
+    grid = crop_grid(native, box)
+    inside = np.zeros(grid.shape, bool)
+    for slab in _slabs(grid):
+        points = _points(found.grid, crop_grid(grid, slab))
+        inside[slab] = (sample(found.brain[None], points)[0] > 0.5).numpy()
+    inside = ndimage.binary_fill_holes(largest_component(inside))
+    mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
+    mask[box] = inside
     field = torch.cat([found.classes[BRAIN_FROM:], found.left[None]])
     left = np.array([s.left for s in STRUCTURES[BRAIN_FROM:]], np.int32)
     right = np.array([s.right for s in STRUCTURES[BRAIN_FROM:]], np.int32)
-    mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
-    box = _box_of_brain(found, native)
-    depth = max(1, SLAB_VOXELS // int(np.prod([b.stop - b.start for b in box[1:]])))
-    for start in range(box[0].start, box[0].stop, depth):
-        slab = (slice(start, min(start + depth, box[0].stop)), *box[1:])
-        values = _interpolate(field, found.grid, crop_grid(native, slab))
-        mask[slab] = (values[:-1].sum(0) > 0.5).numpy()
+    # Half of the box is no brain, and has no label.
+    for slab in _slabs(grid):
+        brain = inside[slab]
+        points = _points(found.grid, crop_grid(grid, slab))[torch.from_numpy(brain)]
+        values = sample(field, points)
         best = values[:-1].argmax(0).numpy()
-        labels[slab] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
-    mask = np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
-    return mask, np.where(mask, labels, 0)
+        labels[box][slab][brain] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
+    return mask, labels
+
+
+def _slabs(grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
+    """The boxes that a grid is done in."""
+    first, *others = (slice(0, n) for n in grid.shape)
+    depth = max(1, SLAB_VOXELS // int(np.prod(grid.shape[1:])))
+    for start in range(0, first.stop, depth):
+        yield slice(start, min(start + depth, first.stop)), others[0], others[1]
 
 
 def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]:
@@ -239,13 +254,12 @@ def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]
     return i, j, k
 
 
-def _interpolate(field: Tensor, source: Grid, target: Grid) -> Tensor:
-    """`field` (C, D, H, W) on `source`, trilinear on `target`: (C, *target.shape)."""
+def _points(source: Grid, target: Grid) -> Tensor:
+    """Where the voxels of a grid are in another, in its voxels: (*target.shape, 3)."""
     matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
     axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    points = index @ matrix[:3, :3].T + matrix[:3, 3]
-    return sample(field, points)
+    return index @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
@@ -258,7 +272,8 @@ def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     for start in range(0, native.shape[0], 4):
         slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
         whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))
-        values = _interpolate(field, found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
+        points = _points(found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
+        values = sample(field, points)
         left, channel = values[-1], 0
         for s, p in zip(STRUCTURES, values[:-1], strict=True):
             parts = [p] if s.left == s.right else [p * left, p * (1 - left)]

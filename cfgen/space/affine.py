@@ -1,13 +1,15 @@
-"""The affine between two brains of one contrast, by Gauss-Newton on outline and brightness.
+"""The affine between two brains, by Gauss-Newton on outline and brightness.
 
 With M the affine from fixed to moving mm, x the voxels in and around the fixed brain, m the masks
 and u the images, at mean 0 and SD 1 in the mask and 0 outside, it makes smallest
 
-    sum_x (m_moving(M x) - m_fixed(x))^2 + w (m_fixed m_moving)^2 (u_moving(M x) - u_fixed(x))^2,
+    sum_x (m_moving(M x) - m_fixed(x))^2 + w (m_fixed m_moving)^2 (a u_moving(M x) - u_fixed(x))^2.
 
-the second term of which is, but for a constant, their correlation. From coarse to fine; the start
-is the brains' centres, upright by the headers, so that left and right are the headers' too. Nothing
-is drawn at random, and sums are of one thread: the same images give the same matrix, bit for bit.
+With a the best factor, of either sign, the second term is 1 - their squared correlation: a scan of
+another contrast is placed too, and the gate can say what is wrong with it. From coarse to fine; the
+start is the brains' centres, upright by the headers, so that left and right are the headers' too.
+Nothing is drawn at random, and sums are of one thread: the same images give the same matrix, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ MOST_STEPS = 20
 # Steps go on until no voxel moves by more than this share of the level's spacing.
 TOLERANCE = 0.01
 # w: how much a voxel's brightness, in SD, counts beside its being brain.
-BRIGHTNESS_WEIGHT = 0.25
+BRIGHTNESS_WEIGHT = 0.75
 # Template voxels this far (voxels of a level) around the brain have a say: brain that is too large
 # is seen there.
 REACH = 2
@@ -129,11 +131,12 @@ def _fitted(start: np.ndarray, fixed: _Level, moving: _Level) -> np.ndarray:
 def _step(moved: Tensor, target: Tensor, points: Tensor) -> Tensor:
     """The Gauss-Newton step (3, 4), float64, of the affine at `points` (N, 4) for what the moving
     level with its slopes is there (8, N) and what the fixed one is (2, N)."""
-    weights = torch.stack(
-        [torch.ones_like(target[0]), BRIGHTNESS_WEIGHT**0.5 * moved[0] * target[0]]
-    )
-    residuals = weights * (moved[:2] - target)
-    slopes = weights[:, None] * moved[2:].unflatten(0, (2, 3))
+    both = moved[0] * target[0]
+    image, aim = both * moved[1], both * target[1]
+    factor = float((image * aim).sum() / (image**2).sum().clamp(min=1e-6))
+    weight = BRIGHTNESS_WEIGHT**0.5
+    residuals = torch.stack([moved[0] - target[0], weight * (factor * image - aim)])
+    slopes = torch.stack([moved[2:5], weight * factor * both * moved[5:]])
     # (2 N, 12): the change of every residual with every entry of the matrix.
     jacobian = (slopes[:, :, None] * points.T).flatten(1, 2).transpose(1, 2).flatten(0, 1)
     normal = (jacobian.T @ jacobian).double()

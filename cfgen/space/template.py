@@ -7,7 +7,6 @@ and resample by splines, seconds for what is every second voxel.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -26,15 +25,16 @@ BRAIN_FROM = 0.05
 def mni152(name: Map, spacing_mm: int) -> tuple[np.ndarray, Grid]:
     """T1w brightness, or the share of grey or white matter, (D, H, W) float32 in [0, 1].
 
-    Raises ToolError where nilearn is not installed or keeps the template elsewhere.
+    Raises ToolError where nilearn keeps the template elsewhere.
     """
     import nibabel as nib
+    import nilearn
 
-    spec = find_spec("nilearn")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path("nilearn")
-    path = folder / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    folder = Path(nilearn.__file__).parent / "datasets" / "data"
+    path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.exists():
-        raise ToolError(path, "is missing", "the template as nilearn 0.12 to 0.14 carry it")
+        expected = "the template, as nilearn 0.12 to 0.14 carry it"
+        raise ToolError(path, "is missing", expected, "install one of these")
     image = nib.load(path)
     data = np.asarray(image.dataobj, np.float32)
     data = data[(slice(None, None, spacing_mm),) * 3] / data.max()

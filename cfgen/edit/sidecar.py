@@ -70,6 +70,18 @@ class RegionInterval:
 
 
 @dataclass(frozen=True)
+class RegionRecord:
+    """A region's volume in the scan, the one that it should have after the edit, and the one that
+    was measured anew on the written image, mm3; `side` is left, right or both."""
+
+    structure: str
+    side: str
+    factual: float = key("Factual_mm3")
+    target: float | None = key("Target_mm3", None)
+    achieved: float | None = key("Achieved_mm3", None)
+
+
+@dataclass(frozen=True)
 class SamplesRecord:
     count: int
     spread: str
@@ -108,6 +120,7 @@ class Sidecar:
     fingerprint: str = ""
     samples: SamplesRecord | None = None
     reconstruction: str | None = None
+    regions: list[RegionRecord] = field(default_factory=list)
 
 
 def library_versions() -> dict[str, str]:

@@ -40,6 +40,13 @@ def simulate(
             "--truth", help="Also the true counterfactual: age=+30 or sex=F,ad=0.8; repeatable."
         ),
     ] = None,
+    truth_by: Annotated[
+        str,
+        typer.Option(
+            "--truth-by",
+            help="anatomy (made anew) or partial-volumes (borders shift, nothing moves).",
+        ),
+    ] = "anatomy",
     grid: Grid = cfg.DEFAULT_GRID,
     visits: Annotated[int, typer.Option("--visits", min=1, help="Scans of each subject.")] = 1,
     confounding: Annotated[
@@ -75,12 +82,15 @@ def simulate(
       cfgen simulate --preset lifespan --n 100 --truth age=+30 --out cohort/
 
       cfgen simulate --preset iap --n 50 --truth manufacturer=GE --truth field_tesla=1.5 --out iap/
+
+      cfgen simulate --preset mixed --n 50 --truth age=+20 --truth-by partial-volumes --out phantom/
     """
     setup(threads, verbose, quiet)
     from cfgen.data.conditions import parse_interventions
     from cfgen.data.names import check_folder
     from cfgen.jobs.simulate import Plan, plan_subjects
     from cfgen.jobs.simulate import simulate as job
+    from cfgen.jobs.simulate import truth_by as way
     from cfgen.sim import cohort
     from cfgen.sim.graph import graph, stress_of
 
@@ -97,6 +107,7 @@ def simulate(
         visits,
         confounding,
         stress_of(stress or []),
+        way(truth_by),
     )
     if dry_run:
         subjects, counterfactuals, left_out = plan_subjects(plan)

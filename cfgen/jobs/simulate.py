@@ -10,7 +10,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,16 +21,20 @@ from cfgen.data.conditions import Intervention
 from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import Volume, refuse_existing, write_atomically, write_new
-from cfgen.errors import CfgenError
+from cfgen.errors import CfgenError, UsageError
 from cfgen.progress import each, working
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Preset, Subject
 from cfgen.sim.graph import PLAIN, Stress, graph
 from cfgen.sim.physics import reported
 from cfgen.sim.reference import reference
-from cfgen.sim.render import CHANNELS, Rendered, render
+from cfgen.sim.render import CHANNELS, Rendered, check_phantom, render, render_phantom
 
 log = logging.getLogger("cfgen")
+
+# How a true counterfactual is made: the anatomy anew, with the subject's shape and noise, or the
+# partial volumes of the factual one changed at borders.
+TruthBy = Literal["anatomy", "partial-volumes"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Plan:
     visits: int = 1
     confounding: float = 0.0
     stress: Stress = PLAIN
+    truth_by: TruthBy = "anatomy"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,14 @@ class Simulated:
     rows: list[Row] = field(default_factory=list)
     truths: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+
+def truth_by(name: str) -> TruthBy:
+    """Raises UsageError for an unknown way."""
+    for known in get_args(TruthBy):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise UsageError("--truth-by", f"'{name}'", " or ".join(get_args(TruthBy)))
 
 
 def plan_subjects(
@@ -84,6 +97,8 @@ def plan_subjects(
         for subject in subjects:
             try:
                 changed = cohort.counterfactual(model, subject, intervention, plan.stress)
+                if plan.truth_by == "partial-volumes":
+                    check_phantom(subject, changed)
             except CfgenError as error:
                 last = error
                 left_out.append(f"{_name(subject, intervention)}: {error}")
@@ -113,9 +128,14 @@ def simulate(plan: Plan, out: Path, *, overwrite: bool = False) -> Simulated:
     result = Simulated(left_out=left_out)
     tables: list[dict[str, str]] = []
     everybody = [*((s, None) for s in subjects), *truths]
+    factual = {(s.number, s.visit): s for s in subjects}
     for subject, intervention in each(everybody, len(everybody), "images"):
         try:
-            rendered = render(graph(), head, subject, plan.seed)
+            if intervention is not None and plan.truth_by == "partial-volumes":
+                person = factual[subject.number, subject.visit]
+                rendered = render_phantom(graph(), head, person, subject, plan.seed)
+            else:
+                rendered = render(graph(), head, subject, plan.seed)
         except CfgenError as error:
             # One person in thousands: the volumes fit the skull, but not this head's folds.
             result.left_out.append(f"{_name(subject, intervention)}: {error}")
@@ -182,6 +202,7 @@ def _write(
         "GeneratedBy": [{"Name": "cfgen", "Version": __version__}],
         "Cohort": {"Preset": plan.preset.name, "Seed": plan.seed, "Subject": subject.number},
         "Intervention": label or None,
+        **({"TruthBy": plan.truth_by} if intervention else {}),
         **reported(subject.acquisition),
         "SkullStripped": True,
         "PosteriorChannels": list(CHANNELS),
@@ -252,5 +273,6 @@ def _description(plan: Plan) -> dict[str, Any]:
         "Seed": plan.seed,
         "Subjects": [plan.start, plan.stop],
         "Interventions": [i.label() for i in plan.truths],
+        **({"TruthBy": plan.truth_by} if plan.truths else {}),
         "Template": "MNI152NLin2009aSym, (c) 1993-2009 Louis Collins, McConnell BIC",
     }

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from cfgen.data.parcellation import NAMES, STRUCTURES
+from cfgen.errors import UsageError
 from cfgen.sim.anatomy import Anatomy, make_anatomy, sample_shape, smooth_noise
 from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import Graph
+from cfgen.sim.phantom import painted, shift_borders
 from cfgen.sim.physics import acquire
 from cfgen.sim.reference import CORTEX, FIXED, Reference
 from cfgen.streams import Purpose, stream
@@ -59,7 +61,41 @@ def render(
     """The scan of a subject and its truth. Raises UsageError when a volume cannot be reached."""
     shape = sample_shape(head, seed, subject.number)
     anatomy = make_anatomy(model, head, shape, subject.volumes)
-    image = _image(head, anatomy, subject, seed, noise)
+    return _rendered(head, anatomy, _image(head, anatomy, subject, seed, noise))
+
+
+def check_phantom(factual: Subject, changed: Subject) -> None:
+    """Raises UsageError where more changed than borders can: the head's size, or the scanner."""
+    size, other = float(factual.volumes.tiv[0]), float(changed.volumes.tiv[0])
+    if abs(other / size - 1) > 1e-6:
+        raise UsageError(
+            "partial volumes",
+            f"{other:.0f} mL inside the skull instead of {size:.0f}",
+            "an intervention that leaves the size of the head",
+        )
+    if factual.acquisition != changed.acquisition:
+        raise UsageError(
+            "partial volumes", "another scanner or protocol", "an intervention on the brain"
+        )
+
+
+def render_phantom(
+    model: Graph, head: Reference, factual: Subject, changed: Subject, seed: int
+) -> Rendered:
+    """The truth of the factual subject with the `changed` one's volumes, by partial volumes alone
+    (`sim/phantom.py`): the image is the factual one where the fractions are.
+
+    Raises UsageError when a volume cannot be reached, or as `check_phantom`.
+    """
+    check_phantom(factual, changed)
+    anatomy = make_anatomy(model, head, sample_shape(head, seed, factual.number), factual.volumes)
+    image = _image(head, anatomy, factual, seed, True)
+    after = shift_borders(model, head, anatomy, changed.volumes)
+    before, then = (torch.stack([a.white, a.grey, a.fluid]) for a in (anatomy, after))
+    return _rendered(head, after, painted(image, before, then, head.grid.spacing[0]))
+
+
+def _rendered(head: Reference, anatomy: Anatomy, image: Tensor) -> Rendered:
     soft = _soft(anatomy)
     return Rendered(
         image=image.numpy(),

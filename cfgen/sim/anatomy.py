@@ -280,7 +280,7 @@ def _ventricle_push(
     def volume(strength: float) -> float:
         return float(sample(head.ventricles[None], points + push(strength)).double().sum()) * ml
 
-    strength = _solve(volume, wanted_ml, float(knots[0]), float(knots[-1]), "ventricles")
+    strength = solve(volume, wanted_ml, float(knots[0]), float(knots[-1]), "ventricles")
     displacement = torch.zeros_like(y)
     displacement[inside] = push(strength)
     return displacement
@@ -301,11 +301,11 @@ def _white_push(
         moved = sample(head.white[None], points + along * (mm / spacing))
         return rest + float(moved.double().sum()) * ml
 
-    mm = _solve(volume, wanted_ml, -5.0, 5.0, "white matter")
+    mm = solve(volume, wanted_ml, -5.0, 5.0, "white matter")
     return direction * (mm / spacing)
 
 
-def _solve(
+def solve(
     volume: Callable[[float], float], wanted: float, low: float, high: float, name: str
 ) -> float:
     """Where a growing function has the wanted value: regula falsi (Illinois)."""

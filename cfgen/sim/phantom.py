@@ -19,18 +19,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from cfgen.errors import UsageError
-from cfgen.sim.anatomy import Anatomy, scale_to_rendered
+from cfgen.sim.anatomy import Anatomy, scale_to_rendered, solve
 from cfgen.sim.graph import Graph, Volumes
 from cfgen.sim.reference import CORTEX, Reference
 from cfgen.space.grids import crop_box
-from cfgen.space.sampling import smoothed
 
 # A border is known to a part of a voxel: distances are measured on a grid this much finer.
 FINE = 2
 # No border goes farther (mm).
 FARTHEST_MM = 12.0
-# Of a region's volume.
-TOLERANCE = 1e-5
 # Window (SD, mm) of the means of the classes, and what holds them to the whole head's where a class
 # is hardly there.
 MEANS_MM = 10.0
@@ -58,22 +55,13 @@ def grown(
         covered = (fine - (distance - 1)).clamp(0, 1) * (distance > 0)
         return torch.minimum(F.avg_pool3d(covered[None, None], FINE)[0, 0], available)
 
-    farthest = FARTHEST_MM / spacing_mm * FINE
-    low, high = 0.0, farthest
-    most = float(gained(high).double().sum())
-    if most < gain:
-        raise UsageError(
-            "partial volumes",
-            f"{gain:.0f} voxels to take from the neighbours",
-            f"at most {most:.0f} within {FARTHEST_MM:g} mm",
-        )
-    for _ in range(60):
-        middle = (low + high) / 2
-        excess = float(gained(middle).double().sum()) - gain
-        if abs(excess) < TOLERANCE * gain:
-            break
-        low, high = (low, middle) if excess > 0 else (middle, high)
-    change = gained((low + high) / 2)
+    def gained_ml(fine: float) -> float:
+        return float(gained(fine).double().sum()) * spacing_mm**3 / 1000
+
+    far, gain_ml = FARTHEST_MM / spacing_mm * FINE, gain * spacing_mm**3 / 1000
+    # Borders that go less than a voxel are most.
+    high = FINE if gained_ml(FINE) > gain_ml else far
+    change = gained(solve(gained_ml, gain_ml, 0.0, high, "partial volumes"))
     after = fractions.clone()
     part = after[(slice(None), *box)]
     share = change / available.clamp(min=1e-12)
@@ -86,11 +74,16 @@ def grown(
 
 
 def _box(taken: Tensor, available: Tensor, spacing_mm: float) -> tuple[slice, slice, slice]:
-    """Where the border can go, with what is near."""
-    there = (available > 0).numpy() & (smoothed(taken, FARTHEST_MM / 3 / spacing_mm).numpy() > 1e-6)
-    if not there.any():
-        there = (taken > 0).numpy()
-    return crop_box(there, margin=round(FARTHEST_MM / spacing_mm))
+    """Where the border can go, and what is within its reach."""
+    margin = round(FARTHEST_MM / spacing_mm)
+    both = [crop_box((m > 0).numpy(), margin) for m in (taken, available) if bool((m > 0).any())]
+    if len(both) < 2:
+        raise UsageError("partial volumes", "a region without a voxel", "one that is there")
+    i, j, k = (
+        slice(max(a.start, b.start), max(min(a.stop, b.stop), max(a.start, b.start) + 1))
+        for a, b in zip(*both, strict=True)
+    )
+    return i, j, k
 
 
 def _fine_distance(taken: Tensor) -> Tensor:
@@ -98,7 +91,7 @@ def _fine_distance(taken: Tensor) -> Tensor:
     fine = F.interpolate(taken[None, None], scale_factor=FINE, mode="trilinear")[0, 0]
     outside = (fine <= 0.5).numpy()
     if outside.all():
-        raise UsageError("partial volumes", "a region without a voxel of its own", "a larger one")
+        raise UsageError("partial volumes", "a region that fills no voxel", "a larger one")
     return torch.from_numpy(ndimage.distance_transform_edt(outside).astype(np.float32))
 
 
@@ -124,18 +117,24 @@ def painted(image: Tensor, before: Tensor, after: Tensor, spacing_mm: float) -> 
     moved = (after != before).any(0)
     if not moved.any():
         return image.clone()
+
+    def local(volume: Tensor) -> Tensor:
+        window = MEANS_MM / spacing_mm
+        smooth = ndimage.gaussian_filter(volume.numpy(), window, mode="constant", truncate=3.0)
+        return torch.from_numpy(smooth)[moved]
+
     within = ((image > 0) & (before.sum(0) > 0)).float()
     known = before * within
     whole = torch.linalg.lstsq(known.flatten(1).T.double(), (image * within).flatten().double())
     mean = whole.solution.float()
-    sigma, classes = MEANS_MM / spacing_mm, len(before)
+    classes = len(before)
     matrix = torch.zeros(classes, classes, int(moved.sum()))
     right = torch.zeros(classes, int(moved.sum()))
-    weight = smoothed(within, sigma)[moved].clamp(min=1e-6)
+    weight = local(within).clamp(min=1e-6)
     for a in range(classes):
-        right[a] = smoothed(known[a] * image, sigma)[moved] / weight
+        right[a] = local(known[a] * image) / weight
         for b in range(a, classes):
-            matrix[a, b] = matrix[b, a] = smoothed(known[a] * known[b], sigma)[moved] / weight
+            matrix[a, b] = matrix[b, a] = local(known[a] * known[b]) / weight
     hold = HOLD * torch.eye(classes)
     means = torch.linalg.solve(
         (matrix + hold[..., None]).permute(2, 0, 1), (right + HOLD * mean[:, None]).T

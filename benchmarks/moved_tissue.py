@@ -35,7 +35,7 @@ from cfgen.data.regions import LOBES, label_counts, recognise_table, table
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import Volume, read_volume, strip_suffix
 from cfgen.device import pick_device
-from cfgen.edit.sidecar import RegionRecord, read_sidecar
+from cfgen.edit.sidecar import RegionRecord, read_sidecar, region_volumes
 from cfgen.errors import ImageError, ManifestError
 from cfgen.evaluate.scans import conditions_of
 from cfgen.measure.ruler import Ruler
@@ -126,17 +126,8 @@ class Scan:
 
 
 def due_changes(records: Sequence[RegionRecord]) -> dict[tuple[str, str], float]:
-    """Log change of every region that has a target, and of the sum of two sides that have one."""
-    known = [r for r in records if r.target is not None and r.target > 0 and r.factual > 0]
-    targets = _sums([(r, r.target or 0.0) for r in known])
-    factuals = _sums([(r, r.factual) for r in known])
-    return {key: float(np.log(targets[key] / factuals[key])) for key in targets}
-
-
-def _sums(values: Sequence[tuple[RegionRecord, float]]) -> dict[tuple[str, str], float]:
-    volumes = sums(RegionVolume(r.structure, r.side, v, None) for r, v in values)
-    # A sum that was recorded is not to be added to its sides.
-    return volumes | {(r.structure, r.side): v for r, v in values if r.side == "both"}
+    """Log change of every region that has a target, and of sums whose parts all have one."""
+    return logs(region_volumes(records, "target"), region_volumes(records, "factual"))
 
 
 def read_field(image: Path) -> np.ndarray | None:
@@ -180,17 +171,16 @@ def changes_of(
     before, after = (counter.count(image) for image in (scan.volume.data, edited.data))
     found[DARK] = logs({(VENTRICLES, "both"): after}, {(VENTRICLES, "both"): before})
     if ruler is None:
-        known = [r for r in sidecar.regions if r.achieved is not None]
-        measured = _sums([(r, r.achieved or 0.0) for r in known])
-        found[SEGMENTER] = logs(measured, _sums([(r, r.factual) for r in known]))
+        achieved = region_volumes(sidecar.regions, "achieved")
+        found[SEGMENTER] = logs(achieved, region_volumes(sidecar.regions, "factual"))
     else:
         first, second = (sums(ruler.measure(v).volumes) for v in (scan.volume, edited))
         found[SEGMENTER] = logs(second, first)
     years = float(row.values["age"]) - float(scan.row.values["age"])
     edit = row.extra.get("intervention", "")
-    for judge, achieved in found.items():
-        for key in due.keys() & achieved.keys():
-            yield Change(scan.row.subject, edit, years, judge, *key, due[key], achieved[key])
+    for judge, change in found.items():
+        for key in [k for k in due if k in change]:
+            yield Change(scan.row.subject, edit, years, judge, *key, due[key], change[key])
 
 
 def logs(after: Volumes, before: Volumes) -> dict[tuple[str, str], float]:
@@ -358,7 +348,7 @@ def main() -> None:
     for subject, some in edits.items():
         scan = Scan.read(rows[subject])
         counts = {c: float(n) for c, n in label_counts(scan.labels, scan.table).items()}
-        factual = _sums([(r, r.factual) for r in read_sidecar(some[0].image).regions])
+        factual = region_volumes(read_sidecar(some[0].image).regions, "factual")
         pairs.append((subject, scan.regions(counts), factual))
         for row in some:
             field = read_field(row.image)

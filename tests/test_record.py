@@ -12,11 +12,13 @@ from cfgen.edit.sidecar import (
     BundleName,
     FactualValue,
     RegionInterval,
+    RegionRecord,
     Sampler,
     SamplesRecord,
     Sidecar,
     TargetValue,
     read_sidecar,
+    region_volumes,
 )
 from cfgen.errors import ImageError, Notice
 from cfgen.scan.brain import SkullStripping
@@ -53,6 +55,11 @@ FULL = replace(
         3, "sd", "a_sd.nii.gz", "mm3", [RegionInterval("amygdala", "left", 1.5, 0.1, 1.0, 2.0)]
     ),
     reconstruction="a_rec.nii.gz",
+    regions=[
+        RegionRecord("hippocampus", "left", 3000.0, 2900.0, 2910.0),
+        RegionRecord("hippocampus", "right", 3100.0, 2990.0, 3000.0),
+        RegionRecord("brainstem", "both", 20000.0),
+    ],
 )
 
 
@@ -158,3 +165,23 @@ def test_what_is_no_sidecar_at_all_is_one_error(tmp_path):
     assert "names no Sources" in refusal(to_json(replace(PLAIN, sources=[])), tmp_path)
     with pytest.raises(ImageError, match=r"b\.json: no such file"):
         read_record(Sidecar, tmp_path / "b.json", "a sidecar")
+
+
+def test_volumes_of_regions_are_summed_where_all_parts_are_known():
+    assert region_volumes(FULL.regions, "achieved") == {
+        ("hippocampus", "left"): 2910,
+        ("hippocampus", "right"): 3000,
+        ("hippocampus", "both"): 5910,
+    }
+    assert region_volumes(FULL.regions, "factual")["brainstem", "both"] == 20000
+    one_side = [FULL.regions[0], replace(FULL.regions[1], target=None)]
+    assert region_volumes(one_side, "target") == {("hippocampus", "left"): 2900}
+    lobes = [
+        RegionRecord(f"cortex_{lobe}", "both", 100.0, 90.0)
+        for lobe in ("frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
+    ]
+    assert region_volumes(lobes, "target")["cortex", "both"] == 540
+    assert ("cortex", "both") not in region_volumes(lobes[1:], "target")
+    # A sum that was recorded stands, and is not doubled.
+    both = RegionRecord("hippocampus", "both", 6100.0, 5900.0)
+    assert region_volumes([*FULL.regions[:2], both], "target")["hippocampus", "both"] == 5900

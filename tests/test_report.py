@@ -21,6 +21,7 @@ from PIL import Image
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.edit.engine import load_engine
+from cfgen.edit.sidecar import RegionRecord
 from cfgen.errors import ImageError, ManifestError, Notice
 from cfgen.jobs.counterfactual import Options, counterfactual
 from cfgen.measure.ruler import Regions, Ruler
@@ -274,6 +275,24 @@ def test_targets_are_shown_beside_what_was_achieved(made, tmp_path, engine):
     table.write_text("\n".join([*lines, "2,,hippocampus,left,3000,3100"]))
     with pytest.raises(ManifestError, match="volumes of 2 scans"):
         read_targets(table)
+
+
+def test_recorded_volumes_stand_with_their_targets(made, tmp_path):
+    """Of regions with a target the record's volumes are shown, without a segmenter, too."""
+    run = read_run(made / "mni_age+20.nii.gz", None, NO_RULER)
+    records = [
+        RegionRecord("hippocampus", "left", 3000.0, 2700.0, 2720.0),
+        RegionRecord("hippocampus", "right", 3200.0, 2900.0, 2910.0),
+    ]
+    run = replace(run, sidecar=replace(run.sidecar, regions=records))
+    write_page(run, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    line = cells(text, "hippocampus")
+    assert line[:4] == ["6200", "5600", "5630", "-9.2"]
+    assert line[6:8] == ["3000", "2720"]
+    assert "are those of the counterfactual's record" in text
+    write_page(replace(run, targets={("hippocampus", "both"): 5500.0}), tmp_path / "given.html")
+    assert cells((tmp_path / "given.html").read_text(), "hippocampus")[1] == "5500"
 
 
 def test_what_is_missing_is_named(made, tmp_path, cfgen):

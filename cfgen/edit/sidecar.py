@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cfgen.bundle import Bundle
 from cfgen.config import Edit, Render
 from cfgen.data.record import Software, Source, key, read_record
+from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
 from cfgen.errors import ImageError, Notice
+from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.scan.brain import SkullStripping
 from cfgen.scan.gate import GateRecord
 
+LOBE_NAMES = frozenset(f"cortex_{lobe}" for lobe in LOBES)
 LIBRARIES = ("torch", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy")
 
 
@@ -138,3 +142,18 @@ def read_sidecar(image: Path) -> Sidecar:
     if not (sidecar.sources and sidecar.generated_by):
         raise ImageError(path, "names no Sources or no GeneratedBy", expected)
     return sidecar
+
+
+def region_volumes(
+    records: Sequence[RegionRecord], which: Literal["factual", "target", "achieved"]
+) -> dict[tuple[str, str], float]:
+    """mm3 by structure and side of the records that have a volume of this kind; sums of two sides
+    under 'both' and of the lobes as 'cortex', where none of them lacks it."""
+    known = [r for r in records if getattr(r, which) is not None]
+    lacking = {r.structure for r in records if getattr(r, which) is None}
+    if {r.structure for r in known} & LOBE_NAMES < LOBE_NAMES or lacking & LOBE_NAMES:
+        lacking.add("cortex")
+    volumes = sums(RegionVolume(r.structure, r.side, getattr(r, which), None) for r in known)
+    recorded = {(r.structure, r.side): float(getattr(r, which)) for r in known}
+    # A sum that was recorded is not to be added to its parts.
+    return {k: v for k, v in volumes.items() if k[0] not in lacking} | recorded

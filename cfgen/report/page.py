@@ -38,7 +38,7 @@ class Run:
     after: Regions
     reconstruction: Volume | None = None
     sd: Volume | None = None
-    # Volumes that the edit should have reached, where they are known.
+    # Volumes that the edit should have reached, where others than the sidecar's are.
     targets: report_text.Volumes = field(default_factory=dict)
 
 
@@ -147,12 +147,7 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
     """What the template is filled with."""
     sidecar = run.sidecar
     edited = run.edited.path.name if run.edited.path else "counterfactual"
-    groups = report_text.region_groups(
-        run.before.volumes,
-        run.after.volumes,
-        run.targets,
-        sidecar.samples.regions if sidecar.samples else [],
-    )
+    groups = report_text.region_groups(run.before.volumes, run.after.volumes, run.targets, sidecar)
     digest = file_sha256(run.edited.path) if run.edited.path else ""
     files = [("counterfactual", f"{edited}, SHA-256 {digest}")]
     return {
@@ -171,7 +166,8 @@ def _page(run: Run, shown: Display) -> dict[str, Any]:
         "has_targets": any(line.target is not None for _, lines in groups for line in lines),
         "has_samples": any(line.interval for _, lines in groups for line in lines),
         "samples": sidecar.samples.count if sidecar.samples else None,
-        "missing": run.before.missing or run.after.missing,
+        "missing": "" if groups else run.before.missing or run.after.missing,
+        "recorded": any(r.achieved is not None for r in sidecar.regions),
         "measured_by": run.before.by,
         "measures": sidecar.gate.measures,
         "provenance": report_text.provenance(sidecar, files),

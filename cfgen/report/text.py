@@ -13,7 +13,7 @@ from cfgen import config
 from cfgen.data.conditions import number_text
 from cfgen.data.regions import LOBES
 from cfgen.edit.latent import ROUND_TRIP_LIMIT
-from cfgen.edit.sidecar import FactualValue, RegionInterval, Sidecar, TargetValue
+from cfgen.edit.sidecar import FactualValue, Sidecar, TargetValue, region_volumes
 from cfgen.measure.volumes import RegionVolume, sums
 
 STATEMENT = "Synthetic image. Research use, not for diagnosis."
@@ -80,10 +80,21 @@ def region_groups(
     before: Sequence[RegionVolume],
     after: Sequence[RegionVolume],
     targets: Volumes,
-    samples: Sequence[RegionInterval],
+    sidecar: Sidecar,
 ) -> list[tuple[str, list[RegionLine]]]:
-    """The table of regions, a heading and its lines at a time."""
+    """The table of regions, a heading and its lines at a time.
+
+    What the sidecar records of a region that had a target stands for what was measured now:
+    factual, target and achieved volume are then by one instrument. `targets` that are given stand
+    for the sidecar's.
+    """
     factual, edited = sums(before), sums(after)
+    records = sidecar.regions
+    achieved = region_volumes(records, "achieved")
+    edited |= achieved
+    factual |= {k: v for k, v in region_volumes(records, "factual").items() if k in achieved}
+    targets = {**region_volumes(records, "target"), **targets}
+    samples = sidecar.samples.regions if sidecar.samples else []
     spread = {(s.structure, s.side): s for s in samples}
 
     def pair(name: str, side: str) -> Pair | None:

@@ -52,6 +52,13 @@ def evaluate(
     suite: Annotated[
         str, typer.Option("--suite", help="quick, standard, full or paper; see README.")
     ] = "standard",
+    negative_controls: Annotated[
+        bool,
+        typer.Option(
+            "--negative-controls",
+            help="Also what must not move: head and brainstem with age, depression.",
+        ),
+    ] = False,
     split: Annotated[
         str, typer.Option("--split", help="Only real scans of this split, for example val.")
     ] = "",
@@ -118,6 +125,7 @@ def evaluate(
         seed,
         force,
         overwrite,
+        negative_controls,
         worker_count(pick_device(device), len(rows)),
     )
     evaluation = job(asked, out / "work", device)

@@ -12,11 +12,14 @@ from cfgen import __version__
 from cfgen.bundle import Bundle
 from cfgen.data.table import write_table
 from cfgen.data.volume import write_atomically
+from cfgen.evaluate.controls import FLOOR, LARGEST_D
+from cfgen.evaluate.due import SLOPE
 from cfgen.evaluate.figures import draw
+from cfgen.evaluate.longitudinal import CHANGE_PER_YEAR
 from cfgen.evaluate.suite import Evaluation
 from cfgen.evaluate.tables import tables
 from cfgen.metrics.result import REAL, Result
-from cfgen.metrics.statistics import BCA, FIT, PERCENTILE, PERCENTILE_OF_SETS
+from cfgen.metrics.statistics import BCA, FIT, NORMAL, PERCENTILE, PERCENTILE_OF_SETS
 
 BIBTEX = {
     "monteiro2023": "@inproceedings{monteiro2023, title={Measuring Axiomatic Soundness of "
@@ -30,6 +33,13 @@ BIBTEX = {
     "year={2020}}",
     "binkowski2018": "@inproceedings{binkowski2018, title={Demystifying MMD GANs}, "
     "author={Binkowski, Mikolaj and others}, booktitle={ICLR}, year={2018}}",
+    "marcus2010": "@article{marcus2010, title={Open Access Series of Imaging Studies: Longitudinal "
+    "MRI Data in Nondemented and Demented Older Adults}, author={Marcus, Daniel S. and others}, "
+    "journal={Journal of Cognitive Neuroscience}, volume={22}, pages={2677--2684}, year={2010}}",
+    "schmaal2016": "@article{schmaal2016, title={Subcortical Brain Alterations in Major Depressive "
+    "Disorder: Findings from the ENIGMA Major Depressive Disorder Working Group}, "
+    "author={Schmaal, Lianne and others}, journal={Molecular Psychiatry}, volume={21}, "
+    "pages={806--812}, year={2016}}",
     "wang2003": "@inproceedings{wang2003, title={Multiscale Structural Similarity for Image "
     "Quality Assessment}, author={Wang, Zhou and Simoncelli, Eero P. and Bovik, Alan C.}, "
     "booktitle={Asilomar Conference on Signals, Systems and Computers}, year={2003}}",
@@ -109,6 +119,25 @@ SENTENCES: tuple[tuple[Callable[[Result], bool], str], ...] = (
         lambda r: r.metric == "truth_skill",
         "Errors against the truth are of simulated people, whose counterfactuals are known.",
     ),
+    (
+        lambda r: r.metric == SLOPE,
+        "Log changes of volume were compared with those that the sidecars had as their targets.",
+    ),
+    (
+        lambda r: r.metric == CHANGE_PER_YEAR,
+        "Yearly changes of edits in later life stand beside those within people without dementia "
+        "of OASIS-2 who were scanned again, as FreeSurfer measured them [@marcus2010].",
+    ),
+    (
+        lambda r: r.metric == FLOOR,
+        "Negative controls were compared with what the segmenter's volumes change when the same "
+        "scan is mirrored or shifted by a voxel.",
+    ),
+    (
+        lambda r: r.metric == LARGEST_D,
+        "Effects of a condition that the literature finds next to nothing of are over the spread "
+        "between people, age, sex and head size held [@schmaal2016].",
+    ),
 )
 
 
@@ -152,7 +181,7 @@ def intervals_text(results: Sequence[Result]) -> list[str]:
             f"Intervals are {BCA}, a person's scans and edits being averaged first"
             + (", unless said otherwise." if len(by_kind) > 1 else ".")
         )
-    for kind in (PERCENTILE, PERCENTILE_OF_SETS, FIT):
+    for kind in (PERCENTILE, PERCENTILE_OF_SETS, FIT, NORMAL):
         if kind in by_kind:
             sentences.append(f"Those of {', '.join(by_kind[kind])} are {kind}.")
     return sentences

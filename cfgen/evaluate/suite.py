@@ -18,6 +18,9 @@ from cfgen.edit.latent import load_models
 from cfgen.errors import ManifestError
 from cfgen.evaluate import edits, sets
 from cfgen.evaluate.axioms import axioms
+from cfgen.evaluate.controls import STILL, control_results, repeatability
+from cfgen.evaluate.due import due_results
+from cfgen.evaluate.longitudinal import within_people, within_slopes
 from cfgen.evaluate.pairs import read_truths
 from cfgen.evaluate.read import read_made, read_real
 from cfgen.evaluate.regions import cohort_response, region_response, untouched_regions
@@ -79,6 +82,8 @@ class Asked:
     force: bool = False
     # Also prepare scans again that are in the work folder.
     overwrite: bool = False
+    # Also what must not move (`controls`).
+    negative_controls: bool = False
     # Processes that prepare and measure scans (`ahead`).
     workers: int = 1
 
@@ -124,6 +129,10 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
             step()
     if methods:
         results += cohort_response(real, REGIONS)
+    if asked.negative_controls:
+        floor = repeatability(tools, real, tuple(dict.fromkeys((*REGIONS, *STILL))))
+        for name, counterfactuals in methods.items():
+            results += control_results(name, counterfactuals, real, REGIONS, floor)
     if truths and methods:
         results += truth_results(tools, methods, truths, suite.labels, asked.workers)
     if suite.sets:
@@ -175,6 +184,8 @@ def _of_edits(
         *effectiveness(tools, name, counterfactuals, real),
         *region_response(name, counterfactuals, REGIONS),
         *untouched_regions(name, counterfactuals, REGIONS),
+        *due_results(name, counterfactuals),
+        *within_people(name, counterfactuals, within_slopes()),
         *edits.minimality(tools, name, counterfactuals, real),
         *edits.identity(name, counterfactuals, real),
         *edits.trajectories(name, counterfactuals, real, TRAJECTORY),

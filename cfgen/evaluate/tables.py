@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cfgen.evaluate.axioms import rounds
+from cfgen.evaluate.controls import BEYOND, CHANGE, FLOOR, LARGEST_D, D
+from cfgen.evaluate.due import RATIO, RECORD, SIGN, SLOPE
 from cfgen.evaluate.edits import INSIDE, WHOLE
+from cfgen.evaluate.longitudinal import CHANGE_PER_YEAR, STUDY, THEIRS
 from cfgen.evaluate.sets import SHARES, TRANSFERS
 from cfgen.evaluate.suite import TRAJECTORY
 from cfgen.metrics.aud import COMPARISONS
@@ -103,6 +106,22 @@ TRUE_VOLUMES = (
     Column("mean error, %", "truth_volume_error", by="segmenter"),
     Column("Dice", "truth_dice", by="segmenter"),
 )
+DUE = (
+    Column("achieved over target, by the record", RATIO, by=RECORD),
+    Column("change over due, by the segmenter", SLOPE, by="segmenter"),
+    Column("sign right, %", SIGN, by="segmenter"),
+)
+LONGITUDINAL = (
+    Column("edits, % a year", CHANGE_PER_YEAR, by="segmenter"),
+    Column(f"within people ({STUDY}), % a year", CHANGE_PER_YEAR, by=THEIRS),
+)
+CONTROLS = (
+    Column("change, %", CHANGE, by="segmenter"),
+    Column("measured again, %", FLOOR, by="segmenter"),
+    Column("edits beyond that, %", BEYOND, by="segmenter"),
+    Column("Cohen's d", D, by="segmenter"),
+    Column("largest |d|", LARGEST_D, by="segmenter"),
+)
 
 
 def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
@@ -130,6 +149,9 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
     for title, columns in (
         ("Against the truth", TRUTH),
         ("Volumes against the truth", TRUE_VOLUMES),
+        ("Volumes that were due", DUE),
+        ("A year of edits and of people", LONGITUDINAL),
+        ("Negative controls", CONTROLS),
     ):
         names = {c.metric for c in columns}
         keys: dict[tuple[str, str, str], int] = {}
@@ -142,7 +164,8 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
             ]
             for (group, region, method), n in keys.items()
         }
-        lines += _table(title, "edit | method | n", [c.heading for c in columns], rows)
+        first = "edit" if columns in (TRUTH, TRUE_VOLUMES, CONTROLS) else "region"
+        lines += _table(title, f"{first} | method | n", [c.heading for c in columns], rows)
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ NAN = float("nan")
 BCA = "95 % BCa bootstrap over people"
 PERCENTILE = "95 % percentile bootstrap over people"
 PERCENTILE_OF_SETS = "95 % percentile bootstrap over people, each set drawn by itself"
+NORMAL = "95 % normal, from a published standard error"
 FIT = "95 % Student t of the fit over subset sizes"
 
 

@@ -653,6 +653,7 @@ def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
         "--out",
         out,
         "--force",
+        "--negative-controls",
     ]
     given = ["--counterfactuals", f"ours={tmp_path / 'cf.csv'}"]
     code, said, err = cfgen("evaluate", *options, *given)
@@ -664,6 +665,10 @@ def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
     maker = [r for r in rows if (r["metric"], r["variable"]) == ("accuracy", "manufacturer")]
     assert {r["n"] for r in maker if r["method"] == "ours"} == {"3"}
     assert float(of["untouched_region_change", "copy"]["value"]) == 0
+    controls = {r["region"]: r for r in rows if r["metric"] == "control_change"}
+    assert set(controls) == {"tiv", "brainstem"}
+    assert float(of["control_floor", "real"]["value"]) > 0
+    assert "Negative controls" in (out / "methods.md").read_text()
     for method, skill in (("ours", 1), ("oracle", 1), ("copy", 0)):
         assert float(of["truth_skill", method]["value"]) == pytest.approx(skill)
     assert 0.2 < float(of["ssim_to_factual", "ours"]["value"]) < 0.999

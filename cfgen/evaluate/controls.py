@@ -101,7 +101,9 @@ def _still(
     method: str, group: str, region: str, edits: Sequence[Made], floor: Floor
 ) -> list[Result]:
     whose = [m.person for m in edits]
-    change = np.array([_log_ratio(m.seen.volumes, m.real.seen.volumes, region) for m in edits])
+    change = _towards(group, edits) * np.array(
+        [_log_ratio(m.seen.volumes, m.real.seen.volumes, region) for m in edits]
+    )
     limit = floor.log_change[region]
     base = Result(
         n=len(people(edits)),
@@ -129,8 +131,8 @@ def _effects(
     regions: Sequence[str],
 ) -> list[Result]:
     """Mean log change over the spread of people, region by region: what a study of so many pairs
-    would call its effect. Edits to the condition and away from it count alike."""
-    towards = np.array([1.0 if _is(m.target, condition) else -1.0 for m in edits])
+    would call its effect."""
+    towards = _towards(condition, edits)
     whose = [m.person for m in edits]
     base = Result(
         n=len(people(edits)),
@@ -152,6 +154,12 @@ def _effects(
             largest = (region, d.value)
     note = f"of {len(results)} regions, in the {largest[0].replace('_', ' ')}"
     return [*results, base.named(LARGEST_D, abs(largest[1]), "down", note=note)]
+
+
+def _towards(group: str, edits: Sequence[Made]) -> np.ndarray:
+    """-1 where an edit takes a condition away, so that both ways count alike; else 1."""
+    away = [group in WEAK and not _is(m.target, group) for m in edits]
+    return np.where(away, -1.0, 1.0)
 
 
 def _spread(real: Sequence[Real], region: str) -> float:

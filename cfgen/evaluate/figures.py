@@ -10,6 +10,7 @@ import numpy as np
 
 from cfgen.data.volume import write_atomically
 from cfgen.evaluate.edits import WHOLE
+from cfgen.evaluate.longitudinal import CHANGE_PER_YEAR, STUDY
 from cfgen.evaluate.scans import Made, Seen
 from cfgen.evaluate.sets import SHARES
 from cfgen.evaluate.suite import TRAJECTORY, Evaluation
@@ -28,6 +29,7 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
         "effect_sizes": _forest(evaluation.results),
         "age_asked_and_seen": _agreement(evaluation),
         "volume_change_by_age": _response(evaluation),
+        "change_a_year": _years(evaluation.results),
         "trajectories": _paths(evaluation),
     }
     paths = []
@@ -237,6 +239,34 @@ def _response(evaluation: Evaluation) -> Any:
         )
     _name_regions(axes, regions)
     axes.set_xlabel("change of volume a decade (%)")
+    return figure
+
+
+def _years(results: Sequence[Result]) -> Any:
+    """Yearly change of edits in later life, beside that within people who were scanned again."""
+    rows = [r for r in results if r.metric == CHANGE_PER_YEAR and r.method != COPY]
+    methods = _methods(rows)
+    if not methods:
+        return None
+    regions = list(dict.fromkeys(r.region for r in rows))
+    figure, (axes,) = _figure(6.4, 0.24 * len(regions) + 1.2)
+    for k, method in enumerate([REAL, *methods]):
+        some = [r for r in rows if r.method == method]
+        colour = "#000000" if method == REAL else COLOURS[(k - 1) % len(COLOURS)]
+        y = np.array([regions.index(r.region) for r in some]) + 0.5 * k / (len(methods) + 1)
+        for place, r in zip(y, some, strict=True):
+            axes.plot([r.low, r.high], [place, place], color=colour, lw=1)
+        axes.plot(
+            [r.value for r in some],
+            y,
+            "|" if method == REAL else MARKERS[(k - 1) % len(MARKERS)],
+            ms=8 if method == REAL else 4,
+            color=colour,
+            ls="",
+            label=f"within people ({STUDY})" if method == REAL else method,
+        )
+    _name_regions(axes, regions)
+    axes.set_xlabel("change of log volume a year (%), 95 % intervals")
     return figure
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
+from cfgen.causal.rates import within, yearly
 from cfgen.evaluate.scans import Made, people
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import NORMAL, Estimate, ratio_over_people
@@ -17,17 +17,7 @@ AGES = (60.0, 97.0)
 THEIRS, STUDY = "freesurfer", "OASIS-2"
 
 
-class WithinSlope(NamedTuple):
-    """Change of one person's log volume a year, in %, its standard error, and the people."""
-
-    percent: float
-    se: float
-    people: int
-
-
-def within_people(
-    method: str, edits: Sequence[Made], regions: Sequence[str], slopes: Mapping[str, WithinSlope]
-) -> list[Result]:
+def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) -> list[Result]:
     """Slope of log volume on the years asked for, through the origin, in % a year, by the
     segmenter; and the slope within people of each region that has one.
 
@@ -41,7 +31,11 @@ def within_people(
         return []
     years, whose = np.array([m.asked("age") for m in aged]), [m.person for m in aged]
     results = []
-    for region in [r for r in regions if r in slopes]:
+    for region in regions:
+        known = yearly(region)
+        # A part that the whole stands for was not measured.
+        if known is None or known.measured_on != region:
+            continue
         before, after = (
             np.log([max(s.volumes[region], 1.0) for s in side])
             for side in ([m.real.seen for m in aged], [m.seen for m in aged])
@@ -52,11 +46,10 @@ def within_people(
             n=len(people(aged)), method=method, region=region, by="segmenter", extractor="segmenter"
         )
         results.append(made.named(CHANGE_PER_YEAR, slope, "", "%", note))
-        known = slopes[region]
         wide = 1.96 * known.se
         theirs = Estimate(known.percent, known.percent - wide, known.percent + wide, NORMAL)
         real = Result(
-            n=known.people,
+            n=within(region).people,
             method=REAL,
             region=region,
             by=THEIRS,

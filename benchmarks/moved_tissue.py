@@ -152,9 +152,10 @@ def written_jacobian(image: Path) -> tuple[float, float]:
 
 
 def changes_of(
-    scan: Scan, row: Row, points: np.ndarray | None, ruler: Ruler | None
+    scan: Scan, row: Row, points: np.ndarray | None, ruler: Ruler | None, seen: Volumes
 ) -> Iterator[Change]:
-    """Every region and instrument of one edit; regions that the labels lack are left out."""
+    """Every region and instrument of one edit; regions that the labels lack are left out. `seen`
+    are the volumes that the segmenter finds in the scan."""
     sidecar = read_sidecar(row.image)
     due = due_changes(sidecar.regions)
     if not due:
@@ -170,12 +171,10 @@ def changes_of(
     )
     before, after = (counter.count(image) for image in (scan.volume.data, edited.data))
     found[DARK] = logs({(VENTRICLES, "both"): after}, {(VENTRICLES, "both"): before})
-    if ruler is None:
-        achieved = region_volumes(sidecar.regions, "achieved")
-        found[SEGMENTER] = logs(achieved, region_volumes(sidecar.regions, "factual"))
-    else:
-        first, second = (sums(ruler.measure(v).volumes) for v in (scan.volume, edited))
-        found[SEGMENTER] = logs(second, first)
+    achieved = region_volumes(sidecar.regions, "achieved")
+    if ruler is not None:
+        achieved = sums(ruler.measure(edited).volumes)
+    found[SEGMENTER] = logs(achieved, seen)
     years = float(row.values["age"]) - float(scan.row.values["age"])
     edit = row.extra.get("intervention", "")
     for judge, change in found.items():
@@ -348,12 +347,14 @@ def main() -> None:
     for subject, some in edits.items():
         scan = Scan.read(rows[subject])
         counts = {c: float(n) for c, n in label_counts(scan.labels, scan.table).items()}
-        factual = region_volumes(read_sidecar(some[0].image).regions, "factual")
-        pairs.append((subject, scan.regions(counts), factual))
+        seen = region_volumes(read_sidecar(some[0].image).regions, "factual")
+        if ruler is not None:
+            seen = sums(ruler.measure(scan.volume).volumes)
+        pairs.append((subject, scan.regions(counts), seen))
         for row in some:
             field = read_field(row.image)
             points = None if field is None else pulled_points(field, scan.volume.affine)
-            changes += changes_of(scan, row, points, ruler)
+            changes += changes_of(scan, row, points, ruler, seen)
             qualities.append(quality_of(scan, row, points))
         print(f"{subject}: {len(some)} edits", flush=True)
     lines = table_of(changes)

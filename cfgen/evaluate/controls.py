@@ -4,8 +4,9 @@ Under an edit of age the head keeps its size and, nearly, its brainstem. Of a co
 studies find next to nothing of in the brain, an edit must show next to nothing: depression
 (ENIGMA-MDD, Schmaal et al. 2016: the largest |d| of a subcortical volume is 0.14).
 
-The floor is the segmenter's own: the same scans, mirrored and shifted by a voxel, measured again.
-Nothing is interpolated, so that what differs is the instrument.
+The floor is what a brain that is scanned and measured again differs by: the segmenter's own part,
+from the same scans mirrored and shifted by a voxel, of which nothing is interpolated, and the
+scanner's, as the simulator has it (SD 0.5 % of a volume).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cfgen.evaluate.scans import Instruments, Made, Real, one_a_person, people, 
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import by_subject, mean_over_people
 from cfgen.progress import each
+from cfgen.sim.cohort import RETEST
 
 # Regions that age leaves, by the structure's name.
 STILL = ("tiv", "brainstem")
@@ -27,6 +29,8 @@ STILL = ("tiv", "brainstem")
 WEAK = {"depression": 0.14, "mdd": 0.14}
 # People whose scans are measured again.
 AGAIN = 16
+# Variance of the log ratio of two scans of one brain.
+SCANNED = 2 * RETEST**2
 CHANGE, FLOOR, BEYOND = "control_change", "control_floor", "control_beyond_floor"
 D, LARGEST_D = "control_d", "control_largest_d"
 
@@ -52,7 +56,8 @@ AGAINS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (_mirrored, _shifted)
 
 
 def repeatability(tools: Instruments, real: Sequence[Real], regions: Sequence[str]) -> Floor:
-    """The floor of every region: 1.96 root mean squares of the log ratios of people's scans."""
+    """The floor of every region: 1.96 root mean squares of the log ratios of people's scans, with
+    the scanner's part added in quadrature."""
     chosen = one_a_person(real)
     chosen = chosen[:: max(1, len(chosen) // AGAIN)][:AGAIN]
     ratios: dict[str, list[float]] = {region: [] for region in regions}
@@ -64,7 +69,7 @@ def repeatability(tools: Instruments, real: Sequence[Real], regions: Sequence[st
                 ratios[region].append(_log_ratio(volumes, r.seen.volumes, region))
     return Floor(
         len(chosen),
-        {g: 1.96 * float(np.sqrt(np.mean(np.square(v)))) for g, v in ratios.items()},
+        {g: 1.96 * float(np.sqrt(np.mean(np.square(v)) + SCANNED)) for g, v in ratios.items()},
     )
 
 
@@ -115,7 +120,7 @@ def _still(
     )
     beyond = mean_over_people(100.0 * (np.abs(change) > limit), whose)
     known = replace(base, method=REAL, group="", n=floor.people)
-    note = "95 % of the differences of scans that were measured again, mirrored and shifted"
+    note = "95 % of differences: measured again, mirrored and shifted; scanned again, SD 0.5 %"
     return [
         base.named(CHANGE, mean_over_people(100 * change, whose), "to 0", "%"),
         base.named(BEYOND, beyond, "down", "%"),

@@ -212,6 +212,17 @@ def test_depression_must_show_next_to_nothing(name, well, ill):
     assert of(results, "control_beyond_floor", "hippocampus").value == 0
     said = [text for holds, text in SENTENCES if any(holds(r) for r in results)]
     assert any("[@schmaal2016]" in text for text in said)
+    # A column that the bundle does not know says it as well.
+    for k, m in enumerate(made):
+        real, row = (
+            replace(r, values={"age": 1.0}, extra={name: str(r.values[name])})
+            for r in (m.real.row, m.row)
+        )
+        made[k] = replace(m, row=row, real=replace(m.real, row=real), changed=())
+    again = control_results("ours", made, people, REGIONS, wide)
+    assert (
+        of(again, "control_d", "hippocampus").value == of(results, "control_d", "hippocampus").value
+    )
     # Another condition is none of these, and two at once say nothing.
     two = [edited(r, {name: ill, "age": 90.0}, {}, Path("/x.nii")) for r in people[::2]]
     assert control_results("ours", two, people, REGIONS, FLOOR) == []

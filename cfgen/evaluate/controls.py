@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cfgen.data.conditions import Value
+from cfgen.data.table import Row
 from cfgen.evaluate.scans import Instruments, Made, Real, one_a_person, people, volumes_of
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import by_subject, mean_over_people
@@ -27,6 +28,8 @@ from cfgen.sim.cohort import RETEST
 STILL = ("tiv", "brainstem")
 # Conditions, by their own name or their level's, and the largest |d| that studies of them have.
 WEAK = {"depression": 0.14, "mdd": 0.14}
+# The column that may say so in a word.
+DIAGNOSIS = "diagnosis"
 # People whose scans are measured again.
 AGAIN = 16
 # Variance of the log ratio of two scans of one brain.
@@ -95,11 +98,18 @@ def control_results(
 
 def _weak(m: Made) -> str | None:
     """The weak condition that an edit changed, and nothing else."""
-    if len(m.changed) != 1:
+    before, after = _values(m.real.row), _values(m.row)
+    changed = {*m.changed, *(n for n in (DIAGNOSIS, *WEAK) if before.get(n) != after.get(n))}
+    if len(changed) != 1:
         return None
-    name = m.changed[0]
-    levels: list[Value] = [name, m.target[name], m.real.row.values[name]]
+    (name,) = changed
+    levels = [name, before.get(name), after.get(name)]
     return next((c for c in WEAK if any(str(v).lower() == c for v in levels)), None)
+
+
+def _values(row: Row) -> dict[str, Value]:
+    """Conditions, also of columns that the bundle does not know."""
+    return {**row.extra, **row.values}
 
 
 def _still(
@@ -163,7 +173,7 @@ def _effects(
 
 def _towards(group: str, edits: Sequence[Made]) -> np.ndarray:
     """-1 where an edit takes a condition away, so that both ways count alike; else 1."""
-    away = [group in WEAK and not _is(m.target, group) for m in edits]
+    away = [group in WEAK and not _is(_values(m.row), group) for m in edits]
     return np.where(away, -1.0, 1.0)
 
 
@@ -192,7 +202,7 @@ def _is(values: Mapping[str, Value], condition: str) -> bool:
     """Whether the condition is there: by a level of its name, or by its own number or word."""
     if condition in values:
         return str(values[condition]).lower() not in ("0", "0.0", "no", "false")
-    return any(str(v).lower() == condition for v in values.values())
+    return str(values.get(DIAGNOSIS)).lower() == condition
 
 
 def _log_ratio(after: Mapping[str, float], before: Mapping[str, float], region: str) -> float:

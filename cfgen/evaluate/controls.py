@@ -4,8 +4,9 @@ Under an edit of age the head keeps its size and, nearly, its brainstem. Of a co
 studies find next to nothing of in the brain, an edit must show next to nothing: depression
 (ENIGMA-MDD, Schmaal et al. 2016: the largest |d| of a subcortical volume is 0.14).
 
-The floor is the segmenter's own: the same scans, mirrored and shifted by a voxel, measured again.
-Nothing is interpolated, so that what differs is the instrument.
+The floor is what a brain that is scanned and measured again differs by: the segmenter's own part,
+from the same scans mirrored and shifted by a voxel, of which nothing is interpolated, and the
+scanner's, as the simulator has it (SD 0.5 % of a volume).
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cfgen.data.conditions import Value
+from cfgen.data.table import Row
 from cfgen.evaluate.scans import Instruments, Made, Real, one_a_person, people, volumes_of
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import by_subject, mean_over_people
 from cfgen.progress import each
+from cfgen.sim.cohort import RETEST
 
 # Regions that age leaves, by the structure's name.
 STILL = ("tiv", "brainstem")
 # Conditions, by their own name or their level's, and the largest |d| that studies of them have.
 WEAK = {"depression": 0.14, "mdd": 0.14}
+# The column that may say so in a word.
+DIAGNOSIS = "diagnosis"
 # People whose scans are measured again.
 AGAIN = 16
+# Variance of the log ratio of two scans of one brain.
+SCANNED = 2 * RETEST**2
 CHANGE, FLOOR, BEYOND = "control_change", "control_floor", "control_beyond_floor"
 D, LARGEST_D = "control_d", "control_largest_d"
 
@@ -52,7 +59,8 @@ AGAINS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (_mirrored, _shifted)
 
 
 def repeatability(tools: Instruments, real: Sequence[Real], regions: Sequence[str]) -> Floor:
-    """The floor of every region: 1.96 root mean squares of the log ratios of people's scans."""
+    """The floor of every region: 1.96 root mean squares of the log ratios of people's scans, with
+    the scanner's part added in quadrature."""
     chosen = one_a_person(real)
     chosen = chosen[:: max(1, len(chosen) // AGAIN)][:AGAIN]
     ratios: dict[str, list[float]] = {region: [] for region in regions}
@@ -64,7 +72,7 @@ def repeatability(tools: Instruments, real: Sequence[Real], regions: Sequence[st
                 ratios[region].append(_log_ratio(volumes, r.seen.volumes, region))
     return Floor(
         len(chosen),
-        {g: 1.96 * float(np.sqrt(np.mean(np.square(v)))) for g, v in ratios.items()},
+        {g: 1.96 * float(np.sqrt(np.mean(np.square(v)) + SCANNED)) for g, v in ratios.items()},
     )
 
 
@@ -90,11 +98,18 @@ def control_results(
 
 def _weak(m: Made) -> str | None:
     """The weak condition that an edit changed, and nothing else."""
-    if len(m.changed) != 1:
+    before, after = _values(m.real.row), _values(m.row)
+    changed = {*m.changed, *(n for n in (DIAGNOSIS, *WEAK) if before.get(n) != after.get(n))}
+    if len(changed) != 1:
         return None
-    name = m.changed[0]
-    levels: list[Value] = [name, m.target[name], m.real.row.values[name]]
+    (name,) = changed
+    levels = [name, before.get(name), after.get(name)]
     return next((c for c in WEAK if any(str(v).lower() == c for v in levels)), None)
+
+
+def _values(row: Row) -> dict[str, Value]:
+    """Conditions, also of columns that the bundle does not know."""
+    return {**row.extra, **row.values}
 
 
 def _still(
@@ -115,7 +130,7 @@ def _still(
     )
     beyond = mean_over_people(100.0 * (np.abs(change) > limit), whose)
     known = replace(base, method=REAL, group="", n=floor.people)
-    note = "95 % of the differences of scans that were measured again, mirrored and shifted"
+    note = "95 % of differences: measured again, mirrored and shifted; scanned again, SD 0.5 %"
     return [
         base.named(CHANGE, mean_over_people(100 * change, whose), "to 0", "%"),
         base.named(BEYOND, beyond, "down", "%"),
@@ -158,7 +173,7 @@ def _effects(
 
 def _towards(group: str, edits: Sequence[Made]) -> np.ndarray:
     """-1 where an edit takes a condition away, so that both ways count alike; else 1."""
-    away = [group in WEAK and not _is(m.target, group) for m in edits]
+    away = [group in WEAK and not _is(_values(m.row), group) for m in edits]
     return np.where(away, -1.0, 1.0)
 
 
@@ -187,7 +202,7 @@ def _is(values: Mapping[str, Value], condition: str) -> bool:
     """Whether the condition is there: by a level of its name, or by its own number or word."""
     if condition in values:
         return str(values[condition]).lower() not in ("0", "0.0", "no", "false")
-    return any(str(v).lower() == condition for v in values.values())
+    return str(values.get(DIAGNOSIS)).lower() == condition
 
 
 def _log_ratio(after: Mapping[str, float], before: Mapping[str, float], region: str) -> float:

@@ -117,7 +117,7 @@ LONGITUDINAL = (
 )
 CONTROLS = (
     Column("change, %", CHANGE, by="segmenter"),
-    Column("measured again, %", FLOOR, by="segmenter"),
+    Column("scanned and measured again, %", FLOOR, by="segmenter"),
     Column("edits beyond that, %", BEYOND, by="segmenter"),
     Column("Cohen's d", D, by="segmenter"),
     Column("largest |d|", LARGEST_D, by="segmenter"),

@@ -231,7 +231,9 @@ def describe(fitted: Fitted, *, with_slopes: bool) -> str:
 def _slope_lines(scm: Scm) -> list[str]:
     table = slopes(scm)
     ages = sorted({age for row in table.values() for age in row})
-    lines = ["log % a decade (beside it: healthy people's median):"]
+    normed = any(norm is not None for row in table.values() for _, norm in row.values())
+    beside = " (in brackets healthy people's median)" if normed else ""
+    lines = [f"log % a decade{beside}:"]
     lines.append(f"  {'age':28}" + "".join(f"{age:>16g}" for age in ages))
     for region, row in table.items():
         cells = []

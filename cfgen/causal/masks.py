@@ -27,8 +27,9 @@ from cfgen.causal.exchange import (
 )
 from cfgen.causal.partners import PARTNERS, in_turn, partners_of, region_text
 from cfgen.causal.tilt import Tilt, tilt
-from cfgen.data.parcellation import FLUID, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.parcellation import regions_of
+from cfgen.data.regions import FLUID
 from cfgen.errors import ImageError, UsageError
 
 OUTSIDE = ("background", "head")

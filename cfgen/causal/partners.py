@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from cfgen.data.parcellation import FLUID
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.regions import LOBES
+from cfgen.data.regions import FLUID, LOBES
 from cfgen.errors import UsageError
 
 _CORTEX = ("cortex", *(f"cortex_{lobe}" for lobe in LOBES))

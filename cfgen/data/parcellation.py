@@ -54,14 +54,6 @@ STRUCTURES = (
 )
 NAMES = tuple(s.name for s in STRUCTURES)
 BRAIN_FROM = NAMES.index("csf")
-# What is inside the skull and no tissue.
-FLUID = (
-    "csf",
-    "lateral_ventricle",
-    "inferior_lateral_ventricle",
-    "third_ventricle",
-    "fourth_ventricle",
-)
 # (structure, side); side is left, right or both (midline, or not told apart).
 SidedStructure = tuple[str, str]
 _LOBES = tuple(i for i, s in enumerate(STRUCTURES) if s.group.startswith("cortex_"))

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from cfgen.data.grid import Grid
 from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.regions import FLUID
 from cfgen.data.volume import Volume
 from cfgen.errors import ImageError
 from cfgen.measure.background import levelled
 from cfgen.measure.fractions import TISSUES, brightness, refined, tissue_of
 from cfgen.measure.segmenter import Posteriors
-from cfgen.measure.volumes import FLUID
 from cfgen.scan.moved import Movement
 from cfgen.space.flow import Flow, grow
 from cfgen.space.grids import crop_box, crop_grid, largest_component, resample

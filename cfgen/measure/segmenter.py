@@ -19,7 +19,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from cfgen.bundle import Bundle, net_config
-from cfgen.data.parcellation import BRAIN_FROM, FLUID, NAMES, STRUCTURES
+from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
+from cfgen.data.regions import FLUID
 from cfgen.data.volume import Grid, Volume
 from cfgen.device import autocast
 from cfgen.errors import BundleError, ImageError

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cfgen.data.parcellation import FLUID
+from cfgen.data.regions import FLUID
 from cfgen.data.table import Table
 from cfgen.errors import ManifestError
 

@@ -147,7 +147,7 @@ def _sums(values: Tensor) -> np.ndarray:
 
 
 def _room(displacement: Tensor) -> Tensor:
-    """How readily a voxel grows further (D, H, W), 1 at first: what has grown a lot leaves it to its
+    """How readily voxels grow further (D, H, W), 1 at first: what has grown a lot leaves it to its
     neighbours, so that no sliver is stretched over a whole gap."""
     at = voxels(displacement.shape[1:], displacement.device) + displacement.permute(1, 2, 3, 0)
     return ((jacobian(at) - LEAST_LEFT) / LEAST_LEFT).clamp(0, 1)

@@ -40,7 +40,7 @@ from cfgen.measure.segmenter import Segmentation, segment
 from cfgen.metrics.statistics import mean_over_people, ratio_over_people
 from cfgen.metrics.truth import image_truth
 from cfgen.scan.gate import Gate
-from cfgen.scan.moved import move
+from cfgen.scan.moved import move, scaled
 from cfgen.scan.open import open_scan
 from cfgen.sim import cohort
 from cfgen.sim.graph import PLAIN, graph
@@ -64,6 +64,7 @@ LIKE = {
 }
 REGIONS = {"ventricles": "lateral_ventricle", "hippocampus": "hippocampus", "cortex": "cortex"}
 NOISE = 0.02
+HEAD = "head"
 
 
 def soft(row: Row) -> np.ndarray:
@@ -86,10 +87,11 @@ def true_tissue(scan: Volume, fractions: np.ndarray) -> Tissue:
 
 
 def true_changes(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """ln of true volumes, counterfactual over factual, by channel."""
+    """ln of true volumes, counterfactual over factual, by channel and of the head."""
     sums = (f.sum((1, 2, 3), dtype=np.float64) for f in (before, after))
     first, second = sums
-    return dict(zip(CHANNELS, np.log(second / first).tolist(), strict=True))
+    changes = dict(zip(CHANNELS, np.log(second / first).tolist(), strict=True))
+    return changes | {HEAD: float(np.log(second[1:].sum() / first[1:].sum()))}
 
 
 def by_structure(changes: Mapping[str, float], tissue: Tissue) -> dict[str, float]:
@@ -136,16 +138,21 @@ def edits_of(
     mask = np.isfinite(scan.data) & (scan.data > 0)
     before, after = soft(factual), soft(true)
     changes = true_changes(before, after)
+    # Voxels at the border of the skull are not a head of another size.
+    head = changes.pop(HEAD) if abs(changes[HEAD]) > 2e-3 else 0.0
+    changes = {name: change - head for name, change in changes.items()}
     own = true_tissue(scan, before)
     tissue = tissue_maps(scan, found.posteriors, mask, stripped=False)
 
-    def moved(which: Tissue, due: Mapping[str, float]) -> np.ndarray:
-        return move(scan, mask, move_tissue(which, due).movement, keep_noise=True)
+    def moved(which: Tissue, due: Mapping[str, float], head: float) -> np.ndarray:
+        """By changes inside the head, whose own is `head`."""
+        image = move(scan, mask, move_tissue(which, due).movement, keep_noise=True)
+        return image if head == 0 else scaled(image, mask, float(np.exp(head / 3)))
 
     yield COPY, scan.data
     yield ORACLE, read_volume(true.image).data
-    yield TRUE_MAPS, moved(own, by_structure(changes, own))
-    yield TRUE_VOLUMES, moved(tissue, by_structure(changes, tissue))
+    yield TRUE_MAPS, moved(own, by_structure(changes, own), head)
+    yield TRUE_VOLUMES, moved(tissue, by_structure(changes, tissue), head)
     volumes = volumes_by_structure(found.volumes)
     conditions = {"age": factual.values["age"], "sex": str(factual.values["sex"])}
     target = {"age": true.values["age"], "sex": str(true.values["sex"])}
@@ -156,7 +163,8 @@ def edits_of(
             ill = [{}, {}]
         here = {**volumes, **conditions, **ill[0]}
         there = {**volumes, **target, **ill[1]}
-        yield name, moved(tissue, world(law, here, there).within_head)
+        due = world(law, here, there)
+        yield name, moved(tissue, due.within_head, due.changes.get("tiv", 0.0))
 
 
 def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[tuple[str, np.ndarray]]:
@@ -194,8 +202,8 @@ def run(out: Path, people: int, latent: int) -> list[dict[str, object]]:
     """A line an edit, written as they come."""
     engine = load_engine(DEFAULT_BUNDLE, "cpu", render="tissue")
     laws = {
-        LAW_OF_800: Law(fitted(800, 5, PLAIN, "linear", None), "cohort"),
-        LAW_OF_IXI: Law(engine.scm, "cohort"),
+        LAW_OF_800: Law(fitted(800, 5, PLAIN, "linear", None), "cohort", scale_head=True),
+        LAW_OF_IXI: Law(engine.scm, "cohort", scale_head=True),
     }
     net, device = engine.finder.segmenter, engine.device
     lines: list[dict[str, object]] = []
@@ -222,15 +230,8 @@ def run(out: Path, people: int, latent: int) -> list[dict[str, object]]:
             line = {"subject": true.subject, "query": query, "method": method}
             lines.append(line | judge.measure(image))
         write(lines, out / "edits.csv")
-        print(
-            true.subject,
-            label,
-            {
-                m: round(float(x["skill"]), 2)
-                for (m, _), x in zip(edits, lines[-len(edits) :], strict=True)
-            },
-            flush=True,
-        )
+        skills = [f"{x['method']} {x['skill']:.2f}" for x in lines[-len(edits) :]]
+        print(f"{true.subject} {label}: {', '.join(skills)}", flush=True)
     return lines
 
 

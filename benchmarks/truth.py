@@ -29,7 +29,7 @@ from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import read_volume
 from cfgen.edit.engine import Engine, load_engine
-from cfgen.jobs.counterfactual import Options
+from cfgen.jobs.counterfactual_files import Options
 from cfgen.jobs.counterfactuals import plan, run
 from cfgen.jobs.simulate import Plan, simulate
 from cfgen.jobs.train_autoencoder import train_autoencoder

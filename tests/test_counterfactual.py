@@ -17,7 +17,8 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.edit.engine import load_engine
 from cfgen.errors import CfgenError, ImageError, UsageError
-from cfgen.jobs.counterfactual import Options, counterfactual
+from cfgen.jobs.counterfactual import counterfactual
+from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.predictor import predict_conditions
 from cfgen.scan import open as open_room
 from cfgen.scan.prepare import prepare

@@ -23,7 +23,7 @@ from cfgen.diffusion.guidance import guided
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import denoise_ddim, denoise_ddpm, denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
-from cfgen.edit.engine import Drawing, decoded, edit_scan
+from cfgen.edit.edits import Drawing, decoded, edit_latents
 from cfgen.edit.latent import condition_of, edit_latent, load_models
 from cfgen.edit.samples import sample_noise
 from cfgen.errors import UsageError
@@ -39,6 +39,7 @@ from cfgen.nets.predictors import Predictor, PredictorConfig
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan.factual import Factual, complete
+from cfgen.space.flow import grow
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import exponential
 from cfgen.train.autoencoder import AutoencoderTask
@@ -342,6 +343,22 @@ def test_bf16_is_not_fast_where_it_is_emulated(monkeypatch, major, fast):
     devices.fast_bf16.cache_clear()
 
 
+def test_tissue_moves(far):
+    shape = (14, 12, 13)
+    distance = (voxels(shape) - 6).square().sum(-1).sqrt()
+    cavity, ball = distance < 6, (3 - distance).clamp(0, 1)
+    maps = torch.stack([ball, (4.5 - distance).clamp(0, 1) * (1 - ball)]) * cavity
+    fluid = (1 - maps.sum(0)) * cavity
+    targets = maps.sum((1, 2, 3)).numpy() * [1.3, 0.95]
+
+    def run(where):
+        given = (maps.to(where), fluid.to(where), targets, cavity.to(where), 2.0)
+        return [grow(*given).displacement]
+
+    for a, b in zip(run(far), run(CPU), strict=True):
+        same(a, b)
+
+
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -364,7 +381,7 @@ def test_edits_of_the_command_and_of_the_protocol(far, tiny_bundle, monkeypatch)
         engine = SimpleNamespace(bundle=tiny_bundle, models=models, device=where)
         factual, _ = complete(tiny_bundle, image, where, Factual({"sex": "F"}, {}))
         opened = SimpleNamespace(prepared=SimpleNamespace(image=image))
-        edited = edit_scan(engine, opened, factual.values, [older], Drawing(how, samples=2))
+        edited = edit_latents(engine, opened, factual.values, [older], Drawing(how, samples=2))
         made = [decoded(engine, e.counterfactuals[0]) for e in edited.latents]
         scan = SimpleNamespace(mask=image > 0.5)
         tools = SimpleNamespace(bundle=tiny_bundle)

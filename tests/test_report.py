@@ -23,7 +23,8 @@ from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.edit.engine import load_engine
 from cfgen.edit.sidecar import RegionRecord
 from cfgen.errors import ImageError, ManifestError, Notice
-from cfgen.jobs.counterfactual import Options, counterfactual
+from cfgen.jobs.counterfactual import counterfactual
+from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import sums

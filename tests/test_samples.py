@@ -17,7 +17,8 @@ from cfgen.edit.engine import load_engine
 from cfgen.edit.latent import abduct, condition_of, edit_latent
 from cfgen.edit.samples import intervals, sample_noise, summarise
 from cfgen.errors import UsageError
-from cfgen.jobs.counterfactual import Options, counterfactual
+from cfgen.jobs.counterfactual import counterfactual
+from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.segmenter import segment
 from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.nets.condition import Condition

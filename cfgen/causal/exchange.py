@@ -97,13 +97,14 @@ class Band:
     boundary: int
 
 
-def exchange(field: Field, exchanges: Sequence[Exchange]) -> list[Exchanged]:
-    """Edit `field.region` in place, all exchanges at once; what became of each.
+def exchange(field: Field, exchanges: Sequence[Exchange], pairs: Pairs) -> list[Exchanged]:
+    """Edit `field.region` in place, all exchanges at once; what became of each. `pairs` are those
+    of `boundary_pairs`.
 
     A region that exchanges is no partner of another one here. An exchange that cannot be met goes
     as far as it can.
     """
-    work = _Work(field, exchanges)
+    work = _Work(field, exchanges, pairs)
     while True:
         opened = [work.want(n) for n in range(len(exchanges))]
         flipped = work.sweep_until_still()
@@ -116,7 +117,7 @@ class _Work:
     """The state of one call: bands by exchange, and the rows that are wanted. A row is a voxel
     (`voxels`), the exchange that wants it (`owner`) and its `rank`."""
 
-    def __init__(self, field: Field, exchanges: Sequence[Exchange]) -> None:
+    def __init__(self, field: Field, exchanges: Sequence[Exchange], pairs: Pairs) -> None:
         self.field, self.exchanges = field, exchanges
         self.origin = field.region.clone()
         self.offsets = neighbour_offsets(field.shape)
@@ -130,21 +131,20 @@ class _Work:
         self.done = torch.zeros(len(exchanges), dtype=torch.long)
         empty = torch.zeros(0, dtype=torch.long)
         self.voxels, self.owner, self.rank = empty, empty, empty
-        self.bands = self._first_rings()
+        self.bands = self._first_rings(pairs)
 
     def missing(self) -> Tensor:
         return self.wanted - self.done
 
-    def _first_rings(self) -> list[Band]:
+    def _first_rings(self, pairs: Pairs) -> list[Band]:
         """For each exchange, the voxels that may change and touch a face of the other side."""
-        here, there = face_pairs(self.origin, self.field.shape)
-        inside, outside = self.origin[here].long(), self.origin[there].long()
+        inside, outside = pairs.inside, pairs.outside
         bands = []
         for row, e in enumerate(self.exchanges):
             own, other = inside == e.number, self.partner[row][outside]
             if e.wanted > 0:
                 own, other = self.partner[row][inside], outside == e.number
-            ring = torch.unique(here[own & other])
+            ring = torch.unique(pairs.here[own & other])
             empty = ring[:0]
             bands.append(self._with_ring(row, Band(empty, empty, empty, empty, 0, len(ring)), ring))
         return bands
@@ -261,19 +261,37 @@ class _Work:
         ]
 
 
-def face_pairs(region: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Every voxel and its face neighbour of another region, both ways: two (M,) int64."""
-    block = region.reshape(shape)
-    firsts, seconds, step = [], [], region.numel()
+@dataclass(frozen=True)
+class Pairs:
+    """Face neighbours across the boundaries of some exchanges, both ways: `here` (M,) int64 are
+    voxels, `inside` and `outside` (M,) int64 the regions of each and of its neighbour."""
+
+    here: Tensor
+    inside: Tensor
+    outside: Tensor
+
+
+def boundary_pairs(field: Field, exchanges: Sequence[Exchange]) -> Pairs:
+    """Those between a region that exchanges and its partners."""
+    block, step = field.region.reshape(field.shape), field.region.numel()
+    # The last row and column are for -1, no region.
+    across = torch.zeros((len(field.channel) + 1,) * 2, dtype=torch.bool)
+    for e in exchanges:
+        across[e.number, list(e.partners)] = True
+        across[list(e.partners), e.number] = True
+    parts = []
     for axis in range(3):
-        step //= shape[axis]
-        n = shape[axis] - 1
-        differ = torch.zeros(shape, dtype=torch.bool)
+        step //= field.shape[axis]
+        n = field.shape[axis] - 1
+        differ = torch.zeros(field.shape, dtype=torch.bool)
         differ.narrow(axis, 0, n)[...] = block.narrow(axis, 0, n) != block.narrow(axis, 1, n)
-        at = differ.flatten().nonzero()[:, 0]
-        firsts += [at, at + step]
-        seconds += [at + step, at]
-    return torch.cat(firsts), torch.cat(seconds)
+        here = differ.flatten().nonzero()[:, 0]
+        one, other = field.region[here].long(), field.region[here + step].long()
+        kept = across[one, other]
+        here, one, other = here[kept], one[kept], other[kept]
+        parts += [(here, one, other), (here + step, other, one)]
+    here, inside, outside = (torch.cat(list(part)) for part in zip(*parts, strict=True))
+    return Pairs(here, inside, outside)
 
 
 def _winners(voxels: Tensor, owner: Tensor, rank: Tensor) -> Tensor:
@@ -289,23 +307,15 @@ def _winners(voxels: Tensor, owner: Tensor, rank: Tensor) -> Tensor:
 
 
 def near_boundary(
-    region: Tensor,
-    shape: tuple[int, int, int],
-    pairs: tuple[Tensor, Tensor],
-    number: int,
-    partners: Sequence[int],
-    rings: int,
+    region: Tensor, shape: tuple[int, int, int], pairs: Pairs, e: Exchange, rings: int
 ) -> Tensor:
     """Voxels of a region and of its partners within so many rings of the boundary between them, on
-    either side. `pairs` are those of `face_pairs`."""
-    outer = torch.zeros(int(region.max()) + 2, dtype=torch.bool)
-    outer[list(partners)] = True
-    both = outer.clone()
-    both[number] = True
-    here, there = pairs
-    inside, outside = region[here].long(), region[there].long()
-    across = ((inside == number) & outer[outside]) | (outer[inside] & (outside == number))
-    band = torch.unique(here[across])
+    either side. `region` (N,) and `pairs` are from before the exchange."""
+    both = torch.zeros(int(region.max()) + 2, dtype=torch.bool)
+    both[[e.number, *e.partners]] = True
+    across = (pairs.inside == e.number) & both[pairs.outside]
+    across |= (pairs.outside == e.number) & both[pairs.inside]
+    band = torch.unique(pairs.here[across])
     steps = neighbour_offsets(shape)[[*_FACES, CENTRE]]
     for _ in range(rings - 1):
         band = torch.unique(band[:, None] + steps)

@@ -20,8 +20,9 @@ from cfgen.causal.exchange import (
     Exchange,
     Exchanged,
     Field,
+    Pairs,
+    boundary_pairs,
     exchange,
-    face_pairs,
     near_boundary,
     recode,
 )
@@ -154,23 +155,27 @@ def _edit_group(
         )
         for r in group
     ]
-    before = field.region.clone()
-    done = exchange(field, exchanges)
-    _follow(field, before, exchanges, done)
+    before, pairs = field.region.clone(), boundary_pairs(field, exchanges)
+    done = exchange(field, exchanges, pairs)
+    _follow(field, before, pairs, exchanges, done)
     return dict(zip(group, done, strict=True))
 
 
 def _follow(
-    field: Field, before: Tensor, exchanges: Sequence[Exchange], done: Sequence[Exchanged]
+    field: Field,
+    before: Tensor,
+    pairs: Pairs,
+    exchanges: Sequence[Exchange],
+    done: Sequence[Exchanged],
 ) -> None:
     """Take the soft maps along, in place, in a band that is wider than that of the masks. A map
     that a region shares with its partner stays."""
-    pairs, tilts = face_pairs(before, field.shape), []
+    tilts = []
     for e, result in zip(exchanges, done, strict=True):
         channels = tuple(sorted({field.channel[p] for p in e.partners}))
         if result.gained and field.channel[e.number] not in channels:
             rings = result.rings + SOFT_RINGS
-            band = near_boundary(before, field.shape, pairs, e.number, e.partners, rings)
+            band = near_boundary(before, field.shape, pairs, e, rings)
             at = field.without_margin(band)
             tilts.append(Tilt(field.channel[e.number], channels, result.gained, at))
     if tilts:
@@ -180,7 +185,7 @@ def _follow(
 def _soft_change(region: Region, before: SoftMaps, after: SoftMaps) -> float:
     """Of the channel, which may be that of both sides."""
     channel = before.of(region)
-    return float((after.values[channel] - before.values[channel]).sum(dtype=torch.float64))
+    return float((after.values[channel] - before.values[channel]).sum())
 
 
 def region_voxels(labels: Tensor, table_name: str) -> dict[Region, int]:

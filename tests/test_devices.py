@@ -41,7 +41,7 @@ from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan.factual import Factual, complete
 from cfgen.space.flow import grow
 from cfgen.space.sampling import sample, smoothed
-from cfgen.space.warp import exponential
+from cfgen.space.warp import exponential, voxels
 from cfgen.train.autoencoder import AutoencoderTask
 from cfgen.train.judge import JudgeTask
 from cfgen.train.judge_data import JudgeData

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 import torch
 from scipy import ndimage
 
+from cfgen.bundle import read_bundle
 from cfgen.causal.masks import SoftMaps, edit_masks, region_voxels
+from cfgen.causal.scm import load_scm
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.data.parcellation import STRUCTURES
 from cfgen.data.region_volumes import parse_change, parse_partners, parse_region
 from cfgen.data.volume import Volume, write_new
+from cfgen.edit.volumes import Law, world
 from cfgen.errors import UsageError
 from cfgen.measure.channels import channel_regions
 from cfgen.measure.segmenter import channel_names
@@ -197,6 +202,32 @@ def test_a_manifest_goes_on_after_a_bad_row(cfgen, scan, tmp_path):
     assert count(in_ras(out / "one_dseg.nii.gz"), 1901) == pytest.approx(target, abs=VOXEL_MM3)
     code, _, said = cfgen(*command, "--out-posteriors", out)
     assert "one is there already" in said
+
+
+def test_the_causal_model_says_the_volumes(cfgen, scan, tmp_path):
+    out = tmp_path / "older.nii.gz"
+    labels, posteriors = scan
+    arguments = ["--in", labels, "--posteriors", posteriors, "--age", "+20", "--out", out]
+    code, _, err = cfgen("edit-masks", *arguments)
+    assert code == 2
+    assert "age and sex unknown" in err
+    code, _, _ = cfgen("edit-masks", *arguments, "--from", "age=50,sex=F", "--no-picture")
+    assert code == 0
+    record = json.loads(out.with_name("older.json").read_text())
+    assert record["Targets"].startswith("age+20 by the causal model of default, cohort")
+    changes = {r["Target_mm3"] / r["Factual_mm3"] for r in record["Regions"]}
+    law = Law(load_scm(read_bundle(DEFAULT_BUNDLE)), "cohort")
+    before = in_ras(labels)
+    volumes = {
+        "tiv": float((before > 0).sum()) * VOXEL_MM3,
+        "cortex_frontal": count(before, *FRONTAL),
+    }
+    factual = {"age": 50.0, "sex": "F", **volumes}
+    due = math.exp(world(law, factual, {**factual, "age": 70.0}).changes["cortex_frontal"])
+    assert all(change == pytest.approx(due, abs=2e-3) for change in changes)
+    code, _, err = cfgen("edit-masks", *arguments[:-2], "--set", "x=1", "--out", out)
+    assert code == 2
+    assert "together" in err
 
 
 def test_dry_run_writes_nothing(cfgen, scan, tmp_path):

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from cfgen import config as cfg
 from cfgen.cli.options import (
+    DEFAULT_BUNDLE,
     AsJson,
+    Bundle,
     Config,
     DryRun,
     Manifest,
@@ -57,6 +60,20 @@ def edit_masks(
             help="Instead: hippocampus=-10%, 'left hippocampus=3200' or =+150 (mm3); repeatable.",
         ),
     ] = None,
+    age: Annotated[
+        str | None, typer.Option("--age", help="Instead: as the causal model has it at +20, or 75.")
+    ] = None,
+    sex: Annotated[str | None, typer.Option("--sex", help="M or F, with or without --age.")] = None,
+    factual: Annotated[
+        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
+    ] = "",
+    rates: Annotated[
+        cfg.Rates,
+        typer.Option(
+            "--rates", help="cohort: as people of different age differ; within: as one changes."
+        ),
+    ] = cfg.RATES,
+    bundle: Bundle = DEFAULT_BUNDLE,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +108,8 @@ def edit_masks(
 
       cfgen edit-masks --in seg.nii.gz --posteriors p.nii.gz --set hippocampus=-10% --out e.nii.gz
 
+      cfgen edit-masks --in seg.nii.gz --age +20 --from age=62,sex=F --out older.nii.gz
+
       cfgen edit-masks --manifest seg/manifest.csv --targets volumes.csv --out edited/
     """
     setup(threads, verbose, quiet)
@@ -100,12 +119,14 @@ def edit_masks(
     from cfgen.data.region_volumes import parse_change, parse_partners, read_volume_table
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
-    from cfgen.jobs.edit_masks import Wish, check_scans, edit_scans, name_outputs
+    from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans, name_outputs
 
     one_source("edit-masks", labels, manifest)
-    if (targets is None) == (not change):
-        problem = "neither --targets nor --set" if targets is None else "both --targets and --set"
-        raise UsageError("edit-masks", problem, "one of them")
+    asked = {"--targets": targets, "--set": change, "--age or --sex": age or sex}
+    given = [name for name, value in asked.items() if value]
+    if len(given) != 1:
+        problem = f"{' and '.join(given)} together" if given else "nothing to change"
+        raise UsageError("edit-masks", problem, f"one of {', '.join(asked)}")
     single = labels is not None
     if manifest is not None:
         if posteriors is not None or image is not None:
@@ -120,6 +141,7 @@ def edit_masks(
     wish = Wish(
         read_volume_table(targets) if targets is not None else None,
         tuple(parse_change(text) for text in change or []),
+        causal_wish(bundle, age, sex, factual, rates) if age or sex else None,
         parse_partners(pair or []),
         best_effort,
     )

@@ -64,6 +64,14 @@ def volumes_by_structure(volumes: Sequence[RegionVolume]) -> dict[str, float]:
     return {name: value for (name, side), value in sums(volumes).items() if side == "both"}
 
 
+def both_sides(volumes: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """mm3 by structure of a map's regions by side, and `tiv`, all of them together."""
+    out: dict[str, float] = {}
+    for (structure, _), mm3 in volumes.items():
+        out[structure] = out.get(structure, 0.0) + mm3
+    return out | {TIV: sum(volumes.values())}
+
+
 def world(law: Law, factual: Values, target: Values, member: int | None = None) -> World:
     """Abduct, act, predict. `factual` and `target` hold conditions and volumes (mm3); volumes of
     the target that differ are set, and keep what they are set to.

@@ -12,13 +12,18 @@ import numpy as np
 from cfgen import __version__
 from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
+from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
 from cfgen.causal.partners import PARTNERS, region_text
+from cfgen.causal.scm import load_scm
+from cfgen.config import Rates
+from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
 from cfgen.data.manifest import unique_key
 from cfgen.data.names import check_outputs
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.region_volumes import VolumeChange, VolumeTable
+from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     SYNTHETIC,
@@ -31,6 +36,7 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
+from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.progress import working
 from cfgen.scan.label_map import (
@@ -45,6 +51,12 @@ from cfgen.scan.pictures import masks_picture
 from cfgen.space.grids import require_grid
 
 log = logging.getLogger("cfgen")
+
+# What a causal model edits: each has a neighbour left that is none of them.
+EDITED = (
+    *(f"cortex_{lobe}" for lobe in LOBES),
+    *("hippocampus", "amygdala", "thalamus", "lateral_ventricle", "third_ventricle"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +78,65 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class CausalWish:
+    """Volumes as the causal model of a bundle has them after an intervention. `given` are factual
+    conditions of a scan; those of its row come first."""
+
+    law: Law
+    intervention: Intervention
+    given: Values
+    bundle: Bundle
+
+    def targets(self, row: Row, volumes: Mapping[Region, float]) -> dict[Region, float]:
+        """Target (mm3) of the regions in `EDITED`. Raises UsageError where a condition is not
+        known."""
+        conditions = dict(self.given) | row.values
+        unknown = self.bundle.schema.missing(conditions)
+        if unknown:
+            fix = f"--from {unknown[0]}=..., or a column of it"
+            raise UsageError("factual", f"{' and '.join(unknown)} unknown", "both", fix)
+        factual = conditions | both_sides(volumes)
+        changes = world(self.law, factual, self.intervention.apply(factual)).changes
+        return {
+            region: mm3 * float(np.exp(changes[region[0]]))
+            for region, mm3 in volumes.items()
+            if region[0] in changes and region[0] in EDITED
+        }
+
+    def recipe(self) -> list[object]:
+        law = self.law
+        label = self.intervention.label()
+        return [self.bundle.identity, label, law.rates, dict(self.given)]
+
+
+def causal_wish(
+    bundle: Path, age: str | None, sex: str | None, factual: str, rates: Rates
+) -> CausalWish:
+    """From the words of the options. Raises UsageError, and BundleError without a causal model."""
+    model = read_bundle(bundle)
+    law = Law(load_scm(model), rates)
+    intervention = parse_interventions(model.schema, [age] if age else [], sex)
+    if len(intervention) > 1:
+        raise UsageError("--age", f"{len(intervention)} ages", "one: a map has one outcome")
+    given = parse_values(model.schema, factual, "--from") if factual else {}
+    return CausalWish(law, intervention[0], given, model)
+
+
+@dataclass(frozen=True)
 class Wish:
-    """What regions are to become: volumes of a table, or changes; and how."""
+    """What regions are to become: volumes of a table, changes, or by a causal model; and how."""
 
     table: VolumeTable | None = None
     changes: tuple[VolumeChange, ...] = ()
+    causal: CausalWish | None = None
     partners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     best_effort: bool = False
 
     def targets(self, row: Row, volumes: Mapping[Region, float]) -> dict[Region, float]:
         """Target (mm3) of each region of a map whose `volumes` (mm3) are given. Raises UsageError
         or ManifestError."""
+        if self.causal is not None:
+            return self.causal.targets(row, volumes)
         if self.table is not None:
             return whole_targets(self.table.of(row.subject, row.session), volumes)
         wanted: dict[Region, float] = {}
@@ -98,7 +158,15 @@ class Wish:
         table = digests(self.table.path) if self.table else []
         changes = [[*c.region, c.value, c.relative, c.percent] for c in self.changes]
         partners = {name: list(others) for name, others in self.partners.items()}
-        return [table, changes, partners, self.best_effort]
+        causal = self.causal.recipe() if self.causal else []
+        return [table, changes, causal, partners, self.best_effort]
+
+    def source(self) -> str:
+        """Where the targets come from, in words."""
+        if self.causal is not None:
+            label, law = self.causal.intervention.label(), self.causal.law
+            return f"{label} by the causal model of {self.causal.bundle.name}, {law.meaning}"
+        return self.table.path.name if self.table else "changes of the command line"
 
 
 @dataclass(frozen=True)
@@ -284,7 +352,7 @@ def _record(
         generated_by=this_software(),
         sources=[Source(path.name, file_sha256(path)) for path in files],
         table=labels.table,
-        targets=wish.table.path.name if wish.table else "changes of the command line",
+        targets=wish.source(),
         posteriors=labels.posteriors.name
         if labels.posteriors
         else f"labels smoothed by {STAND_IN_MM:g} mm",

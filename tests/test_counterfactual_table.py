@@ -424,7 +424,7 @@ def test_what_the_command_refuses(cfgen, scm_bundle, tiny_bundle, tmp_path):
     assert (code, "a table (.csv or .tsv)" in error) == (2, True)
     assert cfgen(*ask, *here, "--out", tmp_path / "out.nii.gz")[0] == 2
     assert cfgen(*ask, *here, "--in", table, "--out", tmp_path / "out.csv")[0] == 2
-    assert cfgen("counterfactual", "--in", table, "--age", "+5", "--rates", "within")[0] == 2
+    assert cfgen("counterfactual", "--in", table, "--age", "+5", "--missing", "site")[0] == 2
     code, _, error = cfgen(*ask, "--bundle", tiny_bundle.path, "--out", tmp_path / "out.csv")
     assert (code, "has no part 'scm'" in error) == (4, True)
     code, _, error = cfgen(*ask[:-2], "--age=-50", *here, "--out", tmp_path / "out.csv")

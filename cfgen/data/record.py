@@ -58,7 +58,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return _first(arguments, data, where)
+        return _first(tuple(a for a in arguments if a is not type(None)), data, where)
     if origin is list:
         return [_read(arguments[0], v, where) for v in _expect(list, data, where)]
     if origin is tuple:
@@ -90,6 +90,9 @@ def _fields(kind: type, data: Mapping[str, Any], where: str) -> Any:
 
 
 def _first(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    if len(kinds) == 1:
+        # It says itself what is wrong.
+        return _read(kinds[0], data, where)
     for kind in kinds:
         try:
             return _read(kind, data, where)

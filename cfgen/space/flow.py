@@ -88,8 +88,8 @@ def grow(
         if control.done(volumes, steps):
             break
         growing = core * _room(displacement).flatten()[inside]
-        shared = ((now[:-1] * growing) @ now[:-1].T).double().cpu().numpy()
-        rates = torch.from_numpy(control.rates(volumes, shared, steps)).to(now)
+        shared = ((now[:-1] * growing) @ now[:-1].T).cpu().double().numpy()
+        rates = torch.from_numpy(control.rates(volumes, shared, steps)).float().to(now.device)
         source = _put(growing * (rates @ now[:-1]), inside, cavity.shape)
         absorption = _put(k * growing * now[-1] + LEAST_ABSORPTION, inside, cavity.shape)
         u, _ = solve_potential(source, absorption, whole, u)
@@ -143,7 +143,7 @@ class _Control:
 
 def _sums(values: Tensor) -> np.ndarray:
     # A region that is gone has a logarithm too.
-    return np.asarray(values.sum(1, dtype=torch.float64).cpu().numpy()).clip(1e-6)
+    return np.asarray(values.cpu().numpy().sum(1, dtype=np.float64)).clip(1e-6)
 
 
 def _room(displacement: Tensor) -> Tensor:

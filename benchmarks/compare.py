@@ -6,8 +6,8 @@
     python benchmarks/compare.py --manifest build/sim/manifest.csv --truth build/sim/truth.csv \
         --age=+20 --plain plain/ --out build/compare-sim
 
-`ridge` is the latent mean alone (`--depth 0`), `plain` a bundle of `train-ldm --latent-mean none`.
-Everybody is edited by every --age, and to the other sex where no truth is given. Ten minutes a
+`cfgen` is the command's default, `residual` the edit by diffusion, `ridge` the latent mean alone
+(`--depth 0`), `plain` a bundle of `train-ldm --latent-mean none`. Everybody is edited by every --age, and to the other sex where no truth is given. Ten minutes a
 method and 30 people on two cores; an interrupted run goes on where it stopped.
 """
 
@@ -50,10 +50,11 @@ def main() -> None:
             queries[other] = (some, [f"--sex={other}"])
     methods: dict[str, tuple[object, ...]] = {
         "cfgen": ("--bundle", given.bundle),
-        "ridge": ("--bundle", given.bundle, "--depth", 0),
+        "residual": ("--bundle", given.bundle, "--render", "residual"),
+        "ridge": ("--bundle", given.bundle, "--render", "residual", "--depth", 0),
     }
     if given.plain:
-        methods["plain"] = ("--bundle", given.plain)
+        methods["plain"] = ("--bundle", given.plain, "--render", "residual")
     asked: list[object] = []
     for name, options in methods.items():
         made = []

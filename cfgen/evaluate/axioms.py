@@ -1,7 +1,7 @@
 """Composition and reversibility: what edits that ask for nothing, or for there and back, leave.
 
 The whole edit runs on the model grid, again and again on its own output. With `residual` a change
-is added to the image, as `counterfactual` does by default, with `latent` the decoded image takes
+is added to the image, as `--render residual` does, with `latent` the decoded image takes
 its place: then the autoencoder's losses pile up. A null edit by `residual` does not see them: its
 target is the reconstruction itself, of which nothing is left when the reconstruction is taken off.
 That zero says nothing of the model; `reconstruction`, the image that the round trip through

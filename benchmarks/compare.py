@@ -7,8 +7,9 @@
         --age=+20 --plain plain/ --out build/compare-sim
 
 `cfgen` is the command's default, `residual` the edit by diffusion, `ridge` the latent mean alone
-(`--depth 0`), `plain` a bundle of `train-ldm --latent-mean none`. Everybody is edited by every --age, and to the other sex where no truth is given. Ten minutes a
-method and 30 people on two cores; an interrupted run goes on where it stopped.
+(`--depth 0`), `plain` a bundle of `train-ldm --latent-mean none`. Everybody is edited by every
+--age, and to the other sex where no truth is given. Ten minutes a method and 30 people on two
+cores; an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ segmenter's maps and the true volumes, with a law fitted to 800 other simulated 
 law of the shipped bundle, which knows neither disease. Age is asked of `--people` people, of whom
 those who would be too old have no truth, the other questions of `--others`. Beside them `copy`, the
 scan as it is (skill 0), and `oracle`, the truth (skill 1). Skill, leakage and the rest are those of
-`metrics/truth.py`; intervals are BCa bootstraps over people. `--latent N` adds, for age on N people,
-the shipped bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
+`metrics/truth.py`; intervals are BCa bootstraps over people. `--latent N` adds, for age on N people, the
+shipped bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ segmenter's maps and the true volumes, with a law fitted to 800 other simulated 
 law of the shipped bundle, which knows neither disease. Age is asked of `--people` people, of whom
 those who would be too old have no truth, the other questions of `--others`. Beside them `copy`, the
 scan as it is (skill 0), and `oracle`, the truth (skill 1). Skill, leakage and the rest are those of
-`metrics/truth.py`; intervals are BCa bootstraps over people. `--latent N` adds, for age on N people, the
-shipped bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
+`metrics/truth.py`; intervals are BCa bootstraps over people. `--latent N` adds, for age on N
+people, the shipped bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def true_tissue(scan: Volume, fractions: np.ndarray) -> Tissue:
     maps = torch.stack([inside[CHANNELS.index(c) - 1] for c in channels])
     fluid = (1 - maps.sum(0)).clamp(min=0) * cavity
     keys = tuple((names[c], "both") for c in channels)
-    return Tissue(maps, keys, fluid, cavity, torch.from_numpy(scan.data), scan.grid)
+    return Tissue(maps, keys, fluid, cavity, cavity, torch.from_numpy(scan.data), scan.grid)
 
 
 def true_changes(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

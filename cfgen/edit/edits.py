@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,20 +41,6 @@ class Drawing:
     samples: int = 1
     seed: int = SEED
     subject: str = ""
-
-
-class Edits(Protocol):
-    """`round_trip` is what of the latent was lost, None where there is none."""
-
-    @property
-    def round_trip(self) -> float | None: ...
-
-    @property
-    def notices(self) -> list[Notice]: ...
-
-    def images(self, number: int) -> Iterator[np.ndarray]:
-        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -94,6 +79,9 @@ class TissueEdits:
     def moved(self, number: int, sample: int = 0) -> Moved:
         """Raises ImageError when a region can't be brought to its volume."""
         if (number, sample) not in self.done:
+            # Only one target's is kept: there may be sixty.
+            for key in [k for k in self.done if k[0] != number]:
+                del self.done[key]
             with working("moving the tissue"):
                 changes = self.world(number, sample).within_head
                 self.done[number, sample] = move_tissue(self.tissue, changes)

@@ -19,9 +19,9 @@ from cfgen.edit.engine import Engine
 from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, condition_of, edit_latent
 from cfgen.edit.samples import sample_noise
 from cfgen.edit.sidecar import CausalRecord, RegionRecord
-from cfgen.edit.tissue import Moved, Tissue, move_tissue, tissue_maps
+from cfgen.edit.tissue import VOLUME_LIMIT, Moved, Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, World, world
-from cfgen.errors import Notice, UsageError
+from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
@@ -82,10 +82,22 @@ class TissueEdits:
             # Only one target's is kept: there may be sixty.
             for key in [k for k in self.done if k[0] != number]:
                 del self.done[key]
-            with working("moving the tissue"):
-                changes = self.world(number, sample).within_head
-                self.done[number, sample] = move_tissue(self.tissue, changes)
+            changes = self.world(number, sample).within_head
+            try:
+                with working("moving the tissue"):
+                    self.done[number, sample] = move_tissue(self.tissue, changes)
+            except ImageError as error:
+                path, found = self.opened.volume.path, f"{error.where}: {error.found}"
+                raise ImageError(path, found, error.expected, error.fix) from error
         return self.done[number, sample]
+
+    def notices_of(self, number: int) -> list[Notice]:
+        """Of one target: what the causal model never saw, and a volume that was not quite met."""
+        worst, notices = self.moved(number).flow.worst, self.world(number).notices
+        if worst <= VOLUME_LIMIT:
+            return notices
+        text = f"a region's map ended {worst:.1%} from its volume (expected {VOLUME_LIMIT:.1%})"
+        return [*notices, Notice("volume-missed", text)]
 
     def images(self, number: int) -> Iterator[np.ndarray]:
         for sample in range(self.samples):

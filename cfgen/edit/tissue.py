@@ -39,8 +39,8 @@ SHARED_WITHIN_MM = 16.0
 SHARED = 0.5
 # A region that stays further than this from its volume, as a logarithm, can't be moved there.
 MISSED = 0.02
-
-
+# What stays further than this from it is said.
+VOLUME_LIMIT = 0.005
 # Numbers of the brain's structures.
 _BRAIN = range(BRAIN_FROM, len(STRUCTURES))
 

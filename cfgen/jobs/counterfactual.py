@@ -274,7 +274,7 @@ class _Run:
                 sidecar,
                 regions=region_records(edits, number, after.volumes),
                 causal=causal_record(edits, number),
-                warnings=sidecar.warnings + edits.world(number).notices,
+                warnings=sidecar.warnings + edits.notices_of(number),
             )
             if "field" in paths:
                 edits.write_field(number, paths["field"], paths["jacobian"])

@@ -14,6 +14,7 @@ from cfgen.data.conditions import number_text
 from cfgen.data.regions import LOBES
 from cfgen.edit.latent import ROUND_TRIP_LIMIT
 from cfgen.edit.sidecar import FactualValue, Sidecar, TargetValue, region_volumes
+from cfgen.edit.tissue import VOLUME_LIMIT
 from cfgen.measure.volumes import RegionVolume, sums
 
 STATEMENT = "Synthetic image. Research use, not for diagnosis."
@@ -141,11 +142,12 @@ _GATE = {
 def _fidelity(sidecar: Sidecar) -> Flag:
     """How well the edit did what it was to do, by its own account."""
     if sidecar.causal is not None:
-        error = 100 * sidecar.causal.worst_volume_error
+        error = sidecar.causal.worst_volume_error
         return Flag(
-            "ok",
-            "volumes met",
-            f"Every region's map was moved to within {error:.1f} % of its volume.",
+            "ok" if error <= VOLUME_LIMIT else "warn",
+            "volumes met" if error <= VOLUME_LIMIT else "a volume missed",
+            f"Every region's map was moved to within {100 * error:.1f} % of its volume (at most "
+            f"{100 * VOLUME_LIMIT:g} % expected).",
         )
     lost = sidecar.round_trip_error or 0.0
     high = lost > ROUND_TRIP_LIMIT

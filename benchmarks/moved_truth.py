@@ -87,7 +87,7 @@ def true_tissue(scan: Volume, fractions: np.ndarray) -> Tissue:
     maps = torch.stack([inside[CHANNELS.index(c) - 1] for c in channels])
     fluid = (1 - maps.sum(0)).clamp(min=0) * cavity
     keys = tuple((names[c], "both") for c in channels)
-    return Tissue(maps, keys, fluid, cavity, cavity, torch.from_numpy(scan.data), scan.grid)
+    return Tissue(maps, keys, fluid, cavity, torch.from_numpy(scan.data), scan.grid)
 
 
 def true_changes(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ants
 import nibabel as nib
 import numpy as np
@@ -104,6 +106,20 @@ def test_an_empty_background_of_another_value_is_not_pulled_in(scan, mask):
     moved = move(scan.like(data), mask, shift, keep_noise=True)
     np.testing.assert_array_equal(moved[~mask], -1024)
     assert moved[mask].min() >= 0
+
+
+def test_a_stripped_brain_grows_out_of_its_mask_no_further_than_it_may(scan, mask):
+    data = np.where(mask, scan.data, np.float32(-1024))
+    at = world(GRID.affine, GRID.shape)
+    shift = replace(movement(-0.1 * at), out_mm=4.0)
+    grown = move(scan.like(data), mask, shift, keep_noise=True) > -1024
+    assert (grown | mask == grown).all()
+    # What came from within 28 mm of the middle lies within 31 mm of it.
+    distance = np.linalg.norm(world(AFFINE, SHAPE), axis=-1)
+    assert grown[distance < 30].all()
+    assert not grown[distance > 32].any()
+    still = move(scan.like(data), mask, replace(shift, out_mm=0.0), keep_noise=True)
+    np.testing.assert_array_equal(still > -1024, mask)
 
 
 def bulge(at: np.ndarray) -> np.ndarray:

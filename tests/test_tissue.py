@@ -232,11 +232,6 @@ def test_maps_and_fluid_fill_the_cavity(engine, stripped_scan):
         torch.testing.assert_close(total[tissue.cavity], torch.ones(int(tissue.cavity.sum())))
         assert (total[~tissue.cavity] == 0).all()
     assert shelled.cavity.sum() > 1.1 * bare.cavity.sum()
-    # Growth does not leave the mask; loss opens it to the fluid that was stripped.
-    for change, room in ((0.03, shelled.brain), (-0.03, shelled.cavity)):
-        shift = move_tissue(shelled, {"cortex_frontal": change}).movement.displacement
-        assert (shift[:, ~room] == 0).all()
-        assert (shift[:, room] != 0).any()
     with pytest.raises(ImageError, match="ask for a smaller change"):
         move_tissue(bare, {"cerebral_wm": 1.0})
 

@@ -48,17 +48,17 @@ _BRAIN = range(BRAIN_FROM, len(STRUCTURES))
 @dataclass(frozen=True)
 class Tissue:
     """A brain as maps: `maps` (C, D, H, W) of the regions `keys`, each a structure and a side, and
-    `fluid` (D, H, W) around the brain; they add up to 1 in the `cavity` (D, H, W) bool. Where the
-    brain was stripped the cavity has a shell around the `brain` (D, H, W); else they are one.
-    `image` (D, H, W) is the scan on their grid."""
+    `fluid` (D, H, W) around the brain; they add up to 1 in the `cavity` (D, H, W) bool. `image`
+    (D, H, W) is the scan on their grid. The cavity of a brain that was stripped has a shell around
+    it, `shell_mm` wide."""
 
     maps: Tensor
     keys: tuple[tuple[str, str], ...]
     fluid: Tensor
     cavity: Tensor
-    brain: Tensor
     image: Tensor
     grid: Grid
+    shell_mm: float = 0.0
 
     def of(self, tissue: str) -> Tensor:
         """The fraction (D, H, W) of one of `TISSUES`, ventricles being fluid."""
@@ -98,7 +98,8 @@ def tissue_maps(
     stacked = torch.stack(maps)
     # What no map claims inside the mask is fluid, and so is the shell.
     fluid = (1 - stacked.sum(0)).clamp(min=0) * cavity
-    return Tissue(stacked, tuple(keys), fluid, cavity, inside, image, grid)
+    shell_mm = SHELL_VOXELS * grid.spacing[0] if stripped else 0.0
+    return Tissue(stacked, tuple(keys), fluid, cavity, image, grid, shell_mm)
 
 
 def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
@@ -110,9 +111,7 @@ def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
     volumes = tissue.maps.sum((1, 2, 3), dtype=torch.float64).numpy()
     due = np.array([changes.get(name, 0.0) for name, _ in tissue.keys])
     targets = volumes * np.exp(due)
-    # A stripped brain that shrinks takes fluid from outside; one that grows stays in its mask.
-    room = tissue.cavity if targets.sum() < volumes.sum() else tissue.brain
-    flow = grow(tissue.maps, tissue.fluid * room, targets, room, tissue.grid.spacing[0])
+    flow = grow(tissue.maps, tissue.fluid, targets, tissue.cavity, tissue.grid.spacing[0])
     off = np.abs(np.log(flow.reached / targets))
     if off.max(initial=0.0) > MISSED:
         raise _missed(tissue, due, np.log(flow.reached / volumes), int(off.argmax()))
@@ -147,6 +146,7 @@ def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:
         means[TISSUES.index("fluid")],
         tissue.of("white"),
         tissue.grid,
+        tissue.shell_mm,
     )
 
 

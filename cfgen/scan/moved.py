@@ -33,7 +33,7 @@ class Movement:
     """How tissue moved, on a `grid`: what is at x afterwards was at x + `displacement` (3, D, H, W)
     mm in RAS. Maps (D, H, W): `added` is brightness on top; of the moved brightness the part
     `purified` gives way to that of `fluid`; `white` says where the scan has white matter, by which
-    the noise is measured."""
+    the noise is measured. `out_mm` is how far tissue may grow out of the brain mask."""
 
     displacement: Tensor
     added: Tensor
@@ -41,10 +41,12 @@ class Movement:
     fluid: Tensor
     white: Tensor
     grid: Grid
+    out_mm: float = 0.0
 
 
 def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool) -> np.ndarray:
-    """The scan (I, J, K) float32 with its tissue moved inside `mask` (I, J, K), the same outside.
+    """The scan (I, J, K) float32 with its tissue moved inside the brain `mask` (I, J, K), the same
+    outside, but for what grows out of a stripped brain.
 
     With `keep_noise` what is noise by `noise_sd` stays in place.
     """
@@ -55,9 +57,12 @@ def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool
     if keep_noise:
         smooth = without_noise(data, noise_sd(scan, mask, movement))
     splines = ndimage.spline_filter(smooth, order=3, output=np.float32)
-    out = scan.data.astype(np.float32)
-    inside, view = mask[box], out[box]
     grid = crop_grid(scan.grid, box)
+    inside = _grown(mask[box], grid, movement)
+    taken = np.zeros_like(mask)
+    taken[box] = inside
+    out = levelled(scan.data).astype(np.float32)
+    view = out[box]
 
     def work(slab: slice) -> None:
         index = np.argwhere(inside[slab])
@@ -73,10 +78,23 @@ def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, _slabs(inside.shape)))
     empty = empty_voxels(scan.data)
-    kept = ~mask if empty is None else ~mask | empty
+    kept = ~taken if empty is None else ~taken | (empty & mask)
     # No new negative intensities, unless the scan has them.
     low = min(float(scan.data.min(where=~kept, initial=0.0)), 0.0)
     return np.where(kept, scan.data, np.maximum(out, low)).astype(np.float32)
+
+
+def _grown(mask: np.ndarray, grid: Grid, movement: Movement) -> np.ndarray:
+    """The brain mask (I, J, K) with what comes to lie around it of what was inside."""
+    if movement.out_mm == 0:
+        return mask
+    reach = ndimage.binary_dilation(mask, iterations=round(movement.out_mm / min(grid.spacing)))
+    index = np.argwhere(reach & ~mask)
+    offset = _on_native(index, grid, movement)[0]
+    inside = ndimage.map_coordinates(mask.astype(np.float32), (index + offset).T, order=1)
+    grown = mask.copy()
+    grown[tuple(index.T)] = inside > 0.5
+    return grown
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cfgen.data.parcellation import NAMES
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.table import SHOWN, read_table
+from cfgen.data.table import read_table, refuse
 from cfgen.errors import ManifestError, UsageError
 
 SIDES = ("left", "right", "both")
@@ -127,8 +127,7 @@ def read_volume_table(path: Path) -> VolumeTable:
             if (structure, side) in own:
                 faults.append(f"{where}: {side} {structure} twice; expected it once")
             own[structure, side] = mm3
-    if faults:
-        raise ManifestError(path, "\n  ".join(["", *faults[:SHOWN]]))
+    refuse(path, faults)
     if not volumes:
         raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))

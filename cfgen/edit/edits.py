@@ -16,6 +16,7 @@ from cfgen.causal.scm import Scm
 from cfgen.config import EDIT, SEED, Edit, Render
 from cfgen.data.conditions import Values
 from cfgen.data.volume import SYNTHETIC
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.edit.engine import Engine
 from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, condition_of, edit_latent
 from cfgen.edit.samples import sample_noise
@@ -23,7 +24,6 @@ from cfgen.edit.sidecar import CausalRecord, RegionRecord
 from cfgen.edit.tissue import Moved, Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, World, world
 from cfgen.errors import Notice, UsageError
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
 from cfgen.scan.moved import move, scaled

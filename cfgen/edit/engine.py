@@ -16,11 +16,11 @@ from cfgen.causal.worlds import settable
 from cfgen.config import SKULL_STRIP, Render, SkullStrip
 from cfgen.data.conditions import Schema
 from cfgen.data.schema import VOLUME_UNIT
+from cfgen.data.volumes import RegionVolume
 from cfgen.device import pick_device
 from cfgen.edit.latent import Models, load_models
 from cfgen.measure.ruler import Ruler
 from cfgen.measure.segmenter import segment
-from cfgen.measure.volumes import RegionVolume
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder, brain_finder
 from cfgen.scan.open import Opened

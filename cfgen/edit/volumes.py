@@ -13,8 +13,8 @@ from cfgen.causal.scm import Scm
 from cfgen.causal.worlds import counterfactual, outside, volume_names
 from cfgen.config import Rates
 from cfgen.data.conditions import Values
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.errors import Notice
-from cfgen.measure.volumes import RegionVolume, sums
 
 TIV = "tiv"
 # What the flow of tissue leaves to make room.

@@ -24,12 +24,12 @@ from cfgen.data.conditions import (
     parse_values,
 )
 from cfgen.data.names import check_outputs
+from cfgen.data.people_table import NOISE, Person, read_people
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import write_table
 from cfgen.data.volume import file_sha256, refuse_existing
 from cfgen.edit.sidecar import BundleName
 from cfgen.errors import UsageError
-from cfgen.jobs.people_table import NOISE, Person, read_people
 
 log = logging.getLogger("cfgen")
 

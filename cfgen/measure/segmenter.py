@@ -22,9 +22,9 @@ from cfgen.bundle import Bundle, net_config
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
 from cfgen.data.regions import FLUID
 from cfgen.data.volume import Grid, Volume
+from cfgen.data.volumes import RegionVolume, sums, totals
 from cfgen.device import autocast
 from cfgen.errors import BundleError, ImageError
-from cfgen.measure.volumes import RegionVolume, sums, totals
 from cfgen.measure.window import fits, head, middle, upright, window
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.grids import crop_box, crop_grid, largest_component

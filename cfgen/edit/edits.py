@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,20 +43,6 @@ class Drawing:
     subject: str = ""
 
 
-class Edits(Protocol):
-    """`round_trip` is what of the latent was lost, None where there is none."""
-
-    @property
-    def round_trip(self) -> float | None: ...
-
-    @property
-    def notices(self) -> list[Notice]: ...
-
-    def images(self, number: int) -> Iterator[np.ndarray]:
-        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
-        ...
-
-
 @dataclass(frozen=True)
 class TissueEdits:
     """Targets by moved tissue. Sample 0 is the law's; others are those of laws fitted to resampled
@@ -71,10 +56,13 @@ class TissueEdits:
     keep_noise: bool = True
     done: dict[tuple[int, int], Moved] = field(default_factory=dict)
 
-    round_trip: None = None
+    @property
+    def round_trip(self) -> None:
+        """Nothing goes through a model."""
 
     @property
     def notices(self) -> list[Notice]:
+        """Of all targets; what is said of one is its world's."""
         return []
 
     @cached_property
@@ -100,6 +88,7 @@ class TissueEdits:
         return self.done[number, sample]
 
     def images(self, number: int) -> Iterator[np.ndarray]:
+        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for sample in range(self.samples):
             movement = self.moved(number, sample).movement
             scan, mask = self.opened.volume, self.opened.brain.mask
@@ -127,6 +116,7 @@ class LatentEdits:
 
     @property
     def round_trip(self) -> float:
+        """What of the latent was lost."""
         return self.latents[0].round_trip
 
     @property
@@ -140,6 +130,7 @@ class LatentEdits:
         return [Notice("round-trip", text)]
 
     def images(self, number: int) -> Iterator[np.ndarray]:
+        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for latent, factual in zip(self.latents, self.rebuilt, strict=True):
             counterfactual = decoded(self.engine, latent.counterfactuals[number])
             scan, prepared = self.opened.volume, self.opened.prepared

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
-from cfgen.causal.causal_graph import CausalGraph, Sketch, spread_out
+from cfgen.causal.causal_graph import AGE, CausalGraph, Sketch, spread_out
 from cfgen.causal.centiles import median_slope
 from cfgen.causal.graph_files import default_graph, read_graph
 from cfgen.causal.scm import PART, Scm, load_scm
@@ -175,7 +175,7 @@ def fit(
 
 def slopes(scm: Scm) -> dict[str, dict[float, tuple[float, float | None]]]:
     """Region -> age -> (log % a decade of the model, of the normative centiles or None)."""
-    low, high = scm.graph.node("age").support or (0.0, 120.0)
+    low, high = scm.graph.node(AGE).support or (0.0, 120.0)
     return {
         region: {
             age: (100 * decade_slope(scm, region, age), _normative(region, age))

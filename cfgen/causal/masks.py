@@ -228,14 +228,18 @@ def parts_of(region: Region, present: Mapping[Region, float]) -> list[Region]:
         and r[0] not in OUTSIDE
     )
     if not parts:
-        names = ", ".join(region_text(r) for r in sorted(present) if r[0] not in OUTSIDE)
-        raise UsageError("targets", f"the labels have no {region_text(region)}", f"one of {names}")
+        raise _absent(region, present)
     return parts
+
+
+def _absent(region: Region, present: Mapping[Region, float]) -> UsageError:
+    names = ", ".join(region_text(r) for r in sorted(present) if r[0] not in OUTSIDE)
+    return UsageError("targets", f"the labels have no {region_text(region)}", f"one of {names}")
 
 
 def _voxels(region: Region, voxels: float, volumes: Mapping[Region, int]) -> float:
     if region not in volumes:
-        parts_of(region, {})
+        raise _absent(region, volumes)
     if not 0 < voxels < float("inf") or round(voxels) < 1:
         raise UsageError(
             region_text(region), f"a target of {voxels:g} voxels", "at least one: it cannot vanish"

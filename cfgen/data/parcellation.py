@@ -56,6 +56,7 @@ NAMES = tuple(s.name for s in STRUCTURES)
 BRAIN_FROM = NAMES.index("csf")
 # (structure, side); side is left, right or both (midline, or not told apart).
 SidedStructure = tuple[str, str]
+SIDES = ("left", "right", "both")
 _LOBES = tuple(i for i, s in enumerate(STRUCTURES) if s.group.startswith("cortex_"))
 # Every set of classes that a label of some table may stand for: each class, any lobe, not brain.
 NOT_BRAIN = (0, 1)

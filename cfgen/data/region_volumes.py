@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfgen.data.parcellation import NAMES
+from cfgen.data.parcellation import NAMES, SIDES
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.table import read_table, refuse
+from cfgen.data.volumes import read_region_volume
 from cfgen.errors import ManifestError, UsageError
 
-SIDES = ("left", "right", "both")
 STRUCTURES = (*(n for n in NAMES if n not in ("background", "head", "csf")), "cortex")
 # Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.
 FOLLOWING = ("csf", "brain", "tiv")
@@ -112,15 +111,18 @@ def read_volume_table(path: Path) -> VolumeTable:
         if structure in FOLLOWING:
             left_out[structure] = None
             continue
-        side = table.cell(cells, "side").lower() or "both"
-        mm3 = _number(table.cell(cells, "volume_mm3"))
+        try:
+            volume = read_region_volume(table, line, cells)
+        except ManifestError as error:
+            faults.append(str(error))
+            continue
+        side, mm3 = volume.side.lower(), volume.hard_mm3
         if structure not in STRUCTURES:
             faults.append(f"{where} column structure: '{structure}'; expected a region")
         elif side not in SIDES:
             faults.append(f"{where} column side: '{side}'; expected left, right or both")
-        elif mm3 is None:
-            text = table.cell(cells, "volume_mm3")
-            faults.append(f"{where} column volume_mm3: '{text}'; expected mm3 above 0")
+        elif mm3 == 0:
+            faults.append(f"{where} column volume_mm3: '0'; expected mm3 above 0")
         else:
             key = (table.cell(cells, "subject"), table.cell(cells, "session"))
             own = volumes.setdefault(key, {})
@@ -131,14 +133,6 @@ def read_volume_table(path: Path) -> VolumeTable:
     if not volumes:
         raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
 
 
 def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -25,19 +25,18 @@ class RegionVolume:
 
 def read_region_volume(table: Table, line: int, cells: Mapping[str, str]) -> RegionVolume:
     """A line of a table as `segment --volumes` writes it. Raises ManifestError."""
-    hard, soft = (_mm3(table, line, cells, name) for name in ("volume_mm3", "soft_volume_mm3"))
+    where = f"{table.path.name}:{line} column"
+    values: dict[str, float | None] = {}
+    for column in ("volume_mm3", "soft_volume_mm3"):
+        text = table.cell(cells, column)
+        if text and not (NUMBER.fullmatch(text) and float(text) >= 0):
+            raise ManifestError(f"{where} {column}", f"'{text}'", VOLUME_UNIT)
+        values[column] = float(text) if text else None
+    hard = values["volume_mm3"]
     if hard is None:
-        raise ManifestError(f"{table.path.name}:{line}", "column volume_mm3: missing", VOLUME_UNIT)
+        raise ManifestError(f"{where} volume_mm3", "missing", VOLUME_UNIT)
     side = table.cell(cells, "side") or "both"
-    return RegionVolume(table.cell(cells, "structure"), side, hard, soft)
-
-
-def _mm3(table: Table, line: int, cells: Mapping[str, str], column: str) -> float | None:
-    text = table.cell(cells, column)
-    if text and not (NUMBER.fullmatch(text) and float(text) >= 0):
-        where = f"{table.path.name}:{line}"
-        raise ManifestError(where, f"column {column}: '{text}'", VOLUME_UNIT)
-    return float(text) if text else None
+    return RegionVolume(table.cell(cells, "structure"), side, hard, values["soft_volume_mm3"])
 
 
 def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:

@@ -170,7 +170,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class RegionRecord:
+class EditedRegion:
     """Volumes in mm3, the error in voxels; `rings` of the band at the boundary that were opened,
     of one voxel each; `guarded` voxels would have changed the topology."""
 
@@ -197,7 +197,7 @@ class MasksRecord:
     table: str
     targets: str
     posteriors: str
-    regions: list[RegionRecord]
+    regions: list[EditedRegion]
     warnings: list[Notice]
     fingerprint: str = ""
 
@@ -357,7 +357,7 @@ def _record(
         if labels.posteriors
         else f"labels smoothed by {STAND_IN_MM:g} mm",
         regions=[
-            RegionRecord(
+            EditedRegion(
                 *e.region,
                 [region_text(p) for p in e.partners],
                 factual_mm3=round(e.before * voxel_mm3, 1),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgen.data.parcellation import NAMES, STRUCTURES, regions_of
+from cfgen.data.parcellation import NAMES, SIDES, STRUCTURES, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import SYNTHSEG_CHANNELS
 from cfgen.data.volume import Channels, Grid, open_channels
@@ -19,7 +19,6 @@ from cfgen.errors import ImageError
 from cfgen.sim.render import CHANNELS as SIMULATED
 from cfgen.space.grids import describe_difference, grid_text
 
-SIDES = ("left", "right", "both")
 # Of the sum of all channels: posteriors of 8 bits are rounded in every channel.
 SUM_TOLERANCE = 0.1
 # What the simulator's channels cover; the lobes of the cortex are named without 'cortex_'.

@@ -104,12 +104,14 @@ JUDGE_NETWORKS = 3
 # and the years from which ventricles widen faster.
 AGE_KNOTS = (23.0, 40.0, 58.0, 75.0)
 
+ScmMechanism = Literal["linear", "flow"]
+
 
 @dataclass(frozen=True)
 class ScmFit:
     """How the causal model is fitted (causal/scm_fit.py)."""
 
-    mechanism: Literal["linear", "flow"] = "linear"
+    mechanism: ScmMechanism = "linear"
     age_knots: tuple[float, ...] = AGE_KNOTS
     folds: int = 5
     # Fits to people drawn again with replacement, which say how sure the law is.

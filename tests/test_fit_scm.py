@@ -320,7 +320,7 @@ def test_missing_values_are_refused_by_line_or_averaged_over(cfgen, people, tiny
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--mechanism", "gp"), "linear or flow"),
+        (("--mechanism", "gp"), "'linear', 'flow'"),
         (("--knots", "40,30"), "rising ages"),
         (("--missing", "amygdala"), "not in the graph"),
         (("--graph", "cycle.dot"), "has a cycle: age -> hippocampus -> age"),

@@ -18,12 +18,14 @@ from cfgen.cli.options import (
     Device,
     DryRun,
     Force,
+    From,
     In,
     Manifest,
     Mask,
     NoPicture,
     Overwrite,
     Quiet,
+    Rates,
     Seed,
     Strip,
     Threads,
@@ -67,19 +69,12 @@ def counterfactual(
             "--set", help="NAME=VALUE of a condition, hippocampus=-10% of a volume; repeatable."
         ),
     ] = None,
-    rates: Annotated[
-        cfg.Rates,
-        typer.Option(
-            "--rates", help="cohort: as people of different age differ; within: as one changes."
-        ),
-    ] = cfg.RATES,
+    rates: Rates = cfg.RATES,
     missing: Annotated[
         list[str] | None,
         typer.Option("--missing", help="With --table: NAME may have no value; repeatable."),
     ] = None,
-    factual: Annotated[
-        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
-    ] = "",
+    factual: From = "",
     mask: Mask = None,
     skull_strip: Strip = cfg.SKULL_STRIP,
     bundle: Bundle = DEFAULT_BUNDLE,

@@ -14,10 +14,12 @@ from cfgen.cli.options import (
     Bundle,
     Config,
     DryRun,
+    From,
     Manifest,
     NoPicture,
     Overwrite,
     Quiet,
+    Rates,
     Threads,
     Verbose,
     one_source,
@@ -64,15 +66,8 @@ def edit_masks(
         str | None, typer.Option("--age", help="Instead: as the causal model has it at +20, or 75.")
     ] = None,
     sex: Annotated[str | None, typer.Option("--sex", help="M or F, with or without --age.")] = None,
-    factual: Annotated[
-        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
-    ] = "",
-    rates: Annotated[
-        cfg.Rates,
-        typer.Option(
-            "--rates", help="cohort: as people of different age differ; within: as one changes."
-        ),
-    ] = cfg.RATES,
+    factual: From = "",
+    rates: Rates = cfg.RATES,
     bundle: Bundle = DEFAULT_BUNDLE,
     pair: Annotated[
         list[str] | None,

@@ -114,7 +114,8 @@ def edit_masks(
     from cfgen.data.region_volumes import parse_change, parse_partners, read_volume_table
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
-    from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans, name_outputs
+    from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans
+    from cfgen.jobs.label_files import LabelFiles, name_files
 
     one_source("edit-masks", labels, manifest)
     asked = {"--targets": targets, "--set": change, "--age or --sex": age or sex}
@@ -140,7 +141,7 @@ def edit_masks(
         parse_partners(pair or []),
         best_effort,
     )
-    files = name_outputs(rows, out, out_posteriors, not no_picture, single)
+    files = name_files(rows, LabelFiles(out, out_posteriors, not no_picture), single)
     if dry_run:
         check_scans(rows, files, wish, overwrite)
         print_paths([str(f.labels) for f in files], as_json)

@@ -18,8 +18,6 @@ from cfgen.causal.partners import PARTNERS, region_text
 from cfgen.causal.scm import load_scm
 from cfgen.config import Rates
 from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
-from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_outputs
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.region_volumes import VolumeChange, VolumeTable
@@ -32,12 +30,12 @@ from cfgen.data.volume import (
     header_notices,
     read_volume,
     refuse_existing,
-    strip_suffix,
     write_like,
     write_new,
 )
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
+from cfgen.jobs.label_files import LabelFiles
 from cfgen.progress import working
 from cfgen.scan.label_map import (
     STAND_IN_MM,
@@ -57,24 +55,6 @@ EDITED = (
     *(f"cortex_{lobe}" for lobe in LOBES),
     *("hippocampus", "amygdala", "thalamus", "lateral_ventricle", "third_ventricle"),
 )
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files of one scan; None where one is not wanted."""
-
-    labels: Path
-    posteriors: Path | None = None
-    picture: bool = True
-
-    @property
-    def sidecar(self) -> Path:
-        return self.labels.with_name(strip_suffix(self.labels) + ".json")
-
-    def paths(self) -> list[Path]:
-        paths = [self.labels, self.sidecar]
-        paths += [self.sidecar.with_suffix(".png")] if self.picture else []
-        return paths + ([] if self.posteriors is None else [self.posteriors])
 
 
 @dataclass(frozen=True)
@@ -202,30 +182,8 @@ class MasksRecord:
     fingerprint: str = ""
 
 
-def name_outputs(
-    rows: Sequence[Row], out: Path, posteriors: Path | None, picture: bool, single: bool
-) -> list[Outputs]:
-    """A name for every file: as given for a `single` scan, else in folders, by subject.
-
-    Raises UsageError for names that no file system takes, ImageError for a folder that cannot be
-    written.
-    """
-    named = [Outputs(out, posteriors, picture)]
-    if not single:
-        named = [
-            Outputs(
-                out / f"{unique_key(row)}_dseg.nii.gz",
-                None if posteriors is None else posteriors / f"{unique_key(row)}_probseg.nii.gz",
-                picture,
-            )
-            for row in rows
-        ]
-    check_outputs(path for files in named for path in files.paths())
-    return named
-
-
 def check_scans(
-    rows: Sequence[Row], outputs: Sequence[Outputs], wish: Wish, overwrite: bool
+    rows: Sequence[Row], outputs: Sequence[LabelFiles], wish: Wish, overwrite: bool
 ) -> None:
     """Everything but the edit: maps are read and targets worked out. Raises CfgenError."""
     for row, files in zip(rows, outputs, strict=True):
@@ -238,7 +196,7 @@ def check_scans(
 
 def edit_scans(
     rows: Sequence[Row],
-    outputs: Sequence[Outputs],
+    outputs: Sequence[LabelFiles],
     wish: Wish,
     *,
     keep_going: bool,
@@ -251,7 +209,7 @@ def edit_scans(
     raised.
     """
 
-    def work(item: tuple[Row, Outputs]) -> Made[MasksRecord]:
+    def work(item: tuple[Row, LabelFiles]) -> Made[MasksRecord]:
         row, files = item
         wanted = ""
         if keep_going:
@@ -263,7 +221,7 @@ def edit_scans(
         return Made(_edit_one(row, files, wish, wanted, overwrite), "edited")
 
     def finish(
-        item: tuple[Row, Outputs], result: Made[MasksRecord]
+        item: tuple[Row, LabelFiles], result: Made[MasksRecord]
     ) -> Made[tuple[Row, MasksRecord]]:
         row, files = item
         edited = replace(row, labels=files.labels, posteriors=files.posteriors)
@@ -279,7 +237,7 @@ def _labels_of(row: Row) -> Path:
     return row.labels
 
 
-def _edit_one(row: Row, files: Outputs, wish: Wish, wanted: str, overwrite: bool) -> MasksRecord:
+def _edit_one(row: Row, files: LabelFiles, wish: Wish, wanted: str, overwrite: bool) -> MasksRecord:
     """Write the files of one scan; the record of them. Raises CfgenError."""
     for path in files.paths():
         refuse_existing(path, overwrite)
@@ -308,7 +266,7 @@ def unmet(edited: EditedMasks) -> list[Notice]:
 
 
 def _write(
-    row: Row, labels: LabelMap, edited: EditedMasks, files: Outputs, record: MasksRecord
+    row: Row, labels: LabelMap, edited: EditedMasks, files: LabelFiles, record: MasksRecord
 ) -> None:
     """All files of a scan, the record last: without it nothing counts as done."""
     after, scan = edited_labels(labels, edited), None
@@ -336,7 +294,7 @@ def _write(
             labels.regions_as_numbers(after),
             labels.grid,
             scan,
-            files.sidecar.with_suffix(".png"),
+            files.png,
             f"{labels.path.name}: edited masks (cfgen, synthetic)",
         )
     write_record(record, files.sidecar)

@@ -47,6 +47,10 @@ Render = Literal["tissue", "residual", "warp", "latent"]
 Rates = Literal["cohort", "within"]
 RATES: Rates = "cohort"
 
+# How the simulator makes a true counterfactual: the anatomy anew, with the subject's shape and
+# noise, or the partial volumes of the factual one changed at borders.
+TruthBy = Literal["anatomy", "partial-volumes"]
+
 # How a brain is found when no mask is given (scan/brain.py).
 SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"

@@ -14,11 +14,12 @@ from scipy import ndimage
 
 from cfgen.bundle import read_bundle
 from cfgen.causal.masks import SoftMaps, edit_masks, region_voxels
+from cfgen.causal.partners import parse_partners
 from cfgen.causal.scm import load_scm
 from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.data.parcellation import STRUCTURES
-from cfgen.data.region_volumes import parse_change, parse_partners, parse_region
 from cfgen.data.volume import Volume, write_new
+from cfgen.data.volume_targets import parse_change, parse_region
 from cfgen.edit.volumes import Law, world
 from cfgen.errors import UsageError
 from cfgen.measure.channels import channel_regions

@@ -109,11 +109,12 @@ def edit_masks(
     """
     setup(threads, verbose, quiet)
     from cfgen.batch.lists import write_lists
+    from cfgen.causal.partners import parse_partners
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
-    from cfgen.data.region_volumes import parse_change, parse_partners, read_volume_table
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
+    from cfgen.data.volume_targets import parse_change, read_volume_table
     from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans
     from cfgen.jobs.label_files import LabelFiles, name_files
 

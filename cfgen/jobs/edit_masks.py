@@ -20,7 +20,6 @@ from cfgen.config import Rates
 from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.record import Software, Source, key, this_software, write_record
-from cfgen.data.region_volumes import VolumeChange, VolumeTable
 from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -33,6 +32,7 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
+from cfgen.data.volume_targets import VolumeChange, VolumeTable
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.jobs.label_files import LabelFiles

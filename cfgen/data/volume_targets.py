@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,20 +133,3 @@ def read_volume_table(path: Path) -> VolumeTable:
     if not volumes:
         raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))
-
-
-def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """'lateral_ventricle=cerebral_wm,caudate' -> the structures that one exchanges voxels with.
-    Raises UsageError."""
-    out = {}
-    for text in texts:
-        where = f"--pair {text}"
-        name, _, others = text.partition("=")
-        partners = tuple(part.strip() for part in others.split(",") if part.strip())
-        known = (*STRUCTURES, "csf")
-        strange = [n for n in (name.strip(), *partners) if n not in known]
-        if strange or not partners:
-            found = f"no structure '{strange[0]}'" if strange else "no neighbour"
-            raise UsageError(where, found, "STRUCTURE=NEIGHBOUR[,...] of " + ", ".join(known))
-        out[name.strip()] = partners
-    return out

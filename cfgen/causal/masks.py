@@ -28,12 +28,11 @@ from cfgen.causal.exchange import (
 )
 from cfgen.causal.partners import PARTNERS, in_turn, partners_of, region_text
 from cfgen.causal.tilt import Tilt, tilt
+from cfgen.data.parcellation import OUTSIDE, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.parcellation import regions_of
 from cfgen.data.regions import FLUID
 from cfgen.errors import ImageError, UsageError
 
-OUTSIDE = ("background", "head")
 # The soft maps change in a band so many rings wider than that of the masks: probabilities at the
 # boundary itself are too small to hold the change.
 SOFT_RINGS = 2

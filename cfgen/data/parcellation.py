@@ -60,6 +60,8 @@ SIDES = ("left", "right", "both")
 _LOBES = tuple(i for i, s in enumerate(STRUCTURES) if s.group.startswith("cortex_"))
 # Every set of classes that a label of some table may stand for: each class, any lobe, not brain.
 NOT_BRAIN = (0, 1)
+# Their names.
+OUTSIDE = tuple(NAMES[n] for n in NOT_BRAIN)
 SETS = (*((i,) for i in range(len(STRUCTURES))), _LOBES, NOT_BRAIN)
 LEFT, RIGHT = 1, 2
 

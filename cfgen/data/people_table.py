@@ -13,12 +13,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cfgen.data.columns import columns_of
-from cfgen.data.parcellation import NAMES
 from cfgen.data.people import SESSION, SUBJECT, is_long, joined, renamed, visit_of, wide
 from cfgen.data.readings import Reader
 from cfgen.data.schema import VOLUME_UNIT, Schema, Value, Values, Variable
 from cfgen.data.table import COLUMNS, Table, read_table, refuse
-from cfgen.data.volume_columns import HEAD
+from cfgen.data.volume_columns import HEAD, REGIONS
 from cfgen.errors import ManifestError
 
 log = logging.getLogger("cfgen")
@@ -30,7 +29,7 @@ NOISE = "noise_"
 # Columns that a message names before it counts the rest: DLMUSE writes 260.
 _NAMED = 12
 # Volumes that cfgen measures, whether or not a model has them.
-_MEASURED = (*NAMES, "brain", "cortex", HEAD)
+_MEASURED = (*REGIONS, "brain", HEAD)
 
 
 @dataclass(frozen=True)

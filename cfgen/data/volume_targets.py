@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfgen.data.parcellation import NAMES, SIDES
+from cfgen.data.parcellation import SIDES
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.table import read_table, refuse
+from cfgen.data.volume_columns import HEAD, REGIONS
 from cfgen.data.volumes import read_region_volume
 from cfgen.errors import ManifestError, UsageError
 
-STRUCTURES = (*(n for n in NAMES if n not in ("background", "head", "csf")), "cortex")
 # Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.
-FOLLOWING = ("csf", "brain", "tiv")
+FOLLOWING = ("csf", "brain", HEAD)
+STRUCTURES = tuple(n for n in REGIONS if n not in FOLLOWING)
 _VALUE = re.compile(r"([+-]?)(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(%?)")
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cfgen.causal.masks import OUTSIDE, EditedMasks, SoftMaps, edit_masks, region_voxels
+from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
 from cfgen.causal.partners import partners_of
-from cfgen.data.parcellation import NAMES, regions_of
+from cfgen.data.parcellation import NAMES, OUTSIDE, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import label_counts, recognise_table
 from cfgen.data.volume import Grid, Volume, read_volume

@@ -26,9 +26,9 @@ from cfgen.causal.exchange import (
     near_boundary,
     recode,
 )
-from cfgen.causal.partners import PARTNERS, in_turn, partners_of, region_text
+from cfgen.causal.partners import PARTNERS, in_turn, partners_of
 from cfgen.causal.tilt import Tilt, tilt
-from cfgen.data.parcellation import OUTSIDE, regions_of
+from cfgen.data.parcellation import OUTSIDE, region_text, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import FLUID
 from cfgen.errors import ImageError, UsageError

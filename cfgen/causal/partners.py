@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.parcellation import region_text
 from cfgen.data.regions import FLUID, LOBES
 from cfgen.data.volume_targets import STRUCTURES
 from cfgen.errors import UsageError
@@ -34,12 +35,6 @@ PARTNERS: dict[str, tuple[str, ...]] = {
     "third_ventricle": ("thalamus", "other_brain"),
     "fourth_ventricle": ("brainstem", "cerebellum_gm", "cerebellum_wm"),
 }
-
-
-def region_text(region: Region) -> str:
-    """'left hippocampus', 'third_ventricle'."""
-    structure, side = region
-    return structure if side == "both" else f"{side} {structure}"
 
 
 def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -14,11 +14,12 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
-from cfgen.causal.partners import PARTNERS, region_text
+from cfgen.causal.partners import PARTNERS
 from cfgen.causal.scm import load_scm
 from cfgen.config import Rates
 from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.parcellation import region_text
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.regions import LOBES
 from cfgen.data.table import Row

@@ -15,7 +15,7 @@ from cfgen import __version__
 from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
-from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.parcellation import BRAIN_FROM, SIDED, STRUCTURES, region_text
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -32,7 +32,6 @@ from cfgen.jobs.label_files import LabelFiles
 from cfgen.measure.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.measure.segmenter import (
     Segmentation,
-    channel_names,
     channels_on,
     load_segmenter,
     segment,
@@ -211,7 +210,7 @@ def _record(
         sources=[Source(scan.path.name, file_sha256(scan.path))],
         segmenter=segmentation.source,
         labels={name: codes for name, codes in sides.items() if name != "head"},
-        posterior_channels=channel_names(),
+        posterior_channels=[region_text(region) for region in SIDED],
         confidence=segmentation.confidence and round(segmentation.confidence, 4),
         volumes=[
             VolumeRecord(

@@ -24,8 +24,8 @@ import torch
 from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
 from cfgen.causal.partners import PARTNERS
 from cfgen.data.conditions import parse_interventions
+from cfgen.data.parcellation import SIDES, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.parcellation import regions_of
 from cfgen.errors import CfgenError
 from cfgen.measure.channels import channel_regions
 from cfgen.sim import cohort
@@ -157,9 +157,8 @@ def add(
         change = (e.after - e.before) / e.before
         line = (got, ceiling, dice(here, there), change, abs(e.error), e.rings)
         figures[truth, query, e.region[0] if name == "cortex" else name].append(line)
-    sides = ("left", "right", "both")
-    white = mask(before, [("cerebral_wm", s) for s in sides])
-    still = torch.equal(white, mask(edited.labels, [("cerebral_wm", s) for s in sides]))
+    white = mask(before, [("cerebral_wm", s) for s in SIDES])
+    still = torch.equal(white, mask(edited.labels, [("cerebral_wm", s) for s in SIDES]))
     ventricles = any(e.region[0] == "lateral_ventricle" for e in edited.edits)
     return int(not still and not ventricles)
 

@@ -34,12 +34,12 @@ from cfgen.data.parcellation import structure_name
 from cfgen.data.regions import LOBES, label_counts, recognise_table, table
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import Volume, read_volume, strip_suffix
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.device import pick_device
 from cfgen.edit.sidecar import RegionRecord, read_sidecar, region_volumes
 from cfgen.errors import ImageError, ManifestError
 from cfgen.evaluate.scans import conditions_of
 from cfgen.measure.ruler import Ruler
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.metrics.morphometry import ventricle_count
 from cfgen.metrics.moved import carried_voxels, edge_energy, jacobian, pulled_points
 from cfgen.metrics.statistics import Estimate, mean_over_people, over_people, ratio_over_people

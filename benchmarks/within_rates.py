@@ -32,27 +32,27 @@ from scipy.optimize import minimize
 
 from cfgen.causal.centiles import log_median
 from cfgen.causal.rates import FILE, TARGET
+from cfgen.data.regions import LOBES
 
 FREESURFER = {
-    "lateral_ventricle": ("Lateral-Ventricle",),
-    "inferior_lateral_ventricle": ("Inf-Lat-Vent",),
-    "hippocampus": ("Hippocampus",),
-    "amygdala": ("Amygdala",),
-    "thalamus": ("Thalamus-Proper",),
-    "caudate": ("Caudate",),
-    "putamen": ("Putamen",),
-    "pallidum": ("Pallidum",),
-    "accumbens": ("Accumbens-area",),
-    "other_brain": ("VentralDC",),
-    "cerebellum_gm": ("Cerebellum-Cortex",),
-    "cerebellum_wm": ("Cerebellum-White-Matter",),
+    "lateral_ventricle": "Lateral-Ventricle",
+    "inferior_lateral_ventricle": "Inf-Lat-Vent",
+    "hippocampus": "Hippocampus",
+    "amygdala": "Amygdala",
+    "thalamus": "Thalamus-Proper",
+    "caudate": "Caudate",
+    "putamen": "Putamen",
+    "pallidum": "Pallidum",
+    "accumbens": "Accumbens-area",
+    "other_brain": "VentralDC",
+    "cerebellum_gm": "Cerebellum-Cortex",
+    "cerebellum_wm": "Cerebellum-White-Matter",
 }
 WHOLE = {
     "third_ventricle": "3rd-Ventricle",
     "fourth_ventricle": "4th-Ventricle",
     "brainstem": "Brain-Stem",
 }
-LOBES = ("frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
 # M is held at the ends of the table, where there would be nothing to compare with.
 OLDEST = 92.0
 # A visit whose brain is further (in log) from the person's median was not segmented rightly. It is
@@ -104,7 +104,7 @@ def _volumes(visits: Sequence[dict[str, str]]) -> dict[str, np.ndarray]:
 
     volumes = {
         name: sum((column(f"{side}-{part}") for side in ("Left", "Right")), np.zeros(len(visits)))
-        for name, (part,) in FREESURFER.items()
+        for name, part in FREESURFER.items()
     }
     volumes |= {name: column(part) for name, part in WHOLE.items()}
     volumes["cortex"] = column("lhCortexVol") + column("rhCortexVol")

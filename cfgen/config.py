@@ -47,6 +47,10 @@ Render = Literal["tissue", "residual", "warp", "latent"]
 Rates = Literal["cohort", "within"]
 RATES: Rates = "cohort"
 
+# How the simulator makes a true counterfactual: the anatomy anew, with the subject's shape and
+# noise, or the partial volumes of the factual one changed at borders.
+TruthBy = Literal["anatomy", "partial-volumes"]
+
 # How a brain is found when no mask is given (scan/brain.py).
 SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
@@ -104,12 +108,14 @@ JUDGE_NETWORKS = 3
 # and the years from which ventricles widen faster.
 AGE_KNOTS = (23.0, 40.0, 58.0, 75.0)
 
+ScmMechanism = Literal["linear", "flow"]
+
 
 @dataclass(frozen=True)
 class ScmFit:
     """How the causal model is fitted (causal/scm_fit.py)."""
 
-    mechanism: Literal["linear", "flow"] = "linear"
+    mechanism: ScmMechanism = "linear"
     age_knots: tuple[float, ...] = AGE_KNOTS
     folds: int = 5
     # Fits to people drawn again with replacement, which say how sure the law is.

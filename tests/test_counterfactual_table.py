@@ -19,9 +19,9 @@ from cfgen.causal.rates import within
 from cfgen.causal.scm import PART, Scm
 from cfgen.causal.worlds import counterfactual, interval, outside, settable
 from cfgen.data.conditions import Change, Intervention, default_schema, parse_interventions
+from cfgen.data.people_table import read_people
 from cfgen.errors import ManifestError, UsageError
 from cfgen.jobs.counterfactual_table import Asked, answer, question
-from cfgen.jobs.people_table import read_people
 
 # d ln V / d year of age, and what AUD does.
 SLOPES = {"hippocampus": -0.004, "lateral_ventricle": 0.03}
@@ -317,7 +317,7 @@ def test_an_absent_region_and_what_may_be_it_are_named(tmp_path, caplog):
 def test_unknown_columns_are_named(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "cfgen.jobs.people_table.log.warning", lambda text, *a: said.append(text % a)
+        "cfgen.data.people_table.log.warning", lambda text, *a: said.append(text % a)
     )
     read_people(wide(tmp_path / "in.csv", shoe_size=44, split="train"), VARIABLES, {})
     assert said == ["in.csv: column shoe_size is unknown and left alone"]

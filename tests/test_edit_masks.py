@@ -14,15 +14,15 @@ from scipy import ndimage
 
 from cfgen.bundle import read_bundle
 from cfgen.causal.masks import SoftMaps, edit_masks, region_voxels
+from cfgen.causal.partners import parse_partners
 from cfgen.causal.scm import load_scm
 from cfgen.cli.options import DEFAULT_BUNDLE
-from cfgen.data.parcellation import STRUCTURES
-from cfgen.data.region_volumes import parse_change, parse_partners, parse_region
+from cfgen.data.parcellation import SIDED, STRUCTURES
 from cfgen.data.volume import Volume, write_new
+from cfgen.data.volume_targets import parse_change, parse_region
 from cfgen.edit.volumes import Law, world
 from cfgen.errors import UsageError
 from cfgen.measure.channels import channel_regions
-from cfgen.measure.segmenter import channel_names
 from cfgen.scan.label_map import edited_labels, read_label_map
 from cfgen.sim import cohort
 from cfgen.sim.graph import PLAIN, graph
@@ -49,7 +49,7 @@ def head() -> np.ndarray:
 
 def probabilities(labels: np.ndarray) -> np.ndarray:
     """As `cfgen segment --posteriors` writes them: (I, J, K, channels), 255ths."""
-    channels = np.zeros((*labels.shape, len(channel_names())), np.float32)
+    channels = np.zeros((*labels.shape, len(SIDED)), np.float32)
     codes = [c for s in STRUCTURES for c in ((s.left,) if s.left == s.right else (s.left, s.right))]
     for k, code in enumerate(codes):
         channels[..., k] = ndimage.gaussian_filter((labels == code).astype(np.float32), 0.8)
@@ -119,12 +119,11 @@ def test_one_scan_and_its_record(cfgen, scan, tmp_path):
     assert region["Partners"] == ["csf"]
     assert (tmp_path / "edited.png").exists()
     old, new = (nib.load(p).get_fdata(dtype=np.float32) for p in (posteriors, soft))
-    k = channel_names().index("left cortex_frontal")
+    k = SIDED.index(("cortex_frontal", "left"))
     gained = float((new - old)[..., k].sum()) * VOXEL_MM3
     assert gained == pytest.approx(region["SoftChange_mm3"], rel=0.03)
-    other = [
-        n for n, name in enumerate(channel_names()) if name not in ("csf", "left cortex_frontal")
-    ]
+    edited = (("csf", "both"), ("cortex_frontal", "left"))
+    other = [n for n, own in enumerate(SIDED) if own not in edited]
     assert np.array_equal(old[..., other], new[..., other])
     code, _, said = cfgen(*command)
     assert (code, "exists already" in said) == (2, True)
@@ -307,7 +306,7 @@ def test_faults_of_a_table_are_named(cfgen, scan, tmp_path):
     for fault in (
         "v.csv:2 column structure: 'hippo'; expected a region",
         "v.csv:3 column side: 'up'; expected left, right or both",
-        "v.csv:4 column volume_mm3: '-3'; expected mm3 above 0",
+        "v.csv:4 column volume_mm3: '-3'; expected mm3",
     ):
         assert fault in said
 

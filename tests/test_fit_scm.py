@@ -202,6 +202,28 @@ def test_the_long_table_is_joined_by_subject(people, tmp_path):
         read_cohort_table(tmp_path / "v.csv")
 
 
+def test_measured_volumes_stand_in_place_of_the_tables_own(people, tmp_path):
+    lines = lines_of(people)[:30]
+    long = [
+        {"subject": line["subject"], "structure": name, "side": "both",
+         "volume_mm3": str(2 * float(line[name]))}
+        for line in lines[1:] for name in ("hippocampus", "tiv")
+    ]  # fmt: skip
+    table = save(tmp_path / "c.csv", lines)
+    read = read_cohort_table(table, save(tmp_path / "v.csv", long))
+    assert read.volumes == ("hippocampus", "tiv")
+    assert np.isnan(read.columns["hippocampus"][0])
+    assert read.columns["hippocampus"][1:] == pytest.approx(2 * people["hippocampus"][1:30])
+    long = [
+        {**line, "subject": "nobody", "structure": s} for line, s in zip(long, "abc", strict=False)
+    ]
+    with pytest.raises(ManifestError, match="none of the table's people"):
+        read_cohort_table(table, save(tmp_path / "v.csv", long))
+    faulty = [{**long[0], "volume_mm3": "-1"}, {**long[1], "volume_mm3": ""}]
+    with pytest.raises(ManifestError, match=r"2 faults\n.*v.csv:2.*'-1'.*\n.*v.csv:3.*missing"):
+        read_cohort_table(table, save(tmp_path / "v.csv", faulty))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -298,7 +320,7 @@ def test_missing_values_are_refused_by_line_or_averaged_over(cfgen, people, tiny
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--mechanism", "gp"), "linear or flow"),
+        (("--mechanism", "gp"), "'linear', 'flow'"),
         (("--knots", "40,30"), "rising ages"),
         (("--missing", "amygdala"), "not in the graph"),
         (("--graph", "cycle.dot"), "has a cycle: age -> hippocampus -> age"),

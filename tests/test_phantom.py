@@ -174,7 +174,7 @@ def test_what_borders_cannot_do_is_refused_first(cfgen, tmp_path, truth, said):
 def test_an_unknown_way_is_refused(cfgen, tmp_path):
     code, _, err = cfgen("simulate", "--truth-by", "magic", "--out", tmp_path / "out")
     assert code == 2
-    assert "anatomy or partial-volumes" in err
+    assert "'anatomy', 'partial-volumes'" in err
 
 
 @needs_data

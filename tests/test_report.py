@@ -20,6 +20,7 @@ from PIL import Image
 
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
+from cfgen.data.volumes import sums
 from cfgen.edit.engine import load_engine
 from cfgen.edit.sidecar import RegionRecord
 from cfgen.errors import ImageError, ManifestError, Notice
@@ -27,7 +28,6 @@ from cfgen.jobs.counterfactual import counterfactual
 from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.ruler import Regions, Ruler
 from cfgen.measure.segmenter import segment
-from cfgen.measure.volumes import sums
 from cfgen.report.group import Line, write_index
 from cfgen.report.layers import MOST_VOXELS, Layer, display, still, thumbnail
 from cfgen.report.page import Run, read_run, read_targets, show, write_page

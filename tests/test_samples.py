@@ -12,6 +12,7 @@ from scipy import stats
 
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import file_sha256, read_volume
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.diffusion.schedule import time_grid
 from cfgen.edit.engine import load_engine
 from cfgen.edit.latent import abduct, condition_of, edit_latent
@@ -20,7 +21,6 @@ from cfgen.errors import UsageError
 from cfgen.jobs.counterfactual import counterfactual
 from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.segmenter import segment
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.nets.condition import Condition
 from cfgen.scan.brain import find_brain
 from cfgen.scan.gate import Gate

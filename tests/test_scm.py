@@ -334,13 +334,13 @@ def test_do_sex_acts_by_way_of_the_head_too(simulated):
     assert (whole["cortex_frontal"] / direct["cortex_frontal"]).mean() > 1.04
 
 
-def test_a_person_has_the_same_noise_in_any_part_of_a_table(simulated):
+def test_a_person_has_the_same_noise_whoever_comes_after(simulated):
     model, people = simulated
     few = some(people, 10)
     whole = model.abduct(few)
-    half = model.abduct({n: v[5:] for n, v in few.items()}, first=5)
+    half = model.abduct({n: v[:5] for n, v in few.items()})
     for name in model.graph.names:
-        assert half[name] == pytest.approx(whole[name][5:])
+        assert half[name] == pytest.approx(whole[name][:5])
 
 
 def test_unknown_volumes_and_levels(simulated):

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, get_args
 
+from cfgen.data.volume_columns import HEAD
 from cfgen.errors import UsageError
 
 Kind = Literal["continuous", "discrete", "volume"]
 KINDS = get_args(Kind)
-HEAD = "tiv"
+AGE = "age"
 EVERY_VOLUME = "volumes"
 
 

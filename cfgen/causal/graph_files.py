@@ -26,6 +26,9 @@ _TOKEN = re.compile(
     re.S,
 )
 
+# Statements of DOT and DAGitty that set attributes and name no node.
+_SETTINGS = ("node", "edge", "graph", "bb")
+
 
 def default_graph() -> Sketch:
     """The graph that the package ships."""
@@ -178,7 +181,7 @@ class _Reader:
             self.take()
             self.take()
             self.forget(left, chain)
-        elif not chain and left[0] not in ("node", "edge", "graph", "bb"):
+        elif not chain and left[0] not in _SETTINGS:
             self.declare(left, attributes, line)
 
     def forget(self, names: list[str], chain: bool) -> None:
@@ -210,7 +213,7 @@ class _Reader:
         else:
             raise self.fail(f"'{value}'" if value else "ends here", "a name", line)
         for name in names:
-            if name not in ("node", "edge", "graph", "bb"):
+            if name not in _SETTINGS:
                 self.attributes.setdefault(name, {})
         return names
 

@@ -26,14 +26,13 @@ from cfgen.causal.exchange import (
     near_boundary,
     recode,
 )
-from cfgen.causal.partners import PARTNERS, in_turn, partners_of, region_text
+from cfgen.causal.partners import PARTNERS, in_turn, partners_of
 from cfgen.causal.tilt import Tilt, tilt
+from cfgen.data.parcellation import OUTSIDE, region_text, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.parcellation import regions_of
 from cfgen.data.regions import FLUID
 from cfgen.errors import ImageError, UsageError
 
-OUTSIDE = ("background", "head")
 # The soft maps change in a band so many rings wider than that of the masks: probabilities at the
 # boundary itself are too small to hold the change.
 SOFT_RINGS = 2
@@ -228,14 +227,18 @@ def parts_of(region: Region, present: Mapping[Region, float]) -> list[Region]:
         and r[0] not in OUTSIDE
     )
     if not parts:
-        names = ", ".join(region_text(r) for r in sorted(present) if r[0] not in OUTSIDE)
-        raise UsageError("targets", f"the labels have no {region_text(region)}", f"one of {names}")
+        raise _absent(region, present)
     return parts
+
+
+def _absent(region: Region, present: Mapping[Region, float]) -> UsageError:
+    names = ", ".join(region_text(r) for r in sorted(present) if r[0] not in OUTSIDE)
+    return UsageError("targets", f"the labels have no {region_text(region)}", f"one of {names}")
 
 
 def _voxels(region: Region, voxels: float, volumes: Mapping[Region, int]) -> float:
     if region not in volumes:
-        parts_of(region, {})
+        raise _absent(region, volumes)
     if not 0 < voxels < float("inf") or round(voxels) < 1:
         raise UsageError(
             region_text(region), f"a target of {voxels:g} voxels", "at least one: it cannot vanish"

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.parcellation import region_text
 from cfgen.data.regions import FLUID, LOBES
+from cfgen.data.volume_targets import STRUCTURES
 from cfgen.errors import UsageError
 
 _CORTEX = ("cortex", *(f"cortex_{lobe}" for lobe in LOBES))
@@ -35,10 +37,21 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def region_text(region: Region) -> str:
-    """'left hippocampus', 'third_ventricle'."""
-    structure, side = region
-    return structure if side == "both" else f"{side} {structure}"
+def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """'lateral_ventricle=cerebral_wm,caudate' -> the structures that one exchanges voxels with.
+    Raises UsageError."""
+    out = {}
+    for text in texts:
+        where = f"--pair {text}"
+        name, _, others = text.partition("=")
+        partners = tuple(part.strip() for part in others.split(",") if part.strip())
+        known = (*STRUCTURES, "csf")
+        strange = [n for n in (name.strip(), *partners) if n not in known]
+        if strange or not partners:
+            found = f"no structure '{strange[0]}'" if strange else "no neighbour"
+            raise UsageError(where, found, "STRUCTURE=NEIGHBOUR[,...] of " + ", ".join(known))
+        out[name.strip()] = partners
+    return out
 
 
 def partners_of(

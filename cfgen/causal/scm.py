@@ -46,13 +46,13 @@ class Scm:
         """A model a member, each with the same graph."""
         return [Scm(self.graph, {**self.mechanisms, **member}) for member in self.members]
 
-    def abduct(self, observed: Columns, seed: int = SEED, first: int = 0) -> dict[str, np.ndarray]:
+    def abduct(self, observed: Columns) -> dict[str, np.ndarray]:
         """The exogenous noise by node: (n,) of numbers and volumes, Gumbel noise (n, levels) of
         categories, NaN where a value is unknown.
 
-        `first` is the number of the first person: the noise of a category is drawn, and a person
-        has the same in any part of a table. Raises UsageError for a number that is missing, a
-        volume that is not above zero, and a level that training did not have.
+        The noise of a category is drawn, for each person by their place. Raises UsageError for a
+        number that is missing, a volume that is not above zero, and a level that training did not
+        have.
         """
         acting = self.acting(observed)
         people = _people(observed)
@@ -61,7 +61,7 @@ class Scm:
             mechanism = self.mechanisms[node.name]
             value = _column(node, observed, people)
             if isinstance(mechanism, Categorical):
-                uniforms = _uniforms(seed, node, first, people)
+                uniforms = _uniforms(node, people)
                 noise[node.name] = mechanism.abduct(value, acting, uniforms)
             else:
                 noise[node.name] = mechanism.abduct(value, acting)
@@ -234,10 +234,10 @@ def _column(node: Node, columns: Columns, people: int) -> np.ndarray:
     return value
 
 
-def _uniforms(seed: int, node: Node, first: int, people: int) -> np.ndarray:
-    """Numbers in (0, 1) (n, L), of persons `first` onwards."""
+def _uniforms(node: Node, people: int) -> np.ndarray:
+    """Numbers in (0, 1) (n, L), a person's whoever else is there."""
     draws = [
-        stream(seed, Purpose.GUMBEL, node.name, number).random(len(node.levels))
-        for number in range(first, first + people)
+        stream(SEED, Purpose.GUMBEL, node.name, number).random(len(node.levels))
+        for number in range(people)
     ]
     return np.clip(np.array(draws).reshape(people, len(node.levels)), 1e-12, 1 - 1e-12)

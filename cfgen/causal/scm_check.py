@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kstest
 
-from cfgen.causal.causal_graph import CausalGraph, Node
+from cfgen.causal.causal_graph import AGE, CausalGraph, Node
 from cfgen.causal.design import Columns
 from cfgen.causal.flows import Flow
 from cfgen.causal.mechanisms import Categorical, normal_uniform
@@ -145,7 +145,7 @@ def decade_slope(scm: Scm, region: str, age: float) -> float:
     ends = []
     for x in (age - SPAN, age + SPAN):
         noise = {n.name: _median(n) for n in scm.graph.nodes}
-        ends.append(float(np.log(scm.predict(noise, {"age": np.array([x])})[region][0])))
+        ends.append(float(np.log(scm.predict(noise, {AGE: np.array([x])})[region][0])))
     return (ends[1] - ends[0]) * 10 / (2 * SPAN)
 
 
@@ -156,5 +156,5 @@ def _median(node: Node) -> np.ndarray:
 
 def regions_that_age(graph: CausalGraph) -> list[str]:
     """The volumes that change with age."""
-    changed = graph.descendants(["age"]) if "age" in graph.names else set()
+    changed = graph.descendants([AGE]) if AGE in graph.names else set()
     return [n.name for n in graph.nodes if n.kind == "volume" and n.name in changed]

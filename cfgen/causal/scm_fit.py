@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from cfgen.causal.causal_graph import HEAD, CausalGraph, Declared, Node, Sketch
+from cfgen.causal.causal_graph import AGE, CausalGraph, Declared, Node, Sketch
 from cfgen.causal.design import Columns, Design, Term
 from cfgen.causal.flows import (
     STEPS,
@@ -37,12 +37,12 @@ from cfgen.causal.scm import Scm
 from cfgen.causal.scm_prior import prior_of
 from cfgen.causal.shrinkage import fit_regressions
 from cfgen.config import SCM_FIT, ScmFit
+from cfgen.data.volume_columns import HEAD
 from cfgen.errors import UsageError
 from cfgen.streams import Purpose, stream
 
 log = logging.getLogger("cfgen")
 
-AGE = "age"
 AGE_CENTRE, AGE_SCALE = 50.0, 10.0
 # Fewer people carry no law; with a normative law under it the first number is enough.
 FEWEST, FEWEST_A_COLUMN = 20, 2

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cfgen.causal.causal_graph import HEAD, Node
+from cfgen.causal.causal_graph import Node
 from cfgen.causal.design import Columns, Design, Term
 from cfgen.causal.mechanisms import Categorical
 from cfgen.causal.scm import Scm
 from cfgen.causal.shrinkage import Prior
 from cfgen.data.regions import FLUID
+from cfgen.data.volume_columns import HEAD
 
 # How far the effects of all regions stray together, in spreads for a unit of a column: from no
 # effect, and from a normative law, which another cohort and another segmenter have shown.

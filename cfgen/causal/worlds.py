@@ -8,21 +8,20 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import t as student
 
-from cfgen.causal.causal_graph import CausalGraph, Node
+from cfgen.causal.causal_graph import AGE, CausalGraph, Node
 from cfgen.causal.design import Columns
 from cfgen.causal.rates import change, draw
 from cfgen.causal.scm import Scm
 from cfgen.config import Rates
-from cfgen.data.schema import VOLUME_UNIT, Schema, Variable, number_text
+from cfgen.data.schema import VOLUME_UNIT, Schema, Values, Variable, number_text
 from cfgen.streams import Purpose, stream
 
-AGE = "age"
 # Of the intervals.
 CONFIDENCE = 0.95
 # Volumes this many times beyond those of training are taken for another unit or another organ.
@@ -31,6 +30,13 @@ _BEYOND = 10.0
 
 def volume_names(graph: CausalGraph) -> list[str]:
     return [node.name for node in graph.nodes if node.kind == "volume"]
+
+
+def column(graph: CausalGraph, name: str, people: Sequence[Values]) -> np.ndarray:
+    """A node's values (n,) of people as mappings; NaN or '' where one is unknown."""
+    if graph.node(name).kind == "discrete":
+        return np.array([str(values.get(name, "")) for values in people])
+    return np.array([float(values.get(name, np.nan)) for values in people])
 
 
 def settable(graph: CausalGraph, conditions: Schema) -> Schema:

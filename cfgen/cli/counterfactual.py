@@ -18,12 +18,14 @@ from cfgen.cli.options import (
     Device,
     DryRun,
     Force,
+    From,
     In,
     Manifest,
     Mask,
     NoPicture,
     Overwrite,
     Quiet,
+    Rates,
     Seed,
     Strip,
     Threads,
@@ -67,19 +69,12 @@ def counterfactual(
             "--set", help="NAME=VALUE of a condition, hippocampus=-10% of a volume; repeatable."
         ),
     ] = None,
-    rates: Annotated[
-        cfg.Rates,
-        typer.Option(
-            "--rates", help="cohort: as people of different age differ; within: as one changes."
-        ),
-    ] = cfg.RATES,
+    rates: Rates = cfg.RATES,
     missing: Annotated[
         list[str] | None,
         typer.Option("--missing", help="With --table: NAME may have no value; repeatable."),
     ] = None,
-    factual: Annotated[
-        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
-    ] = "",
+    factual: From = "",
     mask: Mask = None,
     skull_strip: Strip = cfg.SKULL_STRIP,
     bundle: Bundle = DEFAULT_BUNDLE,
@@ -153,12 +148,15 @@ def counterfactual(
     """
     setup(threads, verbose, quiet)
     if table is not None:
-        from cfgen.jobs.counterfactual_table import Asked
+        from cfgen.jobs.counterfactual_table import Asked, outputs
 
         if image is not None or mask is not None:
             raise UsageError("--table", "beside --in or --mask", "a table alone")
-        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
-        _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
+        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [], rates, seed)
+        files = outputs(out, overwrite)
+        worlds_failed = _answer(bundle, table, asked, None if dry_run else files)
+        print_paths([str(file) for file in files], as_json)
+        end_batch(worlds_failed, 0, table)
         return
     if missing:
         raise UsageError("--missing", "without --table", "--table")
@@ -220,26 +218,14 @@ def counterfactual(
     end_batch(len(outcome.failed), len(outcome.left), manifest)
 
 
-def _answer(
-    bundle: Path,
-    table: Path,
-    out: Path | None,
-    asked: Asked,
-    rates: cfg.Rates,
-    seed: int,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """`--table`."""
+def _answer(bundle: Path, table: Path, asked: Asked, files: tuple[Path, Path] | None) -> int:
+    """`--table`: what is asked is checked, answered where there are `files` to write to; how many
+    worlds failed."""
     from cfgen.bundle import read_bundle
     from cfgen.causal.scm import load_scm
-    from cfgen.jobs.counterfactual_table import outputs, question, write
+    from cfgen.jobs.counterfactual_table import question, write
 
-    files = outputs(out, overwrite)
     model = read_bundle(bundle)
     scm = load_scm(model)
-    whole = replace(question(scm, model.schema, table, asked), rates=rates, seed=seed)
-    failed = [] if dry_run else write(model, scm, table, whole, files).failed
-    print_paths([str(file) for file in files], as_json)
-    end_batch(len(failed), 0, table)
+    whole = question(scm, model.schema, table, asked)
+    return 0 if files is None else len(write(model, scm, table, whole, files).failed)

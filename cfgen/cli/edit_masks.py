@@ -14,10 +14,12 @@ from cfgen.cli.options import (
     Bundle,
     Config,
     DryRun,
+    From,
     Manifest,
     NoPicture,
     Overwrite,
     Quiet,
+    Rates,
     Threads,
     Verbose,
     one_source,
@@ -64,15 +66,8 @@ def edit_masks(
         str | None, typer.Option("--age", help="Instead: as the causal model has it at +20, or 75.")
     ] = None,
     sex: Annotated[str | None, typer.Option("--sex", help="M or F, with or without --age.")] = None,
-    factual: Annotated[
-        str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")
-    ] = "",
-    rates: Annotated[
-        cfg.Rates,
-        typer.Option(
-            "--rates", help="cohort: as people of different age differ; within: as one changes."
-        ),
-    ] = cfg.RATES,
+    factual: From = "",
+    rates: Rates = cfg.RATES,
     bundle: Bundle = DEFAULT_BUNDLE,
     pair: Annotated[
         list[str] | None,
@@ -114,12 +109,14 @@ def edit_masks(
     """
     setup(threads, verbose, quiet)
     from cfgen.batch.lists import write_lists
+    from cfgen.causal.partners import parse_partners
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
-    from cfgen.data.region_volumes import parse_change, parse_partners, read_volume_table
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
-    from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans, name_outputs
+    from cfgen.data.volume_targets import parse_change, read_volume_table
+    from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans
+    from cfgen.jobs.label_files import LabelFiles, name_files
 
     one_source("edit-masks", labels, manifest)
     asked = {"--targets": targets, "--set": change, "--age or --sex": age or sex}
@@ -145,7 +142,7 @@ def edit_masks(
         parse_partners(pair or []),
         best_effort,
     )
-    files = name_outputs(rows, out, out_posteriors, not no_picture, single)
+    files = name_files(rows, LabelFiles(out, out_posteriors, not no_picture), single)
     if dry_run:
         check_scans(rows, files, wish, overwrite)
         print_paths([str(f.labels) for f in files], as_json)

@@ -48,7 +48,8 @@ def fit_scm(
         ),
     ] = None,
     mechanism: Annotated[
-        str, typer.Option("--mechanism", help="linear (in logarithms, with splines) or flow.")
+        cfg.ScmMechanism,
+        typer.Option("--mechanism", help="linear (in logarithms, with splines) or flow."),
     ] = cfg.SCM_FIT.mechanism,
     prior: Annotated[
         str,
@@ -92,11 +93,9 @@ def fit_scm(
       --mechanism flow --missing amygdala --out fitted/
     """
     setup(threads, verbose, quiet)
-    if mechanism not in ("linear", "flow"):
-        raise UsageError("--mechanism", f"'{mechanism}'", "linear or flow")
     settings = replace(
         cfg.SCM_FIT,
-        mechanism=mechanism,  # type: ignore[arg-type]
+        mechanism=mechanism,
         age_knots=_ages(knots),
         members=members,
         seed=seed,

@@ -52,6 +52,13 @@ Grid = Annotated[str, typer.Option("--grid", help=f"Model grid: {' or '.join(con
 Force = Annotated[
     bool, typer.Option("--force", help="Go on with scans that the gate refuses; recorded.")
 ]
+From = Annotated[str, typer.Option("--from", help="What is known of the scan: age=62,sex=F.")]
+Rates = Annotated[
+    config.Rates,
+    typer.Option(
+        "--rates", help="cohort: as people of different age differ; within: as one changes."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 NoPicture = Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")]
 

@@ -95,6 +95,7 @@ def segment(
     from cfgen.device import pick_device
     from cfgen.jobs import segment as segment_scans
     from cfgen.jobs.counterfactuals import folder_rows, single_row
+    from cfgen.jobs.label_files import LabelFiles, name_files
     from cfgen.scan.gate import Gate
 
     one_source("segment", image, manifest)
@@ -104,7 +105,7 @@ def segment(
     else:
         assert image is not None
         rows = [single_row(image, None)] if single else folder_rows(image)
-    files = segment_scans.name_outputs(rows, out, mask, posteriors, not no_picture, single)
+    files = name_files(rows, LabelFiles(out, posteriors, not no_picture, mask), single)
     if seg is None and (seg_posteriors or seg_volumes or seg_qc):
         raise UsageError("segment", "--seg-posteriors, --seg-volumes or --seg-qc alone", "--seg")
     if seg is not None and posteriors is not None:

@@ -41,7 +41,7 @@ def simulate(
         ),
     ] = None,
     truth_by: Annotated[
-        str,
+        cfg.TruthBy,
         typer.Option(
             "--truth-by",
             help="anatomy (made anew) or partial-volumes (borders shift, nothing moves).",
@@ -90,7 +90,6 @@ def simulate(
     from cfgen.data.names import check_folder
     from cfgen.jobs.simulate import Plan, plan_subjects
     from cfgen.jobs.simulate import simulate as job
-    from cfgen.jobs.simulate import truth_by as way
     from cfgen.sim import cohort
     from cfgen.sim.graph import graph, stress_of
 
@@ -107,7 +106,7 @@ def simulate(
         visits,
         confounding,
         stress_of(stress or []),
-        way(truth_by),
+        truth_by,
     )
     if dry_run:
         subjects, counterfactuals, left_out = plan_subjects(plan)

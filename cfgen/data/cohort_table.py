@@ -1,26 +1,26 @@
 """Tables of people for the causal model: conditions and region volumes, one line a visit.
 
-A CSV or TSV, also a manifest or BIDS participants.tsv. Age and sex are read in all spellings that
-manifests have; volumes as `volume_columns.py` knows them, from this table or from the long one of
-`cfgen segment --volumes`; any other column is numbers where every cell is one, else categories.
+A CSV or TSV, also a manifest or BIDS participants.tsv, in the layouts and names of `people.py`. Age
+and sex are read in all spellings that manifests have; any other column is numbers where every cell
+is one, else categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cfgen.data.columns import columns_of
+from cfgen.data.people import SESSION, SUBJECT, is_long, joined, renamed, visit_of, wide, without
 from cfgen.data.readings import Reader
 from cfgen.data.schema import NUMBER, default_schema
-from cfgen.data.table import COLUMNS, SHOWN, Table, read_table
-from cfgen.data.volume_columns import HEAD, LONG, REGIONS, recognise, wrong_unit
+from cfgen.data.table import COLUMNS, Table, read_table, refuse
+from cfgen.data.volume_columns import HEAD, REGIONS, recognise, wrong_unit
 from cfgen.errors import ManifestError
 
-SUBJECT = ("subject", "participant_id", "subject_id", "subjectid", "id")
 TRAIN = "train"
 
 
@@ -65,22 +65,20 @@ def read_cohort_table(path: Path, volumes: Path | None = None) -> CohortTable:
     """
     path = path / "participants.tsv" if path.is_dir() else path
     table = read_table(path)
-    if volumes is None and all(table.column(name) for name in LONG):
+    if volumes is None and is_long(table):
         raise ManifestError(
             path, "is the long table of 'cfgen segment --volumes'", "a line a person",
             "give it as --volumes, and the table of age and sex as --table",
         )  # fmt: skip
-    faults: list[str] = []
-    subject = next((c for n in SUBJECT if (c := table.column(n))), None)
-    subjects = [
-        (cells[subject] if subject else "") or f"line {line}" for line, cells in table.lines
-    ]
-    sessions = [table.cell(cells, "session") for _, cells in table.lines]
-    regions, taken, names = _wide(table, faults)
+    names = recognise(table.columns).names
+    table = renamed(table)
     if volumes is not None:
-        regions, names = _long(volumes, list(zip(subjects, sessions, strict=True))), "cfgen"
-    columns = _conditions(table, {subject or "", *taken}, faults) | regions
-    _raise(path, faults)
+        table, names = _measured(table, wide(read_table(volumes))), "cfgen"
+    faults: list[str] = []
+    visits = [visit_of(table, cells) for _, cells in table.lines]
+    regions = {c: _volumes(table, c, faults) for c in table.columns if _is_volume(c)}
+    columns = _conditions(table, regions, faults) | regions
+    refuse(path, faults)
     if not set(regions) - {HEAD}:
         raise ManifestError(
             path,
@@ -95,9 +93,17 @@ def read_cohort_table(path: Path, volumes: Path | None = None) -> CohortTable:
             raise ManifestError(
                 path, f"column {name} seems to be in {unit}: its middle is {middle:g}", "mm3"
             )
-    sources = tuple(f"{path.name}:{line}" for line, _ in table.lines)
     return CohortTable(
-        path, tuple(subjects), tuple(sessions), sources, columns, tuple(regions), names
+        path,
+        tuple(
+            subject or f"line {line}"
+            for (subject, _), (line, _) in zip(visits, table.lines, strict=True)
+        ),
+        tuple(session for _, session in visits),
+        tuple(f"{path.name}:{line}" for line, _ in table.lines),
+        columns,
+        tuple(regions),
+        names,
     )
 
 
@@ -113,51 +119,34 @@ def train_rows(table: CohortTable) -> CohortTable:
     return table.rows(wanted)
 
 
-def _wide(table: Table, faults: list[str]) -> tuple[dict[str, np.ndarray], set[str], str]:
-    """Volumes of a wide table, and the columns that they are in."""
-    found = recognise(table.columns)
-    cells: dict[str, np.ndarray] = {}
-    for column in dict.fromkeys(c for parts in found.parts.values() for c in parts):
-        cells[column] = _numbers(table, column, faults, lambda x: x >= 0, "mm3")
-    out = {}
-    for name, parts in found.parts.items():
-        total = np.sum([cells[c] for c in parts], 0)
-        out[name] = _above_zero(total)
-    for name, parts in found.rest.items():
-        out[name] = _above_zero(out[HEAD] - np.sum([cells[c] for c in parts], 0))
-    return out, set(cells), found.names
+def _is_volume(column: str) -> bool:
+    return column in REGIONS or column == HEAD
 
 
-def _above_zero(volumes: np.ndarray) -> np.ndarray:
-    """A structure of 0 mm3 was not found: it is missing."""
-    return np.where(volumes > 0, volumes, np.nan)
+def _measured(table: Table, volumes: Table) -> Table:
+    """The table with the volumes of another in place of its own. Raises ManifestError where that
+    has nobody of it."""
+    ids = (*SUBJECT, *SESSION)
+    rest = [c for c in volumes.columns if not _is_volume(c) and c.lower() not in ids]
+    own = [c for c in table.columns if _is_volume(c)]
+    whole, faults = joined(without(table, own), without(volumes, rest))
+    if len(faults) == len(table.lines):
+        raise ManifestError(
+            volumes.path, "has none of the table's people", "their subject and session"
+        )
+    return whole
 
 
-def _long(path: Path, people: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """Volumes of the table of `cfgen segment --volumes`: soft ones where there are."""
-    table = read_table(path)
-    absent = [name for name in ("subject", *LONG) if table.column(name) is None]
-    if absent:
-        raise ManifestError(path, f"no column {' and '.join(absent)}", "'cfgen segment --volumes'")
-    faults: list[str] = []
-    hard = _numbers(table, "volume_mm3", faults, lambda x: x >= 0, "mm3")
-    soft = np.full(len(hard), np.nan)
-    if table.column("soft_volume_mm3"):
-        soft = _numbers(table, "soft_volume_mm3", faults, lambda x: x >= 0, "mm3")
-    _raise(path, faults)
-    place = {person: i for i, person in enumerate(people)}
-    out: dict[str, np.ndarray] = {}
-    for k, (_, cells) in enumerate(table.lines):
-        name = table.cell(cells, "structure")
-        i = place.get((table.cell(cells, "subject"), table.cell(cells, "session")))
-        if i is None or name not in (*REGIONS, HEAD):
-            continue
-        volume = out.setdefault(name, np.full(len(people), np.nan))
-        value = hard[k] if np.isnan(soft[k]) else soft[k]
-        volume[i] = value if np.isnan(volume[i]) else volume[i] + value
-    if not out:
-        raise ManifestError(path, "has none of the table's people", "their subject and session")
-    return {name: _above_zero(volume) for name, volume in out.items()}
+def _volumes(table: Table, column: str, faults: list[str]) -> np.ndarray:
+    """mm3 (n,); a structure of 0 mm3 was not found: it is missing."""
+    values = np.full(len(table.lines), np.nan)
+    for i, (line, cells) in enumerate(table.lines):
+        text = table.cell(cells, column)
+        if text and not (NUMBER.fullmatch(text) and float(text) >= 0):
+            faults.append(f"{table.path.name}:{line} column {column}: '{text}'; expected mm3")
+        elif text and float(text) > 0:
+            values[i] = float(text)
+    return values
 
 
 def _conditions(table: Table, taken: Iterable[str], faults: list[str]) -> dict[str, np.ndarray]:
@@ -168,7 +157,7 @@ def _conditions(table: Table, taken: Iterable[str], faults: list[str]) -> dict[s
     for (line, _), reading in zip(table.lines, readings, strict=True):
         faults += [f"{table.path.name}:{line} {text}" for text in reading.problems.values()]
     out: dict[str, np.ndarray] = {}
-    used = {c.lower() for c in taken} | {c for c in COLUMNS if c != "split"}
+    used = {c.lower() for c in (*taken, *SUBJECT, *SESSION)} | {*COLUMNS} - {"split"}
     for name, empty in (("age", np.nan), ("sex", "")):
         columns = columns_of(name, table.columns, schema)
         used |= {c.name.lower() for c in columns}
@@ -185,29 +174,3 @@ def _either(table: Table, column: str) -> np.ndarray:
     if any(texts) and all(NUMBER.fullmatch(t) for t in texts if t):
         return np.array([float(t) if t else np.nan for t in texts])
     return np.array(texts, dtype=str)
-
-
-def _numbers(
-    table: Table,
-    column: str,
-    faults: list[str],
-    allowed: Callable[[float], bool],
-    unit: str,
-) -> np.ndarray:
-    values = np.full(len(table.lines), np.nan)
-    for i, (line, cells) in enumerate(table.lines):
-        text = table.cell(cells, column)
-        if not text:
-            continue
-        if not NUMBER.fullmatch(text) or not allowed(float(text)):
-            faults.append(f"{table.path.name}:{line} column {column}: '{text}'; expected {unit}")
-            continue
-        values[i] = float(text)
-    return values
-
-
-def _raise(path: Path, faults: list[str]) -> None:
-    if faults:
-        rest = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        lines = "".join(f"\n  {fault}" for fault in [*faults[:SHOWN], *rest])
-        raise ManifestError(path, f"{len(faults)} fault{'s' if len(faults) > 1 else ''}{lines}")

@@ -24,7 +24,7 @@ from cfgen.data.ids import visit_column
 from cfgen.data.names import expand_path
 from cfgen.data.readings import Reader, Reading
 from cfgen.data.schema import Schema, number_text
-from cfgen.data.table import COLUMNS, PATHS, SHOWN, Row, Table, read_table
+from cfgen.data.table import COLUMNS, PATHS, Row, Table, read_table, refuse
 from cfgen.data.volume import SUFFIXES, is_image_path, write_atomically
 from cfgen.errors import ManifestError
 
@@ -77,11 +77,7 @@ def read_manifest(path: Path | str, schema: Schema) -> list[Row]:
         else:
             rows = _rows(table, schema, faults)
     faults += _name_clashes(rows)
-    if faults:
-        rest = len(faults) - SHOWN
-        more = [f"and {rest} more"] if rest > 0 else []
-        lines = "".join(f"\n  {fault}" for fault in [*faults[:SHOWN], *more])
-        raise ManifestError(path, f"{len(faults)} fault{'s' if len(faults) > 1 else ''}{lines}")
+    refuse(path, faults)
     rows = [replace(r, notes=(*r.notes, *sidecar_notes(r.image, r.values, schema))) for r in rows]
     _say_notes(rows)
     return rows

@@ -56,9 +56,18 @@ NAMES = tuple(s.name for s in STRUCTURES)
 BRAIN_FROM = NAMES.index("csf")
 # (structure, side); side is left, right or both (midline, or not told apart).
 SidedStructure = tuple[str, str]
+SIDES = ("left", "right", "both")
+# Every structure by side, in the order of the channels of `cfgen segment --posteriors`.
+SIDED: tuple[SidedStructure, ...] = tuple(
+    (s.name, side)
+    for s in STRUCTURES
+    for side in (("both",) if s.left == s.right else ("left", "right"))
+)
 _LOBES = tuple(i for i, s in enumerate(STRUCTURES) if s.group.startswith("cortex_"))
 # Every set of classes that a label of some table may stand for: each class, any lobe, not brain.
 NOT_BRAIN = (0, 1)
+# Their names.
+OUTSIDE = tuple(NAMES[n] for n in NOT_BRAIN)
 SETS = (*((i,) for i in range(len(STRUCTURES))), _LOBES, NOT_BRAIN)
 LEFT, RIGHT = 1, 2
 
@@ -75,6 +84,12 @@ def structure_name(region: Region) -> str:
     """The structure that a region of a table is; 'cortex' where its lobe is not told."""
     members = _set_of(region)
     return NAMES[members[0]] if len(members) == 1 else "cortex"
+
+
+def region_text(region: SidedStructure) -> str:
+    """'left hippocampus', 'third_ventricle'."""
+    structure, side = region
+    return structure if side == "both" else f"{side} {structure}"
 
 
 def regions_of(table_name: str) -> dict[int, SidedStructure]:

@@ -109,6 +109,14 @@ def read_table(path: Path) -> Table:
     )
 
 
+def refuse(path: Path, faults: Sequence[str]) -> None:
+    """Raises ManifestError with the faults, the first twenty a line each, where there are any."""
+    if faults:
+        rest = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        lines = "".join(f"\n  {fault}" for fault in [*faults[:SHOWN], *rest])
+        raise ManifestError(path, f"{len(faults)} fault{'s' if len(faults) > 1 else ''}{lines}")
+
+
 def write_table(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
     """A CSV, tab-separated when named .tsv, of lines in the columns that any of them has; nothing
     where there is no line."""

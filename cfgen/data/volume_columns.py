@@ -1,9 +1,9 @@
 """Region volumes in tables: which columns are which structure, in whose names, and in mm3 or not.
 
 Structures are those of `parcellation.py` (and `cortex` where no lobe is told), head size is `tiv`.
-Known are these names themselves, the long table that `cfgen segment --volumes` writes, DLMUSE's
-codes ('47', 'MUSE_47', 'DL_MUSE_47') and FreeSurfer's and mri_synthseg's names. Both sides are
-added up. A structure of which a part has no column is left out: half a lobe is no lobe.
+Known are these names themselves, DLMUSE's codes ('47', 'MUSE_47', 'DL_MUSE_47') and FreeSurfer's
+and mri_synthseg's names. Both sides are added up. A structure of which a part has no column is left
+out: half a lobe is no lobe.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfgen.data.parcellation import NAMES, structure_name
+from cfgen.data.parcellation import NAMES, OUTSIDE, structure_name
 from cfgen.data.regions import LOBES, table
 
 HEAD = "tiv"
-NOT_A_REGION = ("background", "head")
-REGIONS = (*(n for n in NAMES if n not in NOT_A_REGION), "cortex")
-LONG = ("structure", "volume_mm3")
+REGIONS = (*(n for n in NAMES if n not in OUTSIDE), "cortex")
 _DLMUSE = re.compile(r"(?:(?:dl)?[_-]?muse[_-]?(?:volume[_-]?)?)?([0-9]{1,3})", re.I)
 _DLMUSE_HEAD = 702
 _FREESURFER_HEAD = ("estimatedtotalintracranialvol", "etiv", "totalintracranial")
@@ -111,7 +109,7 @@ def _freesurfer(columns: Sequence[str]) -> Recognised:
     parts: dict[str, list[str]] = {}
     broken = set()
     for region in table("freesurfer").values():
-        if region.group in NOT_A_REGION or region.name.startswith("cfgen-"):
+        if region.group in OUTSIDE or region.name.startswith("cfgen-"):
             continue
         name = structure_name(region)
         column = next((there[n] for n in _spellings(region.name) if n in there), None)

@@ -15,6 +15,7 @@ from cfgen.causal.scm import Scm
 from cfgen.config import EDIT, SEED, Edit, Render
 from cfgen.data.conditions import Values
 from cfgen.data.volume import SYNTHETIC
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.edit.engine import Engine
 from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, condition_of, edit_latent
 from cfgen.edit.samples import sample_noise
@@ -22,7 +23,6 @@ from cfgen.edit.sidecar import CausalRecord, RegionRecord
 from cfgen.edit.tissue import VOLUME_LIMIT, Moved, Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, World, world
 from cfgen.errors import ImageError, Notice, UsageError
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
 from cfgen.scan.moved import move, scaled
@@ -56,10 +56,13 @@ class TissueEdits:
     keep_noise: bool = True
     done: dict[tuple[int, int], Moved] = field(default_factory=dict)
 
-    round_trip: None = None
+    @property
+    def round_trip(self) -> None:
+        """Nothing goes through a model."""
 
     @property
     def notices(self) -> list[Notice]:
+        """Of all targets; what is said of one is its world's."""
         return []
 
     @cached_property
@@ -100,6 +103,7 @@ class TissueEdits:
         return [*notices, Notice("volume-missed", text)]
 
     def images(self, number: int) -> Iterator[np.ndarray]:
+        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for sample in range(self.samples):
             movement = self.moved(number, sample).movement
             scan, mask = self.opened.volume, self.opened.brain.mask
@@ -127,6 +131,7 @@ class LatentEdits:
 
     @property
     def round_trip(self) -> float:
+        """What of the latent was lost."""
         return self.latents[0].round_trip
 
     @property
@@ -140,6 +145,7 @@ class LatentEdits:
         return [Notice("round-trip", text)]
 
     def images(self, number: int) -> Iterator[np.ndarray]:
+        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for latent, factual in zip(self.latents, self.rebuilt, strict=True):
             counterfactual = decoded(self.engine, latent.counterfactuals[number])
             scan, prepared = self.opened.volume, self.opened.prepared

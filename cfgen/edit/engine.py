@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cfgen.bundle import Bundle, read_bundle
@@ -18,14 +16,13 @@ from cfgen.data.conditions import Schema
 from cfgen.data.schema import VOLUME_UNIT
 from cfgen.device import pick_device
 from cfgen.edit.latent import Models, load_models
+from cfgen.edit.samples import Measure
 from cfgen.measure.ruler import Ruler
 from cfgen.measure.segmenter import segment
-from cfgen.measure.volumes import RegionVolume
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder, brain_finder
 from cfgen.scan.open import Opened
 
-Measure = Callable[[np.ndarray], list[RegionVolume]]
 # What moved tissue needs of a bundle.
 TISSUE_PARTS = ("scm", "segmenter")
 

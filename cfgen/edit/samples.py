@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.edit.sidecar import RegionInterval, SamplesRecord
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.streams import Purpose, torch_stream
 
 Measure = Callable[[np.ndarray], list[RegionVolume]]

@@ -14,8 +14,8 @@ from cfgen.config import Edit, Render
 from cfgen.data.record import Software, Source, key, read_record
 from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.errors import ImageError, Notice
-from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.scan.brain import SkullStripping
 from cfgen.scan.gate import GateRecord
 

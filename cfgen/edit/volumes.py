@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cfgen.causal.causal_graph import AGE
 from cfgen.causal.centiles import CentileRecord, compare
 from cfgen.causal.rates import MEANING
 from cfgen.causal.scm import Scm
-from cfgen.causal.worlds import counterfactual, outside, volume_names
+from cfgen.causal.worlds import column, counterfactual, outside, volume_names
 from cfgen.config import Rates
 from cfgen.data.conditions import Values
+from cfgen.data.volume_columns import HEAD
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.errors import Notice
-from cfgen.measure.volumes import RegionVolume, sums
 
-TIV = "tiv"
 # What the flow of tissue leaves to make room.
 FLUID_AROUND = "csf"
 # The structure whose centiles the page and the sidecar speak of.
@@ -50,13 +51,13 @@ class World:
     @property
     def within_head(self) -> dict[str, float]:
         """The changes that are left once the head has been scaled."""
-        head = self.changes.get(TIV, 0.0)
-        return {name: change - head for name, change in self.changes.items() if name != TIV}
+        head = self.changes.get(HEAD, 0.0)
+        return {name: change - head for name, change in self.changes.items() if name != HEAD}
 
     @property
     def head_scale(self) -> float:
         """Of lengths: 1 where the head keeps its size."""
-        return float(np.exp(self.changes.get(TIV, 0.0) / 3))
+        return float(np.exp(self.changes.get(HEAD, 0.0) / 3))
 
 
 def volumes_by_structure(volumes: Sequence[RegionVolume]) -> dict[str, float]:
@@ -69,7 +70,7 @@ def both_sides(volumes: Mapping[tuple[str, str], float]) -> dict[str, float]:
     out: dict[str, float] = {}
     for (structure, _), mm3 in volumes.items():
         out[structure] = out.get(structure, 0.0) + mm3
-    return out | {TIV: sum(volumes.values())}
+    return out | {HEAD: sum(volumes.values())}
 
 
 def world(law: Law, factual: Values, target: Values, member: int | None = None) -> World:
@@ -80,36 +81,20 @@ def world(law: Law, factual: Values, target: Values, member: int | None = None) 
     take a value.
     """
     scm = law.scm if member is None else law.scm.ensemble()[member]
-    observed = {n: _one(scm, n, factual[n]) for n in scm.graph.names if n in factual}
-    do = {n: _one(scm, n, target[n]) for n in observed if target[n] != factual[n]}
-    if not law.scale_head:
-        do.setdefault(TIV, observed[TIV])
+    observed = {n: column(scm.graph, n, [factual]) for n in scm.graph.names if n in factual}
+    do = {n: column(scm.graph, n, [target]) for n in observed if target[n] != factual[n]}
+    if not law.scale_head and HEAD in observed:
+        do.setdefault(HEAD, observed[HEAD])
     after = counterfactual(scm, observed, do, law.rates)
     volumes = {n: float(after[n][0]) for n in volume_names(scm.graph) if n in factual}
     changes = {n: float(np.log(v / float(factual[n]))) for n, v in volumes.items()}
     changes.pop(FLUID_AROUND, None)
-    strange = outside(scm.graph, {n: after.get(n, _unknown(scm, n)) for n in scm.graph.names}, 0)
+    strange = outside(scm.graph, after, 0)
     notices = [Notice("volume-support", f"beyond what the causal model saw: {t}") for t in strange]
     return World(volumes, changes, _centile(factual, {**target, **volumes}), notices)
 
 
 def _centile(factual: Values, target: Values) -> CentileRecord | None:
-    if "age" not in factual or SPOKEN_OF not in factual:
+    if AGE not in factual or SPOKEN_OF not in factual:
         return None
     return compare(SPOKEN_OF, factual, target)
-
-
-def _one(scm: Scm, name: str, value: float | str) -> np.ndarray:
-    if scm.graph.node(name).kind == "discrete":
-        return np.array([str(value)])
-    return np.array([float(value)])
-
-
-def _unknown(scm: Scm, name: str) -> np.ndarray:
-    return np.array([""] if scm.graph.node(name).kind == "discrete" else [np.nan])
-
-
-def conditions_of(values: Mapping[str, float | str], scm: Scm) -> dict[str, float | str]:
-    """Without the volumes."""
-    volumes = set(volume_names(scm.graph))
-    return {n: v for n, v in values.items() if n not in volumes}

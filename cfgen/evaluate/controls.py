@@ -18,7 +18,15 @@ import numpy as np
 
 from cfgen.data.conditions import Value
 from cfgen.data.table import Row
-from cfgen.evaluate.scans import Instruments, Made, Real, one_a_person, people, volumes_of
+from cfgen.evaluate.scans import (
+    Instruments,
+    Made,
+    Real,
+    log_ratio,
+    one_a_person,
+    people,
+    volumes_of,
+)
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import by_subject, mean_over_people
 from cfgen.progress import each
@@ -69,7 +77,7 @@ def repeatability(tools: Instruments, real: Sequence[Real], regions: Sequence[st
         for again in AGAINS:
             volumes = volumes_of(tools, again(prepared.image), prepared)
             for region in regions:
-                ratios[region].append(_log_ratio(volumes, r.seen.volumes, region))
+                ratios[region].append(log_ratio(volumes, r.seen.volumes, region))
     return Floor(
         len(chosen),
         {g: 1.96 * float(np.sqrt(np.mean(np.square(v)) + SCANNED)) for g, v in ratios.items()},
@@ -116,9 +124,7 @@ def _still(
     method: str, group: str, region: str, edits: Sequence[Made], floor: Floor
 ) -> list[Result]:
     whose = [m.person for m in edits]
-    change = _towards(group, edits) * np.array(
-        [_log_ratio(m.seen.volumes, m.real.seen.volumes, region) for m in edits]
-    )
+    change = _towards(group, edits) * np.array([m.log_change(region) for m in edits])
     limit = floor.log_change[region]
     base = Result(
         n=len(people(edits)),
@@ -162,7 +168,7 @@ def _effects(
         spread = _spread(real, region)
         if not spread > 1e-6:
             continue
-        change = [_log_ratio(m.seen.volumes, m.real.seen.volumes, region) for m in edits]
+        change = [m.log_change(region) for m in edits]
         d = mean_over_people(towards * np.array(change) / spread, whose)
         results.append(replace(base, region=region).named(D, d, "to 0"))
         if abs(d.value) >= abs(largest[1]):
@@ -203,7 +209,3 @@ def _is(values: Mapping[str, Value], condition: str) -> bool:
     if condition in values:
         return str(values[condition]).lower() not in ("0", "0.0", "no", "false")
     return str(values.get(DIAGNOSIS)).lower() == condition
-
-
-def _log_ratio(after: Mapping[str, float], before: Mapping[str, float], region: str) -> float:
-    return float(np.log(max(after[region], 1.0) / max(before[region], 1.0)))

@@ -71,7 +71,7 @@ def _of_region(method: str, region: str, due: Sequence[_Due]) -> list[Result]:
     if all(region in m.seen.volumes for m in made):
         line = replace(base, by="segmenter", extractor="segmenter")
         asked = np.log(target / factual)
-        change = np.array([_log_change(m, region) for m in made])
+        change = np.array([m.log_change(region) for m in made])
         slope = ratio_over_people(change * asked, asked**2, whose)
         results.append(line.named(SLOPE, slope, "to 1"))
         right = np.where(asked != 0, 100.0 * (np.sign(change) == np.sign(asked)), NAN)
@@ -79,8 +79,3 @@ def _of_region(method: str, region: str, due: Sequence[_Due]) -> list[Result]:
         if np.isfinite(signs.value):
             results.append(line.named(SIGN, signs, "up", "%"))
     return results
-
-
-def _log_change(m: Made, region: str) -> float:
-    before, after = (max(s.volumes[region], 1.0) for s in (m.real.seen, m.seen))
-    return float(np.log(after / before))

@@ -36,11 +36,8 @@ def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) ->
         # A part that the whole stands for was not measured.
         if known is None or known.measured_on != region:
             continue
-        before, after = (
-            np.log([max(s.volumes[region], 1.0) for s in side])
-            for side in ([m.real.seen for m in aged], [m.seen for m in aged])
-        )
-        slope = ratio_over_people(100 * years * (after - before), years**2, whose)
+        logs = np.array([m.log_change(region) for m in aged])
+        slope = ratio_over_people(100 * years * logs, years**2, whose)
         note = f"edits whose middle is {low:g} to {high:g} years"
         made = Result(
             n=len(people(aged)), method=method, region=region, by="segmenter", extractor="segmenter"

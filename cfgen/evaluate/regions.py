@@ -27,14 +27,11 @@ def region_response(method: str, edits: Sequence[Made], regions: Sequence[str]) 
     years, whose = np.array([m.asked("age") for m in aged]), [m.person for m in aged]
     results = []
     for region in regions:
-        before, after = (
-            np.log([max(s.volumes[region], 1.0) for s in side])
-            for side in ([m.real.seen for m in aged], [m.seen for m in aged])
-        )
+        logs = np.array([m.log_change(region) for m in aged])
         change = over_people(
             lambda xy, xx: percent_a_decade(xy.mean(-1) / xx.mean(-1)),
             whose,
-            years * (after - before),
+            years * logs,
             years**2,
         )
         base = Result(

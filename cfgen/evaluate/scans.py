@@ -112,6 +112,15 @@ class Made:
         """The change of a numeric condition that was asked for."""
         return float(self.target[name]) - float(self.real.row.values[name])
 
+    def log_change(self, region: str) -> float:
+        """ln of a region's volume over that in the scan."""
+        return log_ratio(self.seen.volumes, self.real.seen.volumes, region)
+
+
+def log_ratio(after: Mapping[str, float], before: Mapping[str, float], region: str) -> float:
+    """ln of two volumes (mm3), where less than 1 counts as 1."""
+    return float(np.log(max(after[region], 1.0) / max(before[region], 1.0)))
+
 
 def conditions_of(bundle: Bundle) -> Schema:
     """What a manifest's columns may be: the bundle's conditions and the judge's targets."""

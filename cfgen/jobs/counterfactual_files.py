@@ -151,13 +151,9 @@ def write_report(
     """The page of what was written: the image is read back, as a reader of it would. `after` are
     its regions, where they were measured already."""
     scan, edited = images.opened.volume, read_volume(paths["image"])
-    before, net = images.opened.brain.regions, engine.finder.segmenter
-    if before is None or net is None:
-        regions = engine.ruler.measure(scan)
-    else:
-        result = before.result
-        regions = Regions(result.volumes, result.mask, engine.bundle.name)
-    after = after or engine.ruler.measure(edited)
+    ruler, before = engine.ruler, images.opened.brain.regions
+    regions = ruler.measure(scan) if before is None else ruler.read(before)
+    after = after or ruler.measure(edited)
     sd = None if images.sampled.sd is None else scan.like(images.sampled.sd)
     rebuilt = None if images.rebuilt is None else scan.like(images.rebuilt)
     write_page(Run(scan, edited, sidecar, regions, after, rebuilt, sd), paths["report"])

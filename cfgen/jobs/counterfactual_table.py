@@ -14,7 +14,7 @@ from cfgen.bundle import Bundle
 from cfgen.causal import centiles, rates
 from cfgen.causal.design import Columns
 from cfgen.causal.scm import Scm
-from cfgen.causal.worlds import counterfactual, interval, outside, settable, volume_names
+from cfgen.causal.worlds import column, counterfactual, interval, outside, settable, volume_names
 from cfgen.data.conditions import (
     Intervention,
     Schema,
@@ -24,12 +24,12 @@ from cfgen.data.conditions import (
     parse_values,
 )
 from cfgen.data.names import check_outputs
+from cfgen.data.people_table import NOISE, Person, read_people
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import write_table
 from cfgen.data.volume import file_sha256, refuse_existing
 from cfgen.edit.sidecar import BundleName
 from cfgen.errors import UsageError
-from cfgen.jobs.people_table import NOISE, Person, read_people
 
 log = logging.getLogger("cfgen")
 
@@ -97,6 +97,8 @@ class Asked:
     factual: str = ""
     manifest: Path | None = None
     missing: Sequence[str] = ()
+    rates: cfg.Rates = cfg.RATES
+    seed: int = cfg.SEED
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Question:
 
     people: Sequence[Person]
     interventions: Sequence[Intervention]
-    rates: rates.Rates = cfg.RATES
+    rates: cfg.Rates = cfg.RATES
     seed: int = cfg.SEED
 
 
@@ -119,7 +121,7 @@ class Answers:
 
 
 def question(scm: Scm, schema: Schema, table: Path, asked: Asked) -> Question:
-    """Everybody in a table and every world, at the default rates.
+    """Everybody in a table and every world.
 
     Raises UsageError for an intervention or a name that the causal graph does not have,
     ManifestError for the table.
@@ -128,12 +130,10 @@ def question(scm: Scm, schema: Schema, table: Path, asked: Asked) -> Question:
     interventions = parse_interventions(variables, asked.ages, asked.sex, asked.sets)
     given = parse_values(variables, asked.factual, "--from") if asked.factual else {}
     for name in asked.missing:
-        if variables.variable(name, "--missing").kind == "continuous" and (
-            scm.graph.node(name).kind != "volume"
-        ):
+        if scm.graph.node(name, "--missing").kind == "continuous":
             raise UsageError("--missing", f"'{name}'", "a region or a condition with levels")
     people = read_people(table, variables, given, asked.manifest, asked.missing)
-    return Question(people, interventions)
+    return Question(people, interventions, asked.rates, asked.seed)
 
 
 def answer(scm: Scm, question: Question) -> Answers:
@@ -152,7 +152,7 @@ def answer(scm: Scm, question: Question) -> Answers:
         targets, faults = _targets(people, intervention)
         failed += faults.values()
         # Everybody goes along, those who cannot as they are: the noise of a category is numbered.
-        do = {c.name: _array(scm, c.name, targets) for c in intervention.changes}
+        do = {c.name: column(scm.graph, c.name, targets) for c in intervention.changes}
         after = counterfactual(scm, observed, do, question.rates)
         ends = interval(scm, observed, do, question.rates, question.seed)
         for i, person in enumerate(people):
@@ -181,13 +181,8 @@ def answer(scm: Scm, question: Question) -> Answers:
 
 def columns(scm: Scm, people: Sequence[Person]) -> dict[str, np.ndarray]:
     """Everybody's values (n,) by node; NaN or '' where one is unknown."""
-    return {name: _array(scm, name, [p.values for p in people]) for name in scm.graph.names}
-
-
-def _array(scm: Scm, name: str, values: Sequence[Mapping[str, Value]]) -> np.ndarray:
-    if scm.graph.node(name).kind == "discrete":
-        return np.array([str(v.get(name, "")) for v in values])
-    return np.array([float(v.get(name, np.nan)) for v in values])
+    values = [person.values for person in people]
+    return {name: column(scm.graph, name, values) for name in scm.graph.names}
 
 
 def _targets(

@@ -14,15 +14,13 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
-from cfgen.causal.partners import PARTNERS, region_text
+from cfgen.causal.partners import PARTNERS
 from cfgen.causal.scm import load_scm
 from cfgen.config import Rates
 from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
-from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_outputs
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.parcellation import region_text
 from cfgen.data.record import Software, Source, key, this_software, write_record
-from cfgen.data.region_volumes import VolumeChange, VolumeTable
 from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -32,12 +30,13 @@ from cfgen.data.volume import (
     header_notices,
     read_volume,
     refuse_existing,
-    strip_suffix,
     write_like,
     write_new,
 )
+from cfgen.data.volume_targets import VolumeChange, VolumeTable
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
+from cfgen.jobs.label_files import LabelFiles
 from cfgen.progress import working
 from cfgen.scan.label_map import (
     STAND_IN_MM,
@@ -57,24 +56,6 @@ EDITED = (
     *(f"cortex_{lobe}" for lobe in LOBES),
     *("hippocampus", "amygdala", "thalamus", "lateral_ventricle", "third_ventricle"),
 )
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files of one scan; None where one is not wanted."""
-
-    labels: Path
-    posteriors: Path | None = None
-    picture: bool = True
-
-    @property
-    def sidecar(self) -> Path:
-        return self.labels.with_name(strip_suffix(self.labels) + ".json")
-
-    def paths(self) -> list[Path]:
-        paths = [self.labels, self.sidecar]
-        paths += [self.sidecar.with_suffix(".png")] if self.picture else []
-        return paths + ([] if self.posteriors is None else [self.posteriors])
 
 
 @dataclass(frozen=True)
@@ -170,7 +151,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class RegionRecord:
+class EditedRegion:
     """Volumes in mm3, the error in voxels; `rings` of the band at the boundary that were opened,
     of one voxel each; `guarded` voxels would have changed the topology."""
 
@@ -197,35 +178,13 @@ class MasksRecord:
     table: str
     targets: str
     posteriors: str
-    regions: list[RegionRecord]
+    regions: list[EditedRegion]
     warnings: list[Notice]
     fingerprint: str = ""
 
 
-def name_outputs(
-    rows: Sequence[Row], out: Path, posteriors: Path | None, picture: bool, single: bool
-) -> list[Outputs]:
-    """A name for every file: as given for a `single` scan, else in folders, by subject.
-
-    Raises UsageError for names that no file system takes, ImageError for a folder that cannot be
-    written.
-    """
-    named = [Outputs(out, posteriors, picture)]
-    if not single:
-        named = [
-            Outputs(
-                out / f"{unique_key(row)}_dseg.nii.gz",
-                None if posteriors is None else posteriors / f"{unique_key(row)}_probseg.nii.gz",
-                picture,
-            )
-            for row in rows
-        ]
-    check_outputs(path for files in named for path in files.paths())
-    return named
-
-
 def check_scans(
-    rows: Sequence[Row], outputs: Sequence[Outputs], wish: Wish, overwrite: bool
+    rows: Sequence[Row], outputs: Sequence[LabelFiles], wish: Wish, overwrite: bool
 ) -> None:
     """Everything but the edit: maps are read and targets worked out. Raises CfgenError."""
     for row, files in zip(rows, outputs, strict=True):
@@ -238,7 +197,7 @@ def check_scans(
 
 def edit_scans(
     rows: Sequence[Row],
-    outputs: Sequence[Outputs],
+    outputs: Sequence[LabelFiles],
     wish: Wish,
     *,
     keep_going: bool,
@@ -251,7 +210,7 @@ def edit_scans(
     raised.
     """
 
-    def work(item: tuple[Row, Outputs]) -> Made[MasksRecord]:
+    def work(item: tuple[Row, LabelFiles]) -> Made[MasksRecord]:
         row, files = item
         wanted = ""
         if keep_going:
@@ -263,7 +222,7 @@ def edit_scans(
         return Made(_edit_one(row, files, wish, wanted, overwrite), "edited")
 
     def finish(
-        item: tuple[Row, Outputs], result: Made[MasksRecord]
+        item: tuple[Row, LabelFiles], result: Made[MasksRecord]
     ) -> Made[tuple[Row, MasksRecord]]:
         row, files = item
         edited = replace(row, labels=files.labels, posteriors=files.posteriors)
@@ -279,7 +238,7 @@ def _labels_of(row: Row) -> Path:
     return row.labels
 
 
-def _edit_one(row: Row, files: Outputs, wish: Wish, wanted: str, overwrite: bool) -> MasksRecord:
+def _edit_one(row: Row, files: LabelFiles, wish: Wish, wanted: str, overwrite: bool) -> MasksRecord:
     """Write the files of one scan; the record of them. Raises CfgenError."""
     for path in files.paths():
         refuse_existing(path, overwrite)
@@ -308,7 +267,7 @@ def unmet(edited: EditedMasks) -> list[Notice]:
 
 
 def _write(
-    row: Row, labels: LabelMap, edited: EditedMasks, files: Outputs, record: MasksRecord
+    row: Row, labels: LabelMap, edited: EditedMasks, files: LabelFiles, record: MasksRecord
 ) -> None:
     """All files of a scan, the record last: without it nothing counts as done."""
     after, scan = edited_labels(labels, edited), None
@@ -336,7 +295,7 @@ def _write(
             labels.regions_as_numbers(after),
             labels.grid,
             scan,
-            files.sidecar.with_suffix(".png"),
+            files.png,
             f"{labels.path.name}: edited masks (cfgen, synthetic)",
         )
     write_record(record, files.sidecar)
@@ -357,7 +316,7 @@ def _record(
         if labels.posteriors
         else f"labels smoothed by {STAND_IN_MM:g} mm",
         regions=[
-            RegionRecord(
+            EditedRegion(
                 *e.region,
                 [region_text(p) for p in e.partners],
                 factual_mm3=round(e.before * voxel_mm3, 1),

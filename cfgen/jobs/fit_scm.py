@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
-from cfgen.causal.causal_graph import CausalGraph, Sketch, spread_out
+from cfgen.causal.causal_graph import AGE, CausalGraph, Sketch, spread_out
 from cfgen.causal.centiles import median_slope
 from cfgen.causal.graph_files import default_graph, read_graph
 from cfgen.causal.scm import PART, Scm, load_scm
@@ -19,12 +19,11 @@ from cfgen.causal.scm_check import DECADES, Check, check_scm, decade_slope, regi
 from cfgen.causal.scm_fit import fit_scm, graph_of
 from cfgen.config import ScmFit
 from cfgen.data.cohort_table import CohortTable, read_cohort_table, train_rows
+from cfgen.data.table import SHOWN
 from cfgen.data.volume import refuse_existing
 from cfgen.errors import ManifestError, UsageError
 
 log = logging.getLogger("cfgen")
-# A table tells of so many gaps by line.
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _refuse_missing(sketch: Sketch, table: CohortTable, allowed: tuple[str, ...]
         for source in sources
     ]
     if faults:
-        first = faults[0].split(" column ")[1].split(":")[0]
+        first = next(name for name in gaps if gaps[name] and name not in allowed)
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise ManifestError(
             table.path,
@@ -175,7 +174,7 @@ def fit(
 
 def slopes(scm: Scm) -> dict[str, dict[float, tuple[float, float | None]]]:
     """Region -> age -> (log % a decade of the model, of the normative centiles or None)."""
-    low, high = scm.graph.node("age").support or (0.0, 120.0)
+    low, high = scm.graph.node(AGE).support or (0.0, 120.0)
     return {
         region: {
             age: (100 * decade_slope(scm, region, age), _normative(region, age))

@@ -15,9 +15,7 @@ from cfgen import __version__
 from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
-from cfgen.data.manifest import unique_key
-from cfgen.data.names import check_outputs
-from cfgen.data.parcellation import BRAIN_FROM, STRUCTURES
+from cfgen.data.parcellation import BRAIN_FROM, SIDED, STRUCTURES, region_text
 from cfgen.data.record import Software, Source, key, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -30,10 +28,10 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.errors import Notice
+from cfgen.jobs.label_files import LabelFiles
 from cfgen.measure.other_tools import OtherTool, find_labels, read_segmentation
 from cfgen.measure.segmenter import (
     Segmentation,
-    channel_names,
     channels_on,
     load_segmenter,
     segment,
@@ -44,25 +42,6 @@ from cfgen.scan.pictures import segmentation_picture
 
 log = logging.getLogger("cfgen")
 FindRegions = Callable[[Volume, Row], Segmentation]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files of one scan; None where one is not wanted."""
-
-    labels: Path
-    mask: Path | None = None
-    posteriors: Path | None = None
-    picture: bool = True
-
-    @property
-    def sidecar(self) -> Path:
-        return self.labels.with_name(strip_suffix(self.labels) + ".json")
-
-    def paths(self) -> list[Path]:
-        paths = [self.labels, self.sidecar]
-        paths += [self.sidecar.with_suffix(".png")] if self.picture else []
-        return paths + [p for p in (self.mask, self.posteriors) if p is not None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +77,7 @@ class Segmented:
     quality: dict[str, str]
 
     @staticmethod
-    def of(row: Row, files: Outputs, record: SegmentationRecord) -> Segmented:
+    def of(row: Row, files: LabelFiles, record: SegmentationRecord) -> Segmented:
         ids = {"subject": row.subject, "session": row.session}
         score = "" if record.confidence is None else f"{record.confidence:.4f}"
         volumes = [
@@ -112,38 +91,6 @@ class Segmented:
             volumes,
             ids | {"verdict": record.gate.verdict, "confidence": score},
         )
-
-
-def name_outputs(
-    rows: Sequence[Row],
-    out: Path,
-    mask: Path | None,
-    posteriors: Path | None,
-    picture: bool,
-    single: bool,
-) -> list[Outputs]:
-    """A name for every file: as given for a `single` scan, else in folders, by subject.
-
-    Raises UsageError for names that no file system takes, ImageError for a folder that cannot be
-    written.
-    """
-
-    def inside(folder: Path | None, row: Row, ending: str) -> Path | None:
-        return None if folder is None else folder / f"{unique_key(row)}_{ending}.nii.gz"
-
-    named = [Outputs(out, mask, posteriors, picture)]
-    if not single:
-        named = [
-            Outputs(
-                out / f"{unique_key(row)}_dseg.nii.gz",
-                inside(mask, row, "mask"),
-                inside(posteriors, row, "probseg"),
-                picture,
-            )
-            for row in rows
-        ]
-    check_outputs(path for files in named for path in files.paths())
-    return named
 
 
 def by_segmenter(bundle: Bundle, device: torch.device) -> FindRegions:
@@ -172,7 +119,7 @@ def by_other_tool(
 def segment_scans(
     find: FindRegions,
     rows: Sequence[Row],
-    outputs: Sequence[Outputs],
+    outputs: Sequence[LabelFiles],
     gate: Gate,
     *,
     source: str = "",
@@ -186,7 +133,7 @@ def segment_scans(
     is raised.
     """
 
-    def work(item: tuple[Row, Outputs]) -> Made[SegmentationRecord]:
+    def work(item: tuple[Row, LabelFiles]) -> Made[SegmentationRecord]:
         row, files = item
         wanted = fingerprint(digests(row.image), source) if source and keep_going else ""
         if wanted and not overwrite:
@@ -195,7 +142,7 @@ def segment_scans(
                 return Made(record, "is there already")
         return Made(_segment_one(find, row, files, gate, wanted, overwrite), "segmented")
 
-    def finish(item: tuple[Row, Outputs], result: Made[SegmentationRecord]) -> Made[Segmented]:
+    def finish(item: tuple[Row, LabelFiles], result: Made[SegmentationRecord]) -> Made[Segmented]:
         return Made(Segmented.of(*item, result.value), result.status)
 
     items = list(zip(rows, outputs, strict=True))
@@ -203,7 +150,7 @@ def segment_scans(
 
 
 def _segment_one(
-    find: FindRegions, row: Row, files: Outputs, gate: Gate, wanted: str, overwrite: bool
+    find: FindRegions, row: Row, files: LabelFiles, gate: Gate, wanted: str, overwrite: bool
 ) -> SegmentationRecord:
     """Write the files of one scan; the record of them. Raises CfgenError."""
     for path in files.paths():
@@ -222,7 +169,7 @@ def _segment_one(
 
 
 def _write(
-    scan: Volume, segmentation: Segmentation, files: Outputs, record: SegmentationRecord
+    scan: Volume, segmentation: Segmentation, files: LabelFiles, record: SegmentationRecord
 ) -> None:
     """All files of a scan, the record last: without it nothing counts as done."""
     # A run that is killed now must not leave an old record beside new files.
@@ -243,7 +190,7 @@ def _write(
                 if code < len(numbers):
                     numbers[code] = index
         name = scan.path.name if scan.path else "scan"
-        picture = files.sidecar.with_suffix(".png")
+        picture = files.png
         title = f"{name}: regions (cfgen)"
         segmentation_picture(scan.data, numbers[segmentation.labels], scan.grid, picture, title)
     write_record(record, files.sidecar)
@@ -263,7 +210,7 @@ def _record(
         sources=[Source(scan.path.name, file_sha256(scan.path))],
         segmenter=segmentation.source,
         labels={name: codes for name, codes in sides.items() if name != "head"},
-        posterior_channels=channel_names(),
+        posterior_channels=[region_text(region) for region in SIDED],
         confidence=segmentation.confidence and round(segmentation.confidence, 4),
         volumes=[
             VolumeRecord(

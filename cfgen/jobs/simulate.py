@@ -10,18 +10,18 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from cfgen import __version__
-from cfgen.config import DEFAULT_GRID, SEED
+from cfgen.config import DEFAULT_GRID, SEED, TruthBy
 from cfgen.data.acquisition import PARAMETERS
 from cfgen.data.conditions import Intervention
 from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.volume import Volume, refuse_existing, write_atomically, write_new
-from cfgen.errors import CfgenError, UsageError
+from cfgen.errors import CfgenError
 from cfgen.progress import each, working
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Preset, Subject
@@ -31,10 +31,6 @@ from cfgen.sim.reference import reference
 from cfgen.sim.render import CHANNELS, Rendered, check_phantom, render, render_phantom
 
 log = logging.getLogger("cfgen")
-
-# How a true counterfactual is made: the anatomy anew, with the subject's shape and noise, or the
-# partial volumes of the factual one changed at borders.
-TruthBy = Literal["anatomy", "partial-volumes"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,6 @@ class Simulated:
     rows: list[Row] = field(default_factory=list)
     truths: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-
-
-def truth_by(name: str) -> TruthBy:
-    """Raises UsageError for an unknown way."""
-    for known in get_args(TruthBy):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise UsageError("--truth-by", f"'{name}'", " or ".join(get_args(TruthBy)))
 
 
 def plan_subjects(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgen.data.parcellation import NAMES, STRUCTURES, regions_of
+from cfgen.data.parcellation import NAMES, SIDED, SIDES, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import SYNTHSEG_CHANNELS
 from cfgen.data.volume import Channels, Grid, open_channels
@@ -19,7 +19,6 @@ from cfgen.errors import ImageError
 from cfgen.sim.render import CHANNELS as SIMULATED
 from cfgen.space.grids import describe_difference, grid_text
 
-SIDES = ("left", "right", "both")
 # Of the sum of all channels: posteriors of 8 bits are rounded in every channel.
 SUM_TOLERANCE = 0.1
 # What the simulator's channels cover; the lobes of the cortex are named without 'cortex_'.
@@ -49,12 +48,7 @@ def channel_regions(count: int, where: object) -> tuple[frozenset[Region], ...]:
 
 
 def _own() -> tuple[frozenset[Region], ...]:
-    """In the order of `segmenter.channel_names`."""
-    channels: list[frozenset[Region]] = []
-    for s in STRUCTURES:
-        sides = ("both",) if s.left == s.right else ("left", "right")
-        channels += [frozenset({(s.name, side)}) for side in sides]
-    return tuple(channels)
+    return tuple(frozenset({region}) for region in SIDED)
 
 
 def _synthseg() -> tuple[frozenset[Region], ...]:

@@ -17,9 +17,9 @@ from cfgen.data.parcellation import own_codes, structure_name
 from cfgen.data.regions import label_counts, recognise_table, soft_code_volumes_mm3, table
 from cfgen.data.table import Table, read_table
 from cfgen.data.volume import Grid, Volume, open_channels, read_volume, strip_suffix
+from cfgen.data.volumes import RegionVolume, totals
 from cfgen.errors import ImageError, ManifestError, UsageError
 from cfgen.measure.segmenter import Segmentation
-from cfgen.measure.volumes import RegionVolume, totals
 from cfgen.space.grids import describe_difference, grid_text, resample
 
 # Labels may reach out of the scan by this share, and not further: else they are of another scan.

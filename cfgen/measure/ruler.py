@@ -9,9 +9,9 @@ import torch
 
 from cfgen.bundle import Bundle
 from cfgen.data.volume import Volume
+from cfgen.data.volumes import RegionVolume
 from cfgen.errors import ImageError
 from cfgen.measure.segmenter import LazySegmentation, load_segmenter
-from cfgen.measure.volumes import RegionVolume
 from cfgen.nets.segmenter import Segmenter
 
 

@@ -19,12 +19,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from cfgen.bundle import Bundle, net_config
-from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
+from cfgen.data.parcellation import BRAIN_FROM, NAMES, SIDED, STRUCTURES
 from cfgen.data.regions import FLUID
 from cfgen.data.volume import Grid, Volume
+from cfgen.data.volumes import RegionVolume, sums, totals
 from cfgen.device import autocast
 from cfgen.errors import BundleError, ImageError
-from cfgen.measure.volumes import RegionVolume, sums, totals
 from cfgen.measure.window import fits, head, middle, upright, window
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.grids import crop_box, crop_grid, largest_component
@@ -265,9 +265,8 @@ def _points(source: Grid, target: Grid) -> Tensor:
 
 def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     """Posteriors on a scan's grid: (I, J, K, channels) uint8 in 255ths, a channel for every
-    structure and side in the order of `channel_names`."""
-    names = channel_names()
-    out = np.zeros((*native.shape, len(names)), np.uint8)
+    structure and side in the order of `SIDED`."""
+    out = np.zeros((*native.shape, len(SIDED)), np.uint8)
     out[..., 0] = 255
     field = torch.cat([found.classes, found.left[None]])
     for start in range(0, native.shape[0], 4):
@@ -282,14 +281,6 @@ def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
                 out[slab][..., channel] = (part * 255).round().byte().numpy()
                 channel += 1
     return out
-
-
-def channel_names() -> list[str]:
-    """The channels of a posteriors file: 'third_ventricle', 'left hippocampus', ..."""
-    names = []
-    for s in STRUCTURES:
-        names += [s.name] if s.left == s.right else [f"left {s.name}", f"right {s.name}"]
-    return names
 
 
 def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:

@@ -12,7 +12,7 @@ from cfgen import __version__
 from cfgen.data.manifest import unique_key
 from cfgen.data.table import Row
 from cfgen.data.volume import write_atomically
-from cfgen.measure.volumes import sums
+from cfgen.data.volumes import sums
 from cfgen.report import text as report_text
 from cfgen.report.layers import thumbnail
 from cfgen.report.page import Run, show, template, write_page

@@ -18,10 +18,10 @@ from cfgen.data.volume import (
     read_volume,
     write_atomically,
 )
+from cfgen.data.volumes import read_region_volume, sums
 from cfgen.edit.sidecar import Sidecar, read_sidecar
 from cfgen.errors import ImageError, ManifestError
 from cfgen.measure.ruler import Regions, Ruler
-from cfgen.measure.volumes import read_region_volume, sums
 from cfgen.report import text as report_text
 from cfgen.report.layers import STOPS, Display, display, planes
 from cfgen.space.grids import largest_component

@@ -12,10 +12,10 @@ from typing import Literal
 from cfgen import config
 from cfgen.data.conditions import number_text
 from cfgen.data.regions import LOBES
+from cfgen.data.volumes import RegionVolume, sums
 from cfgen.edit.latent import ROUND_TRIP_LIMIT
 from cfgen.edit.sidecar import FactualValue, Sidecar, TargetValue, region_volumes
 from cfgen.edit.tissue import VOLUME_LIMIT
-from cfgen.measure.volumes import RegionVolume, sums
 
 STATEMENT = "Synthetic image. Research use, not for diagnosis."
 # Of (structure, side) in mm3; a structure with two sides has its sum under 'both'.

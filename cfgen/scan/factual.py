@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,9 @@ import torch
 
 from cfgen.bundle import Bundle
 from cfgen.data.bids import bids_values
-from cfgen.data.conditions import Intervention
+from cfgen.data.conditions import Intervention, Values
 from cfgen.errors import Notice, UsageError
 from cfgen.measure.predictor import predict_conditions
-
-Values = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)

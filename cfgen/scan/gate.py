@@ -21,7 +21,7 @@ from cfgen.measure.background import levelled
 from cfgen.scan.brain import Brain
 from cfgen.scan.prepare import Prepared
 from cfgen.space.grids import resample
-from cfgen.space.template import BRAIN_FROM, mni152
+from cfgen.space.template import BRAIN_ABOVE, mni152
 
 Verdict = Literal["ok", "warn", "refuse"]
 Range = tuple[float, float]
@@ -184,7 +184,7 @@ def _cut(mask: np.ndarray) -> float:
 def _template_on(grid: Grid) -> tuple[np.ndarray, ...]:
     """Template and brain on a grid, and voxels that are surely white, grey and fluid in it."""
     image, white, grey = (resample(*mni152(name, 2), grid) for name in ("t1", "wm", "gm"))
-    brain = image > BRAIN_FROM
+    brain = image > BRAIN_ABOVE
     # The middle of the template: ventricles, not sulci, which differ between people.
     near = np.zeros(grid.shape, bool)
     near[tuple(slice(n // 3, -(n // 3)) for n in grid.shape)] = True

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cfgen.causal.masks import OUTSIDE, EditedMasks, SoftMaps, edit_masks, region_voxels
+from cfgen.causal.masks import EditedMasks, SoftMaps, edit_masks, region_voxels
 from cfgen.causal.partners import partners_of
-from cfgen.data.parcellation import NAMES, regions_of
+from cfgen.data.parcellation import NAMES, OUTSIDE, regions_of
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.regions import label_counts, recognise_table
-from cfgen.data.volume import Grid, Volume, open_channels, read_volume
+from cfgen.data.volume import Grid, Volume, read_volume
 from cfgen.errors import ImageError, Notice
 from cfgen.measure.channels import each_channel, open_posteriors
 from cfgen.space.grids import crop_box
@@ -179,8 +179,7 @@ def edited_posteriors(label_map: LabelMap, edited: EditedMasks) -> np.ndarray:
     Only for a map that has posteriors.
     """
     assert label_map.posteriors is not None
-    channels, _ = open_channels(label_map.posteriors)
-    _, covered = open_posteriors(label_map.posteriors, label_map.grid)
+    channels, covered = open_posteriors(label_map.posteriors, label_map.grid)
     edited_of = dict(zip(edited.posteriors.channels, edited.posteriors.values, strict=True))
     out = np.zeros(channels.shape, np.uint8)
     for k, regions in enumerate(covered):

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from cfgen.data.volume import Grid, write_atomically
+from cfgen.space.grids import crop_box
 
 # Axis that is cut, axes across and up in the picture, and the letters at their ends.
 PLANES = (
@@ -20,6 +21,8 @@ PLANES = (
     ("coronal", 1, ("L", "R"), ("I", "S")),
     ("sagittal", 0, ("P", "A"), ("I", "S")),
 )
+# Voxels of a picture around what it shows.
+BORDER = 3
 
 
 def to_ras(data: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +100,7 @@ def counterfactual_picture(
     before, spacing = to_ras(factual, grid)
     after, _ = to_ras(edited, grid)
     brain, _ = to_ras(mask, grid)
-    box = tuple(
-        slice(max(int(h.min()) - 3, 0), int(h.max()) + 4)
-        for h in (np.flatnonzero(brain.any(axis=tuple(np.delete(range(3), a)))) for a in range(3))
-    )
+    box = crop_box(brain, BORDER)
     before, after, brain = before[box], after[box], brain[box]
     change = after - before
     window = {"vmin": 0.0, "vmax": float(np.percentile(before[brain], 99.8)), "cmap": "gray"}
@@ -245,10 +245,7 @@ def masks_picture(
     old, spacing = to_ras(before, grid)
     new, _ = to_ras(after, grid)
     own, _ = to_ras(before if scan is None else scan, grid)
-    box = tuple(
-        slice(max(int(h.min()) - 3, 0), int(h.max()) + 4)
-        for h in (np.flatnonzero((old > 0).any(_others(a))) for a in range(3))
-    )
+    box = crop_box(old > 0, BORDER)
     old, new, own = old[box], new[box], own[box]
     top = float(np.percentile(own, 99.7)) or 1.0
     highest = int(max(old.max(), new.max()))
@@ -278,8 +275,3 @@ def masks_picture(
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
-
-
-def _others(axis: int) -> tuple[int, int]:
-    first, second = (a for a in range(3) if a != axis)
-    return first, second

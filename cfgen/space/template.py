@@ -18,7 +18,7 @@ from cfgen.errors import ToolError
 
 Map = Literal["t1", "gm", "wm"]
 # What is brighter is brain or its fluid.
-BRAIN_FROM = 0.05
+BRAIN_ABOVE = 0.05
 
 
 @cache
@@ -51,4 +51,4 @@ def template_brain() -> tuple[np.ndarray, Grid]:
 @cache
 def template_mask() -> np.ndarray:
     """The template's brain with its fluid (D, H, W) bool at 2 mm."""
-    return np.asarray(ndimage.binary_fill_holes(template_brain()[0] > BRAIN_FROM))
+    return np.asarray(ndimage.binary_fill_holes(template_brain()[0] > BRAIN_ABOVE))

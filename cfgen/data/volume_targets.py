@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfgen.data.parcellation import NAMES
+from cfgen.data.parcellation import SIDES
 from cfgen.data.parcellation import SidedStructure as Region
-from cfgen.data.table import SHOWN, read_table
+from cfgen.data.table import read_table, refuse
+from cfgen.data.volume_columns import HEAD, REGIONS
+from cfgen.data.volumes import read_region_volume
 from cfgen.errors import ManifestError, UsageError
 
-SIDES = ("left", "right", "both")
-STRUCTURES = (*(n for n in NAMES if n not in ("background", "head", "csf")), "cortex")
 # Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.
-FOLLOWING = ("csf", "brain", "tiv")
+FOLLOWING = ("csf", "brain", HEAD)
+STRUCTURES = tuple(n for n in REGIONS if n not in FOLLOWING)
 _VALUE = re.compile(r"([+-]?)(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(%?)")
 
 
@@ -112,48 +112,25 @@ def read_volume_table(path: Path) -> VolumeTable:
         if structure in FOLLOWING:
             left_out[structure] = None
             continue
-        side = table.cell(cells, "side").lower() or "both"
-        mm3 = _number(table.cell(cells, "volume_mm3"))
+        try:
+            volume = read_region_volume(table, line, cells)
+        except ManifestError as error:
+            faults.append(str(error))
+            continue
+        side, mm3 = volume.side.lower(), volume.hard_mm3
         if structure not in STRUCTURES:
             faults.append(f"{where} column structure: '{structure}'; expected a region")
         elif side not in SIDES:
             faults.append(f"{where} column side: '{side}'; expected left, right or both")
-        elif mm3 is None:
-            text = table.cell(cells, "volume_mm3")
-            faults.append(f"{where} column volume_mm3: '{text}'; expected mm3 above 0")
+        elif mm3 == 0:
+            faults.append(f"{where} column volume_mm3: '0'; expected mm3 above 0")
         else:
             key = (table.cell(cells, "subject"), table.cell(cells, "session"))
             own = volumes.setdefault(key, {})
             if (structure, side) in own:
                 faults.append(f"{where}: {side} {structure} twice; expected it once")
             own[structure, side] = mm3
-    if faults:
-        raise ManifestError(path, "\n  ".join(["", *faults[:SHOWN]]))
+    refuse(path, faults)
     if not volumes:
         raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
-
-
-def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """'lateral_ventricle=cerebral_wm,caudate' -> the structures that one exchanges voxels with.
-    Raises UsageError."""
-    out = {}
-    for text in texts:
-        where = f"--pair {text}"
-        name, _, others = text.partition("=")
-        partners = tuple(part.strip() for part in others.split(",") if part.strip())
-        known = (*STRUCTURES, "csf")
-        strange = [n for n in (name.strip(), *partners) if n not in known]
-        if strange or not partners:
-            found = f"no structure '{strange[0]}'" if strange else "no neighbour"
-            raise UsageError(where, found, "STRUCTURE=NEIGHBOUR[,...] of " + ", ".join(known))
-        out[name.strip()] = partners
-    return out

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cfgen.data.regions import FLUID
+from cfgen.data.schema import NUMBER, VOLUME_UNIT
 from cfgen.data.table import Table
 from cfgen.errors import ManifestError
 
@@ -24,13 +25,18 @@ class RegionVolume:
 
 def read_region_volume(table: Table, line: int, cells: Mapping[str, str]) -> RegionVolume:
     """A line of a table as `segment --volumes` writes it. Raises ManifestError."""
-    hard, soft = (table.cell(cells, name) for name in ("volume_mm3", "soft_volume_mm3"))
-    try:
-        values = float(hard), float(soft) if soft else None
-    except ValueError as error:
-        raise ManifestError(f"{table.path}:{line}", str(error), "volumes in mm3") from error
+    where = f"{table.path.name}:{line} column"
+    values: dict[str, float | None] = {}
+    for column in ("volume_mm3", "soft_volume_mm3"):
+        text = table.cell(cells, column)
+        if text and not (NUMBER.fullmatch(text) and float(text) >= 0):
+            raise ManifestError(f"{where} {column}", f"'{text}'", VOLUME_UNIT)
+        values[column] = float(text) if text else None
+    hard = values["volume_mm3"]
+    if hard is None:
+        raise ManifestError(f"{where} volume_mm3", "missing", VOLUME_UNIT)
     side = table.cell(cells, "side") or "both"
-    return RegionVolume(table.cell(cells, "structure"), side, *values)
+    return RegionVolume(table.cell(cells, "structure"), side, hard, values["soft_volume_mm3"])
 
 
 def totals(volumes: Sequence[RegionVolume]) -> list[RegionVolume]:

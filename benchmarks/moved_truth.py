@@ -19,11 +19,12 @@ import argparse
 import csv
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates
 from scm import STRUCTURES, fitted
 
 from cfgen.cli.options import DEFAULT_BUNDLE
@@ -41,11 +42,13 @@ from cfgen.jobs.simulate import Plan, simulate
 from cfgen.measure.segmenter import Segmentation, segment
 from cfgen.metrics.statistics import mean_over_people, ratio_over_people
 from cfgen.metrics.truth import image_truth
+from cfgen.scan.field import displacement
 from cfgen.scan.gate import Gate
-from cfgen.scan.moved import move, scaled
+from cfgen.scan.moved import Movement, move, scaled
 from cfgen.scan.open import open_scan
 from cfgen.sim import cohort
 from cfgen.sim.graph import PLAIN, graph
+from cfgen.sim.reference import CORTEX
 from cfgen.sim.render import CHANNELS
 
 AGE, OTHERS = ("age=+20",), ("sex=M", "sex=F", "ad=0.8", "aud=1")
@@ -67,6 +70,7 @@ LIKE = {
     "cerebellum_wm": "fixed_white",
 }
 REGIONS = {"ventricles": "lateral_ventricle", "hippocampus": "hippocampus", "cortex": "cortex"}
+CARRIED = {"ventricles": ("ventricles",), "hippocampus": ("hippocampus",), "cortex": CORTEX}
 NOISE = 0.02
 HEAD = "head"
 
@@ -108,6 +112,15 @@ def by_structure(changes: Mapping[str, float], tissue: Tissue) -> dict[str, floa
     return out
 
 
+@dataclass(frozen=True)
+class Edit:
+    """An image (I, J, K) by a method, and how its tissue moved, where it did."""
+
+    method: str
+    image: np.ndarray
+    movement: Movement | None = None
+
+
 class Judge:
     """One scan, its truth, and what is measured of an edit."""
 
@@ -119,13 +132,40 @@ class Judge:
         white = self.factual.data[np.isin(labels[0], (2, 41))]
         self.sigma = NOISE * float(np.median(white[white > 0]))
         self.due = self.volumes(self.true.data)
+        self.fractions = soft(factual), soft(true)
 
     def volumes(self, image: np.ndarray) -> dict[str, float]:
         """mm3 by the segmenter."""
         net, device = self.engine.finder.segmenter, self.engine.device
         return volumes_by_structure(segment(net, self.factual.like(image), device).volumes)
 
-    def measure(self, method: str, image: np.ndarray) -> dict[str, float]:
+    def carried(self, movement: Movement | None) -> dict[str, float]:
+        """Squared error of volumes that the true fractions have once they are carried, over that of
+        doing nothing: no segmenter is in it."""
+        if movement is None:
+            return dict.fromkeys((f"carried {w}{r}" for r in CARRIED for w in ("", "due ")), np.nan)
+        before, after = self.fractions
+        points = self._points(movement)
+        out = {}
+        for region, channels in CARRIED.items():
+            which = [CHANNELS.index(c) for c in channels]
+            old, new = before[which].sum(0), float(after[which].sum())
+            got = map_coordinates(old, points, order=1, mode="nearest")
+            out[f"carried {region}"] = (float(got.sum()) - new) ** 2
+            out[f"carried due {region}"] = (float(old.sum()) - new) ** 2
+        return out
+
+    def _points(self, movement: Movement) -> np.ndarray:
+        """Voxels (3, D, H, W) of the scan that each voxel shows; its grid is upright, as the maps'
+        is."""
+        scan = self.factual
+        field = displacement(scan, scan.data > 0, movement)
+        index = np.indices(scan.data.shape).astype(np.float64)
+        return index + np.moveaxis(field @ np.linalg.inv(scan.affine[:3, :3]).T, -1, 0)
+
+    def measure(
+        self, method: str, image: np.ndarray, movement: Movement | None
+    ) -> dict[str, float]:
         errors = image_truth(self.factual.data, image, self.true.data, self.mask, self.sigma)
         names = ("skill", "slope", "correlation", "leakage")
         out = {name: float(getattr(errors, name)) for name in names}
@@ -134,13 +174,13 @@ class Judge:
         for region, structure in REGIONS.items():
             out[f"error {region}"] = (after[structure] - self.due[structure]) ** 2
             out[f"due {region}"] = (self.due[structure] - self.before[structure]) ** 2
-        return out
+        return out | self.carried(movement)
 
 
 def edits_of(
     engine: Engine, laws: Mapping[str, Law], factual: Row, true: Row, found: Segmentation
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and image of every edit of one scan by moved tissue."""
+) -> Iterator[Edit]:
+    """Every edit of one scan by moved tissue."""
     scan = read_volume(factual.image)
     mask = np.isfinite(scan.data) & (scan.data > 0)
     before, after = soft(factual), soft(true)
@@ -151,15 +191,19 @@ def edits_of(
     own = true_tissue(scan, before)
     tissue = tissue_maps(scan, found.posteriors, mask, stripped=False)
 
-    def moved(which: Tissue, due: Mapping[str, float], head: float) -> np.ndarray:
+    def moved(name: str, which: Tissue, due: Mapping[str, float], head: float) -> Edit:
         """By changes inside the head, whose own is `head`."""
-        image = move(scan, mask, move_tissue(which, due).movement, keep_noise=True)
-        return image if head == 0 else scaled(image, mask, float(np.exp(head / 3)))
+        movement = move_tissue(which, due).movement
+        image = move(scan, mask, movement, keep_noise=True)
+        if head != 0:
+            image = scaled(image, mask, float(np.exp(head / 3)))
+        # A head of another size is not in the movement.
+        return Edit(name, image, movement if head == 0 else None)
 
-    yield COPY, scan.data
-    yield ORACLE, read_volume(true.image).data
-    yield TRUE_MAPS, moved(own, by_structure(changes, own), head)
-    yield TRUE_VOLUMES, moved(tissue, by_structure(changes, tissue), head)
+    yield Edit(COPY, scan.data)
+    yield Edit(ORACLE, read_volume(true.image).data)
+    yield moved(TRUE_MAPS, own, by_structure(changes, own), head)
+    yield moved(TRUE_VOLUMES, tissue, by_structure(changes, tissue), head)
     volumes = volumes_by_structure(found.volumes)
     conditions = {"age": factual.values["age"], "sex": str(factual.values["sex"])}
     target = {"age": true.values["age"], "sex": str(true.values["sex"])}
@@ -171,10 +215,10 @@ def edits_of(
         here = {**volumes, **conditions, **ill[0]}
         there = {**volumes, **target, **ill[1]}
         due = world(law, here, there)
-        yield name, moved(tissue, due.within_head, due.changes.get("tiv", 0.0))
+        yield moved(name, tissue, due.within_head, due.changes.get("tiv", 0.0))
 
 
-def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[tuple[str, np.ndarray]]:
+def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[Edit]:
     recipe = engine.bundle.preprocess
     gate = Gate(engine.bundle.card, True)
     opened = open_scan(factual.image, None, engine.finder, recipe, gate)
@@ -182,7 +226,7 @@ def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[tuple[str,
     there = {"age": true.values["age"], "sex": true.values["sex"]}
     for name, edit in ((RESIDUAL, EDIT), (RIDGE, replace(EDIT, depth=0.0))):
         edits = edit_latents(engine, opened, here, [there], Drawing(edit))
-        yield name, next(edits.images(0))
+        yield Edit(name, next(edits.images(0)))
 
 
 def cohort_in(
@@ -242,9 +286,9 @@ def run(out: Path, people: int, others: int, latent: int) -> list[dict[str, obje
         if query == "age+20" and aged < latent:
             edits += latent_edits(engine, factual, true)
             aged += 1
-        for method, image in edits:
-            line = {"subject": true.subject, "query": query, "method": method}
-            lines.append(line | judge.measure(method, image))
+        for edit in edits:
+            line = {"subject": true.subject, "query": query, "method": edit.method}
+            lines.append(line | judge.measure(edit.method, edit.image, edit.movement))
         write(lines, out / "edits.csv")
         skills = [f"{x['method']} {float(str(x['skill'])):.2f}" for x in lines[-len(edits) :]]
         print(f"{true.subject} {label}: {', '.join(skills)}", flush=True)
@@ -285,6 +329,10 @@ def report(lines: Sequence[Mapping[str, object]]) -> Iterator[str]:
             for region in REGIONS:
                 e = ratio_over_people(column(f"error {region}"), column(f"due {region}"), who)
                 cells.append(f"{region} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
+                own, due = column(f"carried {region}"), column(f"carried due {region}")
+                if np.isfinite(own).all():
+                    e = ratio_over_people(own, due, who)
+                    cells.append(f"carried {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
             yield "; ".join(cells)
 
 

@@ -200,6 +200,7 @@ def test_volumes_are_set_in_percent_in_mm3_and_by_mm3():
     [
         ("lateral_ventricle=30", "looks like mL"),
         ("hippocampus=7.4", "write 7400"),
+        ("lateral_ventricle=+2", r"looks like mL.*write \+2000"),
         ("hippocampus=10%", "has no sign"),
         ("hippocampus=-100%", "leaves nothing"),
         ("age=+10%", "percent of age"),

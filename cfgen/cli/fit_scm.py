@@ -88,8 +88,9 @@ def fit_scm(
 
       cfgen fit-scm --table cohort.csv --out fitted/ --check
 
-      cfgen fit-scm --table cohort.csv --volumes volumes.csv --graph graph.dagitty
-      --mechanism flow --missing amygdala --out fitted/
+      cfgen fit-scm --table cohort.csv --volumes volumes.csv --graph graph.dot --out fitted/
+
+      cfgen fit-scm --table cohort.csv --mechanism flow --missing amygdala --out fitted/
     """
     setup(threads, verbose, quiet)
     if mechanism not in ("linear", "flow"):

@@ -88,7 +88,9 @@ def world(law: Law, factual: Values, target: Values, member: int | None = None) 
     volumes = {n: float(after[n][0]) for n in volume_names(scm.graph) if n in factual}
     changes = {n: float(np.log(v / float(factual[n]))) for n, v in volumes.items()}
     changes.pop(FLUID_AROUND, None)
-    strange = outside(scm.graph, {n: after.get(n, _unknown(scm, n)) for n in scm.graph.names}, 0)
+    # Of conditions the schema says it.
+    seen = {n: after[n] if n in volumes else _unknown(scm, n) for n in scm.graph.names}
+    strange = outside(scm.graph, seen, 0)
     notices = [Notice("volume-support", f"beyond what the causal model saw: {t}") for t in strange]
     return World(volumes, changes, _centile(factual, {**target, **volumes}), notices)
 

@@ -108,6 +108,7 @@ def fit_scm(
     from cfgen.jobs import fit_scm as job
 
     check_folder(out)
+    read_bundle(bundle)
     cohort = job.read_inputs(job.Inputs(table, volumes, graph, tuple(missing or ())))
     normative = None
     if prior not in ("", "none"):

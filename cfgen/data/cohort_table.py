@@ -109,13 +109,19 @@ def train_rows(table: CohortTable) -> CohortTable:
         return table
     wanted = split == TRAIN
     if not wanted.any():
-        raise ManifestError(table.path, f"no row has split '{TRAIN}'", "people to learn from")
+        there = ", ".join(sorted(set(split.tolist()) - {""}))
+        raise ManifestError(
+            table.path,
+            f"no row has split '{TRAIN}'; found {there}",
+            "people to learn from",
+            f"write '{TRAIN}' in their column split, or leave the column out to take everybody",
+        )
     return table.rows(wanted)
 
 
 def _wide(table: Table, faults: list[str]) -> tuple[dict[str, np.ndarray], set[str], str]:
     """Volumes of a wide table, and the columns that they are in."""
-    found = recognise(table.columns)
+    found = recognise(table.filled)
     cells: dict[str, np.ndarray] = {}
     for column in dict.fromkeys(c for parts in found.parts.values() for c in parts):
         cells[column] = _numbers(table, column, faults, lambda x: x >= 0, "mm3")

@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from cfgen.data.parcellation import NAMES
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.table import SHOWN, read_table
+from cfgen.data.volume_columns import PLAUSIBLE
 from cfgen.errors import ManifestError, UsageError
 
 SIDES = ("left", "right", "both")
@@ -115,7 +117,9 @@ def read_volume_table(path: Path) -> VolumeTable:
         side = table.cell(cells, "side").lower() or "both"
         mm3 = _number(table.cell(cells, "volume_mm3"))
         if structure not in STRUCTURES:
-            faults.append(f"{where} column structure: '{structure}'; expected a region")
+            near = get_close_matches(structure.lower(), STRUCTURES, 1)
+            meant = f", did you mean {near[0]}?" if near else ""
+            faults.append(f"{where} column structure: '{structure}'; expected a region{meant}")
         elif side not in SIDES:
             faults.append(f"{where} column side: '{side}'; expected left, right or both")
         elif mm3 is None:
@@ -128,9 +132,12 @@ def read_volume_table(path: Path) -> VolumeTable:
                 faults.append(f"{where}: {side} {structure} twice; expected it once")
             own[structure, side] = mm3
     if faults:
-        raise ManifestError(path, "\n  ".join(["", *faults[:SHOWN]]))
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        rest = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise ManifestError(path, "\n  ".join([count, *faults[:SHOWN], *rest]))
     if not volumes:
-        raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
+        only = f": {', '.join(left_out)} follow from others" if left_out else ""
+        raise ManifestError(path, f"has no target{only}", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))
 
 
@@ -140,6 +147,22 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < math.inf else None
+
+
+def refuse_ml(
+    where: object, targets: Mapping[Region, float], volumes: Mapping[Region, float]
+) -> None:
+    """Raises UsageError for a target (mm3) that is a volume only if it is meant in mL."""
+    for region, mm3 in targets.items():
+        now = volumes.get(region, 0.0)
+        name = " ".join(part for part in reversed(region) if part != "both")
+        if now / PLAUSIBLE < 1000 * mm3 < now * PLAUSIBLE:
+            raise UsageError(
+                where,
+                f"{mm3:g} for {name}, now {now:g}, looks like mL",
+                "mm3",
+                "write it 1000 times larger if that is what it is",
+            )
 
 
 def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

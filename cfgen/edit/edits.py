@@ -22,7 +22,7 @@ from cfgen.edit.samples import sample_noise
 from cfgen.edit.sidecar import CausalRecord, RegionRecord
 from cfgen.edit.tissue import Moved, Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, World, world
-from cfgen.errors import Notice, UsageError
+from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.measure.volumes import RegionVolume, sums
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
@@ -96,7 +96,11 @@ class TissueEdits:
         if (number, sample) not in self.done:
             with working("moving the tissue"):
                 changes = self.world(number, sample).within_head
-                self.done[number, sample] = move_tissue(self.tissue, changes)
+                try:
+                    self.done[number, sample] = move_tissue(self.tissue, changes)
+                except ImageError as error:
+                    where = f"{self.opened.volume.path}: {error.where}"
+                    raise ImageError(where, error.found, error.expected, error.fix) from error
         return self.done[number, sample]
 
     def images(self, number: int) -> Iterator[np.ndarray]:

@@ -149,7 +149,7 @@ def _wide(table: Table) -> Table:
 
 def _renamed(table: Table) -> Table:
     """A column for each structure that the names of other tools add up to; cfgen's stay."""
-    found = recognise(table.columns)
+    found = recognise(table.filled)
     parts = {name: (columns, 1.0) for name, columns in found.parts.items() if columns != (name,)}
     # Fluid outside the brain is what is left of the head.
     parts |= {name: (columns, -1.0) for name, columns in found.rest.items()}

@@ -53,7 +53,7 @@ def _help(command: Callable[..., None]) -> str:
     return re.sub(r"\n\n(?= *cfgen )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or ""))
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "counterfactual": counterfactual,
     "report": report,
     "info": info,
@@ -69,7 +69,8 @@ for _name, _command in {
     "train-segmenter": train_segmenter,
     "fit-scm": fit_scm,
     "import-weights": import_weights,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name, help=_help(_command))(_command)
 
 

@@ -157,6 +157,17 @@ def counterfactual(
 
         if image is not None or mask is not None:
             raise UsageError("--table", "beside --in or --mask", "a table alone")
+        of_images = {
+            "--render": render is not None,
+            "--scale-head": scale_head,
+            "--samples": samples > 1,
+            **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
+            "--report": report,
+        }
+        if any(of_images.values()):
+            raise UsageError(
+                next(n for n, on in of_images.items() if on), "beside --table", "scans"
+            )
         asked = Asked(age or [], sex, change or [], factual, manifest, missing or [])
         _answer(bundle, table, out, asked, rates, seed, overwrite, dry_run, as_json)
         return

@@ -245,3 +245,13 @@ def test_help_keeps_examples_on_their_lines(cfgen):
         "cfgen counterfactual --in sub01.nii.gz --from age=62,sex=F --age -20:+20:10 --out edits/"
     )
     assert f"    {example}" in out.splitlines()
+
+
+def test_a_dry_run_promises_nothing_of_a_scan_that_cannot_be_read(cfgen, tmp_path):
+    four = nib.Nifti1Image(np.ones((4, 4, 4, 2), np.int16), np.eye(4))
+    nib.save(four, tmp_path / "series.nii.gz")
+    given = ("--in", tmp_path / "series.nii.gz", "--from", "age=40,sex=F", "--dry-run")
+    code, out, err = cfgen("counterfactual", *given, "--age", "+5", "--out", tmp_path / "edits")
+    assert code == 3
+    assert out.strip() == ""
+    assert err.count("series.nii.gz") == 1

@@ -215,8 +215,11 @@ def counterfactual(
     if dry_run:
         failed = check_plans(model, plans, options)
         for row in failed:
-            log.error("%s: %s", row.source or row.image, row.extra["error"])
-        print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
+            source, error = row.source or str(row.image), row.extra["error"]
+            log.error("%s", error if error.startswith(source) else f"{source}: {error}")
+        unusable = {row.image for row in failed}
+        going = [p for p in plans if p.row.image not in unusable]
+        print_paths([str(path) for p in going for path in p.outputs.values()], as_json)
         if failed and image is not None:
             raise typer.Exit(EXIT_UNUSABLE_INPUT)
         end_batch(len(failed), 0, manifest)

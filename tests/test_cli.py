@@ -204,3 +204,54 @@ def test_info_names_parts_and_ranges(cfgen, tiny_bundle):
     assert "autoencoder" in out
     _, out, _ = cfgen("info", tiny_bundle.path, "--json")
     assert set(json.loads(out)["bundle"]["parts"]) == set(tiny_bundle.parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "hippocampus=-10%", "--render", "residual"), "not with --render residual"),
+        (("--age", "+10", "--rates", "within", "--render", "warp"), "not with --render warp"),
+        (("--sex", "M", "--scale-head", "--field"), "--field: beside --scale-head"),
+        (("--age", "+10", "--samples", "99"), "at most 21 of moved tissue"),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_options_that_do_not_go_together_are_told_before_the_first_scan(
+    cfgen, stripped_scan, tmp_path, arguments, said, many
+):
+    source = ("--in", stripped_scan, "--from", "age=40,sex=F", "--dry-run")
+    if many:
+        (tmp_path / "cohort.csv").write_text(f"subject,image,age,sex\n1,{stripped_scan},40,F\n")
+        source = ("--manifest", tmp_path / "cohort.csv")
+    code, _, err = cfgen("counterfactual", *source, *arguments, "--out", tmp_path / "edits")
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "edits").exists()
+
+
+@pytest.mark.parametrize(("age", "warned"), [("85", False), ("90", True)])
+def test_moved_tissue_extrapolates_beyond_what_the_causal_model_saw(
+    cfgen, stripped_scan, tmp_path, age, warned
+):
+    given = ("--in", stripped_scan, "--from", "age=40,sex=F", "--out", tmp_path / "edits")
+    code, _, err = cfgen("counterfactual", *given, "--age", age, "--dry-run")
+    assert code == 0
+    assert ("an extrapolation" in err) == warned
+
+
+def test_help_keeps_examples_on_their_lines(cfgen):
+    _, out, _ = cfgen("counterfactual", "--help")
+    example = (
+        "cfgen counterfactual --in sub01.nii.gz --from age=62,sex=F --age -20:+20:10 --out edits/"
+    )
+    assert f"    {example}" in out.splitlines()
+
+
+def test_a_dry_run_promises_nothing_of_a_scan_that_cannot_be_read(cfgen, tmp_path):
+    four = nib.Nifti1Image(np.ones((4, 4, 4, 2), np.int16), np.eye(4))
+    nib.save(four, tmp_path / "series.nii.gz")
+    given = ("--in", tmp_path / "series.nii.gz", "--from", "age=40,sex=F", "--dry-run")
+    code, out, err = cfgen("counterfactual", *given, "--age", "+5", "--out", tmp_path / "edits")
+    assert code == 3
+    assert out.strip() == ""
+    assert err.count("series.nii.gz") == 1

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfgen.bundle import Bundle, copy_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
 from cfgen.causal.causal_graph import CausalGraph, Node
 from cfgen.causal.centiles import centile
 from cfgen.causal.design import Design, Term
 from cfgen.causal.mechanisms import Categorical, Linear
 from cfgen.causal.rates import within
-from cfgen.causal.scm import PART, Scm
+from cfgen.causal.scm import PART, Scm, load_scm
 from cfgen.causal.worlds import counterfactual, interval, outside, settable
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.data.conditions import Change, Intervention, default_schema, parse_interventions
 from cfgen.data.people_table import read_people
 from cfgen.errors import ManifestError, UsageError
@@ -200,6 +201,7 @@ def test_volumes_are_set_in_percent_in_mm3_and_by_mm3():
     [
         ("lateral_ventricle=30", "looks like mL"),
         ("hippocampus=7.4", "write 7400"),
+        ("lateral_ventricle=+2", r"looks like mL.*write \+2000"),
         ("hippocampus=10%", "has no sign"),
         ("hippocampus=-100%", "leaves nothing"),
         ("age=+10%", "percent of age"),
@@ -429,3 +431,30 @@ def test_what_the_command_refuses(cfgen, scm_bundle, tiny_bundle, tmp_path):
     assert (code, "has no part 'scm'" in error) == (4, True)
     code, _, error = cfgen(*ask[:-2], "--age=-50", *here, "--out", tmp_path / "out.csv")
     assert (code, "in.csv:3 002" in error) == (1, True)
+
+
+def test_a_site_that_nobody_speaks_of_is_unknown_by_itself(cfgen, tmp_path):
+    scm = load_scm(read_bundle(DEFAULT_BUNDLE))
+    regions = {n.name: sum(n.support) / 2 for n in scm.graph.nodes if n.kind == "volume"}
+    table, out = tmp_path / "own.csv", tmp_path / "out.csv"
+    names, cells = ",".join(regions), ",".join(f"{v:.1f}" for v in regions.values())
+    table.write_text(f"subject,age,sex,{names}\n1,60,F,{cells}\n")
+    asked = ("counterfactual", "--table", table, "--age", "+15", "--out", out)
+    code, _, err = cfgen(*asked)
+    assert code == 0, err
+    assert "own.csv: site is unknown" in err
+    by_name = out.read_text()
+    assert cfgen(*asked, "--missing", "site", "--overwrite")[0] == 0
+    assert out.read_text() == by_name
+    table.write_text(f"subject,age,sex,site,{names}\n1,60,F,,{cells}\n")
+    code, _, err = cfgen(*asked, "--overwrite")
+    assert code == 2
+    assert "own.csv:2 column site: missing" in err
+
+
+@pytest.mark.parametrize("option", ["--diff", "--report", "--field", "--scale-head"])
+def test_what_is_of_images_is_not_asked_of_a_table(cfgen, tmp_path, option):
+    asked = ("counterfactual", "--table", tmp_path / "x.csv", "--age", "+5", option)
+    code, _, err = cfgen(*asked, "--out", tmp_path / "out.csv")
+    assert code == 2
+    assert f"{option}: beside --table" in err

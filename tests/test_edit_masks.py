@@ -224,6 +224,10 @@ def test_the_causal_model_says_the_volumes(cfgen, scan, tmp_path):
     factual = {"age": 50.0, "sex": "F", **volumes}
     due = math.exp(world(law, factual, {**factual, "age": 70.0}).changes["cortex_frontal"])
     assert all(change == pytest.approx(due, abs=2e-3) for change in changes)
+    very_old = ["--in", labels, "--age", "95", "--from", "age=50,sex=F", "--no-picture"]
+    code, _, err = cfgen("edit-masks", *very_old, "--out", tmp_path / "very_old.nii.gz")
+    assert code == 0
+    assert "age 95 is outside the training range" in err
     code, _, err = cfgen("edit-masks", *arguments[:-2], "--set", "x=1", "--out", out)
     assert code == 2
     assert "together" in err
@@ -348,3 +352,18 @@ def test_the_simulators_true_masks_are_met():
         copied = 2 * (before & there).sum() / (before.sum() + there.sum())
         assert dice >= 0.97
         assert dice > copied
+
+
+def test_millilitres_are_told(cfgen, scan, tmp_path):
+    now = float(np.isin(head(), FRONTAL[:1]).sum()) * VOXEL_MM3
+    out = ("--in", scan[0], "--out", tmp_path / "x.nii.gz")
+    _, _, err = cfgen("edit-masks", *out, "--set", f"left cortex_frontal={now / 1000:.3f}")
+    assert "left cortex_frontal, now" in err
+    assert "looks like mL" in err
+    table = f"structure,side,volume_mm3\ncortex_frontal,left,{now / 1000:.3f}\n"
+    (tmp_path / "ml.csv").write_text(table)
+    code, _, err = cfgen("edit-masks", *out, "--targets", tmp_path / "ml.csv")
+    assert code == 2
+    assert "ml.csv: " in err
+    assert "looks like mL" in err
+    assert not (tmp_path / "x.nii.gz").exists()

@@ -381,3 +381,44 @@ def test_the_shipped_law_is_ixis():
 def test_errors_are_cfgens(tmp_path):
     with pytest.raises(CfgenError):
         read_graph(tmp_path / "nothing.toml")
+
+
+OWN = "subject,age,sex,tiv,thalamus,hippocampus,caudate\n" + "".join(
+    f"s{i},{40 + i},{'FM'[i % 2]},{1400000 + 9000 * (i % 7)},15000,{7000 + 40 * (i % 5)},\n"
+    for i in range(20)
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "graph", "said"),
+    [
+        (("7040", ""), "", "4 missing values; expected a value in every line"),
+        (("", ""), " ", "has no volume of a region"),
+        (("", ""), "[age]\n[caudate]\n", "column caudate has no value"),
+        (("sex,tiv", "split,tiv"), "", "no row has split 'train'; found F, M"),
+    ],
+)
+def test_faults_of_an_own_table_say_what_to_do(cfgen, tmp_path, change, graph, said):
+    (tmp_path / "own.csv").write_text(OWN.replace(*change) if change[0] else OWN)
+    (tmp_path / "graph.toml").write_text(graph)
+    more = ("--graph", tmp_path / "graph.toml") if graph else ()
+    asked = ("fit-scm", "--table", tmp_path / "own.csv", "--out", tmp_path / "fitted", "--dry-run")
+    code, _, err = cfgen(*asked, *more)
+    assert code == 2
+    assert said in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.toml", "own.csv"]
+
+
+def test_a_column_that_is_empty_throughout_is_none(cfgen, tmp_path):
+    (tmp_path / "own.csv").write_text(OWN)
+    asked = ("fit-scm", "--table", tmp_path / "own.csv", "--out", tmp_path / "fitted", "--dry-run")
+    code, out, err = cfgen(*asked)
+    assert code == 0, err
+    assert out.strip().endswith("age, sex, tiv, thalamus, hippocampus")
+    (tmp_path / "own.csv").write_text(OWN.replace("hippocampus", "hipocampus"))
+    code, _, err = cfgen(*asked)
+    assert code == 0
+    assert "own.csv: column hipocampus is no region, did you mean hippocampus?" in err
+    code, _, err = cfgen(*asked, "--bundle", tmp_path / "nowhere")
+    assert code == 4
+    assert "nowhere" in err

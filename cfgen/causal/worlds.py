@@ -118,10 +118,11 @@ def interval(
 
 
 def outside(graph: CausalGraph, columns: Columns, person: int) -> list[str]:
-    """What of a person training never saw the like of: 'age 92 above 86'."""
+    """What of a person training never saw the like of: 'age 92 above 86'; of the columns
+    that are given."""
     texts = []
     for node in graph.nodes:
-        if node.support is None:
+        if node.support is None or node.name not in columns:
             continue
         low, high = node.support
         x = float(columns[node.name][person])

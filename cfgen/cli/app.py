@@ -6,8 +6,11 @@ to standard output, progress and warnings to standard error.
 
 from __future__ import annotations
 
+import inspect
+import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -43,21 +46,32 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("counterfactual")(counterfactual)
-app.command("report")(report)
-app.command("info")(info)
-app.command("preprocess")(preprocess)
-app.command("segment")(segment)
-app.command("edit-masks")(edit_masks)
-app.command("simulate")(simulate)
-app.command("evaluate")(evaluate)
-app.command("undo")(undo)
-app.command("train-ae")(train_ae)
-app.command("train-ldm")(train_ldm)
-app.command("train-predictor")(train_predictor)
-app.command("train-segmenter")(train_segmenter)
-app.command("fit-scm")(fit_scm)
-app.command("import-weights")(import_weights)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring, of which lines with a command stay as they are, to be copied."""
+    return re.sub(r"\n\n(?= *cfgen )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or ""))
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "counterfactual": counterfactual,
+    "report": report,
+    "info": info,
+    "preprocess": preprocess,
+    "segment": segment,
+    "edit-masks": edit_masks,
+    "simulate": simulate,
+    "evaluate": evaluate,
+    "undo": undo,
+    "train-ae": train_ae,
+    "train-ldm": train_ldm,
+    "train-predictor": train_predictor,
+    "train-segmenter": train_segmenter,
+    "fit-scm": fit_scm,
+    "import-weights": import_weights,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, help=_help(_command))(_command)
 
 
 def _version(asked: bool) -> None:

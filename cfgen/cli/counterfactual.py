@@ -152,6 +152,17 @@ def counterfactual(
 
         if image is not None or mask is not None:
             raise UsageError("--table", "beside --in or --mask", "a table alone")
+        of_images = {
+            "--render": render is not None,
+            "--scale-head": scale_head,
+            "--samples": samples > 1,
+            **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
+            "--report": report,
+        }
+        if any(of_images.values()):
+            raise UsageError(
+                next(n for n, on in of_images.items() if on), "beside --table", "scans"
+            )
         asked = Asked(age or [], sex, change or [], factual, manifest, missing or [], rates, seed)
         files = outputs(out, overwrite)
         worlds_failed = _answer(bundle, table, asked, None if dry_run else files)
@@ -202,8 +213,11 @@ def counterfactual(
     if dry_run:
         failed = check_plans(model, plans, options)
         for row in failed:
-            log.error("%s: %s", row.source or row.image, row.extra["error"])
-        print_paths([str(path) for p in plans for path in p.outputs.values()], as_json)
+            source, error = row.source or str(row.image), row.extra["error"]
+            log.error("%s", error if error.startswith(source) else f"{source}: {error}")
+        unusable = {row.image for row in failed}
+        going = [p for p in plans if p.row.image not in unusable]
+        print_paths([str(path) for p in going for path in p.outputs.values()], as_json)
         if failed and image is not None:
             raise typer.Exit(EXIT_UNUSABLE_INPUT)
         end_batch(len(failed), 0, manifest)

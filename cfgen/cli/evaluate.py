@@ -88,7 +88,7 @@ def evaluate(
 
       cfgen evaluate --real cohort.csv --counterfactuals edits/manifest.csv --out evaluation/
 
-      cfgen evaluate --real sim/manifest.csv --truth sim/truth.csv --suite quick
+      cfgen evaluate --real sim/manifest.csv --truth sim/truth.csv --suite quick \\
         --counterfactuals ours=a/manifest.csv --counterfactuals theirs=b/manifest.csv --out e/
     """
     setup(threads, verbose, quiet)

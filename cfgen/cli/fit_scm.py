@@ -89,8 +89,9 @@ def fit_scm(
 
       cfgen fit-scm --table cohort.csv --out fitted/ --check
 
-      cfgen fit-scm --table cohort.csv --volumes volumes.csv --graph graph.dagitty
-      --mechanism flow --missing amygdala --out fitted/
+      cfgen fit-scm --table cohort.csv --volumes volumes.csv --graph graph.dot --out fitted/
+
+      cfgen fit-scm --table cohort.csv --mechanism flow --missing amygdala --out fitted/
     """
     setup(threads, verbose, quiet)
     settings = replace(
@@ -106,6 +107,7 @@ def fit_scm(
     from cfgen.jobs import fit_scm as job
 
     check_folder(out)
+    read_bundle(bundle)
     cohort = job.read_inputs(job.Inputs(table, volumes, graph, tuple(missing or ())))
     normative = None
     if prior not in ("", "none"):

@@ -81,8 +81,8 @@ def train_predictor(
 
       cfgen train-predictor --manifest prepared/manifest.csv --bundle ae/ --out ae-predictor/
 
-      cfgen train-predictor --manifest prepared/manifest.csv --target age --target sex
-      --target volumes --bundle whole/ --out judged/
+      cfgen train-predictor --manifest prepared/manifest.csv --target age --target sex \\
+        --target volumes --bundle whole/ --out judged/
     """
     setup(threads, verbose, quiet)
     from cfgen.data.names import check_folder

@@ -70,13 +70,13 @@ def read_cohort_table(path: Path, volumes: Path | None = None) -> CohortTable:
             path, "is the long table of 'cfgen segment --volumes'", "a line a person",
             "give it as --volumes, and the table of age and sex as --table",
         )  # fmt: skip
-    names = recognise(table.columns).names
+    names = recognise(table.filled).names
     table = renamed(table)
     if volumes is not None:
         table, names = _measured(table, wide(read_table(volumes))), "cfgen"
     faults: list[str] = []
     visits = [visit_of(table, cells) for _, cells in table.lines]
-    regions = {c: _volumes(table, c, faults) for c in table.columns if _is_volume(c)}
+    regions = {c: _volumes(table, c, faults) for c in table.filled if _is_volume(c)}
     columns = _conditions(table, regions, faults) | regions
     refuse(path, faults)
     if not set(regions) - {HEAD}:
@@ -115,7 +115,13 @@ def train_rows(table: CohortTable) -> CohortTable:
         return table
     wanted = split == TRAIN
     if not wanted.any():
-        raise ManifestError(table.path, f"no row has split '{TRAIN}'", "people to learn from")
+        there = ", ".join(sorted(set(split.tolist()) - {""}))
+        raise ManifestError(
+            table.path,
+            f"no row has split '{TRAIN}'; found {there}",
+            "people to learn from",
+            f"write '{TRAIN}' in their column split, or leave the column out to take everybody",
+        )
     return table.rows(wanted)
 
 

@@ -192,7 +192,23 @@ def _change(schema: Schema, name: str, text: str, where: object) -> Change:
     value = (
         read_number(variable, text, where) if relative else schema.check_value(name, text, where)
     )
+    if relative:
+        _check_unit(variable, float(value), where)
     return Change(name, value, relative, *limits)
+
+
+def _check_unit(variable: Variable, change: float, where: object) -> None:
+    """Raises UsageError for a change of a volume that is none unless it is meant in mL."""
+    if variable.unit != VOLUME_UNIT or variable.support is None:
+        return
+    least = variable.support[0] / 1000
+    if 0 < abs(change) < least:
+        raise UsageError(
+            where,
+            f"'{change:+g}' looks like mL",
+            f"a change in mm3, of {number_text(float(f'{least:.2g}'))} or more",
+            f"write {1000 * change:+g} if that is what it is",
+        )
 
 
 def _percent(variable: Variable, text: str, where: object) -> float:

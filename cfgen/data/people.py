@@ -82,7 +82,7 @@ def wide(table: Table) -> Table:
 
 def renamed(table: Table) -> Table:
     """A column for each structure that the names of other tools add up to; cfgen's stay."""
-    recognised = recognise(table.columns)
+    recognised = recognise(table.filled)
     parts = {n: columns for n, columns in recognised.parts.items() if columns != (n,)}
     # Fluid outside the brain is what is left of the head.
     parts |= recognised.rest

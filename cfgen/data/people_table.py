@@ -48,19 +48,22 @@ def read_people(
     given: Values,
     manifest: Path | None = None,
     missing: Collection[str] = (),
+    free: Collection[str] = (),
 ) -> list[Person]:
     """Everybody in a table, with a value for every variable of the schema.
 
     `given` is taken where the table says nothing. Variables of `missing` may have no value, or a
-    level that the schema does not know, in some lines or in all. Raises ManifestError, which lists
-    every fault as 'file:line column ...': a region or condition that is not there, a cell without a
-    value, or one that is no number, of no known level, or in another unit.
+    level that the schema does not know, in some lines or in all; those of `free` only in
+    all. Raises ManifestError, which lists every fault as 'file:line column ...': a region or
+    condition that is not there, a cell without a value, or one that is no number, of no known
+    level, or in another unit.
     """
     table = read_table(path)
     table = renamed(wide(table) if is_long(table) else table)
     faults: list[str] = []
     if manifest is not None:
         table, faults = joined(table, read_table(manifest))
+    missing = {*missing, *_unsaid(table, schema, given, free)}
     needed = Schema(tuple(v for v in schema.variables if v.name not in missing))
     _refuse_absent(table, needed, given)
     _warn_of_unknown(table, schema)
@@ -84,6 +87,14 @@ def read_people(
     return people
 
 
+def _unsaid(table: Table, schema: Schema, given: Values, free: Collection[str]) -> list[str]:
+    """Those of `free` that nobody speaks of."""
+    names = [n for n in free if n not in given and not columns_of(n, table.columns, schema)]
+    for name in names:
+        log.info("%s: %s is unknown: the average of its levels acts", table.path.name, name)
+    return names
+
+
 def _refuse_absent(table: Table, schema: Schema, given: Values) -> None:
     """One fault for a whole column, with columns that may be meant."""
     absent = [
@@ -96,12 +107,12 @@ def _refuse_absent(table: Table, schema: Schema, given: Values) -> None:
     spare = [c for c in table.columns if c.lower() not in {n.lower() for n in schema.names}]
     hints = []
     for variable in absent:
-        near = get_close_matches(variable.name, spare, 1)
+        near = get_close_matches(variable.name, spare, 1, cutoff=0.8)
         hints += [f"rename '{near[0]}' to '{variable.name}'?"] if near else []
     if not hints:
         told = f"say it by --from {absent[0].name}=... or in a --manifest, or go on without: "
         hints = [f"{told if absent[0].unit != VOLUME_UNIT else 'go on without: '}"]
-        hints[0] += f"--missing {absent[0].name}"
+        hints[0] += " ".join(f"--missing {v.name}" for v in absent)
     raise ManifestError(
         table.path,
         f"no {_kinds(absent)} {', '.join(v.name for v in absent)}; found {_listed(table.columns)}",

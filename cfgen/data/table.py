@@ -56,6 +56,11 @@ class Table:
         """The column of this name in any case."""
         return next((c for c in self.columns if c.lower() == name.lower()), None)
 
+    @property
+    def filled(self) -> list[str]:
+        """The columns that have a value in any line."""
+        return [c for c in self.columns if any(self.cell(cells, c) for _, cells in self.lines)]
+
     def cell(self, cells: Mapping[str, str], name: str) -> str:
         """The text of a cell, '' when it is missing."""
         text = cells.get(self.column(name) or "", "")

@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,10 +169,15 @@ def open_channels(path: Path) -> tuple[Channels, Grid]:
 
 
 def header_notices(path: Path | str) -> list[Notice]:
-    """What is odd about a readable header: said once, never mended silently."""
+    """What is odd about a readable header of one volume: said once, never mended silently.
+
+    Raises ImageError where it cannot be read, or is of a series or a single slice.
+    """
     path = Path(path)
     with image_stream(path) as stream:
-        return [Notice("header", text) for text in open_header(stream, path).warnings]
+        stored = open_header(stream, path)
+        _frame_shape(stored.image.shape, path)
+        return [Notice("header", text) for text in stored.warnings]
 
 
 def is_synthetic(path: Path) -> bool:
@@ -185,19 +190,24 @@ def is_synthetic(path: Path) -> bool:
 
 
 def _one_frame(data: np.ndarray, path: Path) -> np.ndarray:
-    shape = data.shape
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
+    return data.reshape(_frame_shape(data.shape, path))
+
+
+def _frame_shape(shape: Sequence[int], path: Path) -> tuple[int, ...]:
+    """Of one volume, without the axes of length 1 after the third. Raises ImageError."""
+    frame = tuple(shape)
+    while len(frame) > 3 and frame[-1] == 1:
+        frame = frame[:-1]
+    if len(frame) != 3:
         raise ImageError(
             path,
-            f"{data.ndim}D image of shape {'x'.join(map(str, shape))}",
+            f"{len(frame)}D image of shape {'x'.join(map(str, shape))}",
             "one 3D volume",
             "split a series first, for example with fslsplit or nibabel's four_to_three",
         )
-    if min(data.shape) < 2:
-        raise ImageError(path, f"a single slice, shape {data.shape}", "a 3D volume")
-    return data
+    if min(frame) < 2:
+        raise ImageError(path, f"a single slice, shape {frame}", "a 3D volume")
+    return frame
 
 
 @np.errstate(all="ignore")

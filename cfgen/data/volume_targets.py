@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from cfgen.data.parcellation import SIDES
+from cfgen.data.parcellation import SIDES, region_text
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.table import read_table, refuse
-from cfgen.data.volume_columns import HEAD, REGIONS
+from cfgen.data.volume_columns import HEAD, PLAUSIBLE, REGIONS
 from cfgen.data.volumes import read_region_volume
 from cfgen.errors import ManifestError, UsageError
 
@@ -119,7 +120,9 @@ def read_volume_table(path: Path) -> VolumeTable:
             continue
         side, mm3 = volume.side.lower(), volume.hard_mm3
         if structure not in STRUCTURES:
-            faults.append(f"{where} column structure: '{structure}'; expected a region")
+            near = get_close_matches(structure.lower(), STRUCTURES, 1)
+            meant = f", did you mean {near[0]}?" if near else ""
+            faults.append(f"{where} column structure: '{structure}'; expected a region{meant}")
         elif side not in SIDES:
             faults.append(f"{where} column side: '{side}'; expected left, right or both")
         elif mm3 == 0:
@@ -132,5 +135,21 @@ def read_volume_table(path: Path) -> VolumeTable:
             own[structure, side] = mm3
     refuse(path, faults)
     if not volumes:
-        raise ManifestError(path, "has no target", "one of " + ", ".join(STRUCTURES))
+        only = f": {', '.join(left_out)} follow from others" if left_out else ""
+        raise ManifestError(path, f"has no target{only}", "one of " + ", ".join(STRUCTURES))
     return VolumeTable(path, volumes, tuple(left_out))
+
+
+def refuse_ml(
+    where: object, targets: Mapping[Region, float], volumes: Mapping[Region, float]
+) -> None:
+    """Raises UsageError for a target (mm3) that is a volume only if it is meant in mL."""
+    for region, mm3 in targets.items():
+        now = volumes.get(region, 0.0)
+        if now / PLAUSIBLE < 1000 * mm3 < now * PLAUSIBLE:
+            raise UsageError(
+                where,
+                f"{mm3:g} for {region_text(region)}, now {now:g}, looks like mL",
+                "mm3",
+                "write it 1000 times larger if that is what it is",
+            )

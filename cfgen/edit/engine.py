@@ -74,11 +74,19 @@ def render_of(bundle: Bundle, asked: Render | None) -> Render:
 
 
 def variables_of(bundle: Bundle, asked: Render | None) -> tuple[Schema, Schema]:
-    """What may be known of a scan, and what may be changed of it: for moved tissue also nodes of
-    the causal graph, and regions in mm3. Raises BundleError as `render_of`."""
-    if render_of(bundle, asked) != "tissue":
-        return bundle.schema, bundle.schema
-    everything = settable(load_scm(bundle).graph, bundle.schema)
+    """What may be known of a scan, and what may be asked to change of it: for moved tissue also
+    nodes of the causal graph, and regions in mm3, within what the causal model saw. Names of the
+    graph are known to a latent edit too, so that it can say that it does not change them.
+
+    Raises BundleError as `render_of`.
+    """
+    how, known = render_of(bundle, asked), bundle.schema
+    if "scm" not in bundle.parts:
+        return known, known
+    everything = settable(load_scm(bundle).graph, known)
+    if how != "tissue":
+        others = (v for v in everything.variables if v.name not in known.names)
+        return known, Schema((*known.variables, *others))
     conditions = tuple(v for v in everything.variables if v.unit != VOLUME_UNIT)
     return Schema(conditions), everything
 

@@ -89,7 +89,8 @@ def world(law: Law, factual: Values, target: Values, member: int | None = None) 
     volumes = {n: float(after[n][0]) for n in volume_names(scm.graph) if n in factual}
     changes = {n: float(np.log(v / float(factual[n]))) for n, v in volumes.items()}
     changes.pop(FLUID_AROUND, None)
-    strange = outside(scm.graph, after, 0)
+    # Of conditions the schema says it.
+    strange = outside(scm.graph, {n: after[n] for n in volumes}, 0)
     notices = [Notice("volume-support", f"beyond what the causal model saw: {t}") for t in strange]
     return World(volumes, changes, _centile(factual, {**target, **volumes}), notices)
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from cfgen.batch.resume import digests
+from cfgen.bundle import Bundle
+from cfgen.causal.scm import load_scm
 from cfgen.config import Render
 from cfgen.data.conditions import Intervention, Values
 from cfgen.data.record import Source, this_software, write_record
@@ -26,7 +28,7 @@ from cfgen.edit.edits import (
     edit_latents,
     region_records,
 )
-from cfgen.edit.engine import Engine, render_of
+from cfgen.edit.engine import Engine, render_of, variables_of
 from cfgen.edit.samples import summarise
 from cfgen.edit.sidecar import (
     BundleName,
@@ -85,7 +87,7 @@ def counterfactual(
     looked for beside the scan (BIDS) and then predicted. What is found out of the scan is shared
     by all targets. Either every file appears or none. Raises CfgenError.
     """
-    how = checked_render(engine, list(outputs), options)
+    how = checked_render(engine.bundle, outputs, options)
     files = {i: output_files(path, options) for i, path in outputs.items()}
     for group in files.values():
         clear_leftovers(group)
@@ -133,13 +135,13 @@ def counterfactual(
 
 
 def checked_render(
-    engine: Engine, interventions: Sequence[Intervention], options: Options
+    bundle: Bundle, interventions: Iterable[Intervention], options: Options
 ) -> Render:
     """How the edits reach the scan. Raises UsageError for what this render does not have, and
     BundleError for a part that the bundle lacks."""
     if options.samples < 1:
         raise UsageError("--samples", f"{options.samples}", "1 or more")
-    how = render_of(engine.bundle, options.render)
+    how = render_of(bundle, options.render)
     if how == "tissue":
         if options.reconstruction:
             raise UsageError(
@@ -149,9 +151,10 @@ def checked_render(
             )
         if options.field and options.scale_head:
             raise UsageError("--field", "beside --scale-head", "one of them")
-        check_law(engine.scm, options.samples)
+        if options.samples > 1:
+            check_law(load_scm(bundle), options.samples)
         return how
-    regions = {c.name for i in interventions for c in i.changes} - set(engine.bundle.schema.names)
+    regions = {c.name for i in interventions for c in i.changes} - set(bundle.schema.names)
     for name, asked in {
         "--field": options.field,
         "--scale-head": options.scale_head,
@@ -199,9 +202,9 @@ class _Run:
         return edits
 
     def extrapolations(self, target: Values) -> list[Notice]:
-        names = self.engine.bundle.schema.names
-        conditions = {n: v for n, v in target.items() if n in names}
-        return self.engine.bundle.schema.extrapolations(self.factual.values, conditions)
+        schema, _ = variables_of(self.engine.bundle, self.how)
+        conditions = {n: v for n, v in target.items() if n in schema.names}
+        return schema.extrapolations(self.factual.values, conditions)
 
     def with_units(self, values: Values, asked: Sequence[str]) -> dict[str, TargetValue]:
         """Conditions, and what else was asked for."""

@@ -132,7 +132,9 @@ def question(scm: Scm, schema: Schema, table: Path, asked: Asked) -> Question:
     for name in asked.missing:
         if scm.graph.node(name, "--missing").kind == "continuous":
             raise UsageError("--missing", f"'{name}'", "a region or a condition with levels")
-    people = read_people(table, variables, given, asked.manifest, asked.missing)
+    # An intercept is the same at any age: a scanner that training did not see.
+    free = [n.name for n in scm.graph.nodes if n.intercept and n.kind == "discrete"]
+    people = read_people(table, variables, given, asked.manifest, asked.missing, free)
     return Question(people, interventions, asked.rates, asked.seed)
 
 

@@ -17,10 +17,10 @@ from cfgen.data.manifest import unique_key
 from cfgen.data.names import check_outputs
 from cfgen.data.table import Row
 from cfgen.data.volume import header_notices, is_image_path, refuse_existing, strip_suffix
-from cfgen.edit.engine import Engine
+from cfgen.edit.engine import Engine, variables_of
 from cfgen.edit.sidecar import Sidecar
 from cfgen.errors import CfgenError, UsageError
-from cfgen.jobs.counterfactual import Result, counterfactual
+from cfgen.jobs.counterfactual import Result, checked_render, counterfactual
 from cfgen.jobs.counterfactual_files import Options, output_files, request
 from cfgen.scan.factual import check_targets, known_conditions
 
@@ -106,8 +106,11 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
     """What can be told to fail before anything is computed: the rows, each with its error.
 
     Scans, headers and masks are opened, conditions and targets worked out, outputs looked for.
-    What the model never saw the like of is logged.
+    What the model never saw the like of is logged. Raises UsageError for options that do not go
+    together.
     """
+    _check_options(bundle, plans, options)
+    schema, _ = variables_of(bundle, options.render)
     failed = []
     for scan_plan in plans:
         row = scan_plan.row
@@ -120,13 +123,17 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
             for intervention, image in scan_plan.outputs.items():
                 if not bundle.schema.missing(known.values):
                     target = intervention.only(known.values).apply(known.values)
-                    for notice in bundle.schema.extrapolations(known.values, target):
+                    for notice in schema.extrapolations(known.values, target):
                         log.warning("%s: warning: %s", image.name, notice.text)
                 for path in output_files(image, options).values():
                     refuse_existing(path, options.overwrite)
         except CfgenError as error:
             failed.append(failed_row(row, reason(error)))
     return failed
+
+
+def _check_options(bundle: Bundle, plans: Sequence[Plan], options: Options) -> None:
+    checked_render(bundle, {i for scan_plan in plans for i in scan_plan.outputs}, options)
 
 
 def run(
@@ -136,9 +143,10 @@ def run(
 
     `source` says where the rows' conditions come from, where a row does not say it. With
     `keep_going` a scan that fails is logged and collected, one that was made before by the same
-    request is kept, and SIGTERM or SIGINT stop between two scans.
+    request is kept, and SIGTERM or SIGINT stop between two scans. Raises UsageError
+    for options that do not go together, before the first scan.
     """
-
+    _check_options(engine.bundle, plans, options)
     keep_finished = keep_going and not options.overwrite
 
     def work(scan_plan: Plan) -> Made[list[Row]]:

@@ -33,7 +33,8 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
-from cfgen.data.volume_targets import VolumeChange, VolumeTable
+from cfgen.data.volume_targets import VolumeChange, VolumeTable, refuse_ml
+from cfgen.edit.engine import variables_of
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.jobs.label_files import LabelFiles
@@ -84,6 +85,12 @@ class CausalWish:
             if region[0] in changes and region[0] in EDITED
         }
 
+    def notices(self, row: Row) -> list[Notice]:
+        """What of the person and of the intervention the causal model never saw the like of."""
+        schema, _ = variables_of(self.bundle, "tissue")
+        conditions = dict(self.given) | row.values
+        return schema.extrapolations(conditions, self.intervention.apply(conditions))
+
     def recipe(self) -> list[object]:
         law = self.law
         label = self.intervention.label()
@@ -119,16 +126,22 @@ class Wish:
         if self.causal is not None:
             return self.causal.targets(row, volumes)
         if self.table is not None:
-            return whole_targets(self.table.of(row.subject, row.session), volumes)
+            asked = whole_targets(self.table.of(row.subject, row.session), volumes)
+            refuse_ml(self.table.path, asked, volumes)
+            return asked
         wanted: dict[Region, float] = {}
         for change in self.changes:
             if change.region in wanted:
                 raise UsageError("--set", f"{region_text(change.region)} twice", "it once")
             now = sum(volumes[part] for part in parts_of(change.region, volumes))
             wanted[change.region] = change.apply(now)
-        return whole_targets(wanted, volumes)
+        asked = whole_targets(wanted, volumes)
+        refuse_ml("--set", asked, volumes)
+        return asked
 
-    def notices(self) -> list[Notice]:
+    def notices(self, row: Row) -> list[Notice]:
+        if self.causal is not None:
+            return self.causal.notices(row)
         if self.table is None or not self.table.left_out:
             return []
         names = ", ".join(self.table.left_out)
@@ -246,7 +259,7 @@ def _edit_one(row: Row, files: LabelFiles, wish: Wish, wanted: str, overwrite: b
     targets = wish.targets(row, labels.volumes_mm3())
     with working("editing the masks"):
         edited = edit_label_map(labels, targets, PARTNERS | dict(wish.partners), wish.best_effort)
-    notices = [*header_notices(labels.path), *labels.notices, *wish.notices(), *unmet(edited)]
+    notices = [*header_notices(labels.path), *labels.notices, *wish.notices(row), *unmet(edited)]
     for notice in notices:
         log.warning("%s: warning: %s", labels.path.name, notice.text)
     record = _record(labels, edited, wish, notices, wanted)

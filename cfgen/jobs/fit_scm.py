@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, read_bundle, write_part
-from cfgen.causal.causal_graph import AGE, CausalGraph, Sketch, spread_out
+from cfgen.causal.causal_graph import AGE, EVERY_VOLUME, CausalGraph, Sketch, spread_out
 from cfgen.causal.centiles import median_slope
 from cfgen.causal.graph_files import default_graph, read_graph
 from cfgen.causal.scm import PART, Scm, load_scm
@@ -21,6 +22,7 @@ from cfgen.config import ScmFit
 from cfgen.data.cohort_table import CohortTable, read_cohort_table, train_rows
 from cfgen.data.table import SHOWN
 from cfgen.data.volume import refuse_existing
+from cfgen.data.volume_columns import HEAD, REGIONS
 from cfgen.errors import ManifestError, UsageError
 
 log = logging.getLogger("cfgen")
@@ -64,6 +66,15 @@ def read_inputs(inputs: Inputs) -> Cohort:
     sketch = default_graph() if inputs.graph is None else read_graph(inputs.graph)
     table = train_rows(read_cohort_table(inputs.table, inputs.volumes))
     sketch = _of_table(sketch, table)
+    _warn_of_misspelt(table)
+    if not any(d.kind == "volume" and n != HEAD for n, d in sketch.nodes.items()):
+        named = ", ".join(n for n in table.volumes if n != HEAD)
+        raise UsageError(
+            sketch.where,
+            "has no volume of a region",
+            f"a node that is one of {named}",
+            f"a node '{EVERY_VOLUME}' stands for all of them",
+        )
     _refuse_missing(sketch, table, inputs.missing)
     columns = {name: table.columns[name] for name in sketch.nodes}
     graph = graph_of(sketch, columns)
@@ -93,8 +104,24 @@ def _of_table(sketch: Sketch, table: CohortTable) -> Sketch:
     whole = spread_out(sketch, volumes, [c for c in table.columns if c not in same])
     empty = [n for n in whole.nodes if table.missing(n) == list(table.sources)]
     if empty:
-        raise ManifestError(table.path, f"column {empty[0]} has no value", "values")
+        raise ManifestError(
+            table.path,
+            f"column {empty[0]} has no value",
+            "values",
+            f"fill it in, or leave {empty[0]} out of the graph",
+        )
     return whole
+
+
+def _warn_of_misspelt(table: CohortTable) -> None:
+    """A column that is nearly a region's name would be left out without a word."""
+    regions = [name for name in REGIONS if name not in table.volumes]
+    for column in table.columns:
+        near = get_close_matches(column.lower(), regions, 1, cutoff=0.85)
+        if near and column not in table.volumes:
+            log.warning(
+                "%s: column %s is no region, did you mean %s?", table.path.name, column, near[0]
+            )
 
 
 def _is_same(table: CohortTable, name: str) -> bool:
@@ -124,13 +151,15 @@ def _refuse_missing(sketch: Sketch, table: CohortTable, allowed: tuple[str, ...]
         for source in sources
     ]
     if faults:
-        first = next(name for name in gaps if gaps[name] and name not in allowed)
+        names = [name for name in gaps if gaps[name] and name not in allowed]
+        options = " ".join(f"--missing {name}" for name in names)
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise ManifestError(
             table.path,
-            f"{len(faults)} missing values" + "".join(f"\n  {f}" for f in [*faults[:SHOWN], *more]),
-            "\n  a value in every line",
-            f"fill them in, leave the lines out, or average over them: --missing {first}",
+            f"{len(faults)} missing value{'s' if len(faults) > 1 else ''}",
+            "a value in every line",
+            f"fill them in, leave the lines out, or average over them: {options}"
+            + "".join(f"\n  {f}" for f in [*faults[:SHOWN], *more]),
         )
 
 

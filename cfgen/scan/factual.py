@@ -63,7 +63,7 @@ def complete(
     guess = predict_conditions(bundle, image, device)
     values = dict(known.values) | {name: guess[name] for name in missing}
     sources = dict(known.sources) | dict.fromkeys(missing, "predicted from the image")
-    said = ", ".join(f"{n}={value_text(values[n])}" for n in missing)
+    said = ",".join(f"{n}={value_text(values[n])}" for n in missing)
     text = f"factual {said} predicted from the image, not measured; say --from {said} to set it"
     return Factual(values, sources, frozenset(missing)), [Notice("predicted", text)]
 

@@ -215,7 +215,8 @@ def edits_of(
         here = {**volumes, **conditions, **ill[0]}
         there = {**volumes, **target, **ill[1]}
         due = world(law, here, there)
-        yield moved(name, tissue, due.within_head, due.changes.get("tiv", 0.0))
+        # Of a head that keeps its size only rounding is left.
+        yield moved(name, tissue, due.within_head, round(due.changes.get("tiv", 0.0), 6))
 
 
 def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[Edit]:

@@ -44,7 +44,7 @@ from cfgen.metrics.statistics import mean_over_people, ratio_over_people
 from cfgen.metrics.truth import image_truth
 from cfgen.scan.field import displacement
 from cfgen.scan.gate import Gate
-from cfgen.scan.moved import Movement, move, scaled
+from cfgen.scan.moved import Movement, move, scaled, source_of
 from cfgen.scan.open import open_scan
 from cfgen.sim import cohort
 from cfgen.sim.graph import PLAIN, graph
@@ -194,7 +194,8 @@ def edits_of(
     def moved(name: str, which: Tissue, due: Mapping[str, float], head: float) -> Edit:
         """By changes inside the head, whose own is `head`."""
         movement = move_tissue(which, due).movement
-        image = move(scan, mask, movement, keep_noise=True)
+        source = source_of(scan, mask, which.of("white"), which.grid, keep_noise=True)
+        image = move(source, movement)
         if head != 0:
             image = scaled(image, mask, float(np.exp(head / 3)))
         # A head of another size is not in the movement.

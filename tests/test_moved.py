@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from cfgen.data.volume import Grid, Volume
 from cfgen.scan.field import displacement, log_jacobian, write_field
-from cfgen.scan.moved import Movement, move, noise_sd, scaled, without_noise
+from cfgen.scan.moved import Movement, move, noise_sd, scaled, source_of, without_noise
 
 # Turned, anisotropic, and posterior-superior-right: no axis is where one would guess it.
 SHAPE = (60, 52, 56)
@@ -40,11 +40,19 @@ def picture(at: np.ndarray) -> np.ndarray:
 
 
 def movement(shift: np.ndarray, **maps: torch.Tensor) -> Movement:
-    """(D, H, W, 3) mm of the grid as a movement that adds and purifies nothing, all white."""
+    """(D, H, W, 3) mm of the grid as a movement that adds and purifies nothing."""
     nothing = torch.zeros(GRID.shape)
-    given = {"added": nothing, "purified": nothing, "fluid": nothing, "white": nothing + 1} | maps
+    given = {"added": nothing, "purified": nothing, "fluid": nothing} | maps
     field = torch.from_numpy(np.moveaxis(shift, -1, 0).copy()).float()
     return Movement(field, grid=GRID, **given)
+
+
+WHITE = torch.ones(GRID.shape)
+
+
+def moved_by(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool) -> np.ndarray:
+    """A scan that is white matter all over, moved."""
+    return move(source_of(scan, mask, WHITE, GRID, keep_noise=keep_noise), movement)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,9 @@ SHIFT = np.array([3.0, -2.0, 1.5])
 
 
 def test_a_voxel_shows_what_lay_where_the_displacement_points(scan, mask):
-    moved = move(scan, mask, movement(np.broadcast_to(SHIFT, (*GRID.shape, 3))), keep_noise=False)
+    moved = moved_by(
+        scan, mask, movement(np.broadcast_to(SHIFT, (*GRID.shape, 3))), keep_noise=False
+    )
     expected = picture(world(AFFINE, SHAPE) + SHIFT)
     assert np.abs(moved - expected)[mask].max() < 1.0
     assert np.abs(scan.data - expected)[mask].max() > 30
@@ -70,7 +80,7 @@ def test_a_voxel_shows_what_lay_where_the_displacement_points(scan, mask):
 
 def test_where_nothing_moves_nothing_changes(scan, mask):
     shift = np.zeros((*GRID.shape, 3))
-    np.testing.assert_array_equal(move(scan, mask, movement(shift), keep_noise=True), scan.data)
+    np.testing.assert_array_equal(moved_by(scan, mask, movement(shift), keep_noise=True), scan.data)
 
 
 def test_noise_stays_where_it_was(scan, mask):
@@ -78,10 +88,10 @@ def test_noise_stays_where_it_was(scan, mask):
     # Of less contrast: the smoother takes a steep slope for an edge, and moves its noise too.
     noisy = scan.like(scan.data / 10 + noise)
     shift = movement(np.broadcast_to(SHIFT, (*GRID.shape, 3)))
-    assert noise_sd(noisy, mask, shift) == pytest.approx(4, rel=0.1)
+    assert noise_sd(noisy, mask, WHITE, GRID) == pytest.approx(4, rel=0.1)
     expected = picture(world(AFFINE, SHAPE) + SHIFT) / 10
-    left = move(noisy, mask, shift, keep_noise=True) - expected
-    moved = move(noisy, mask, shift, keep_noise=False) - expected
+    left = moved_by(noisy, mask, shift, keep_noise=True) - expected
+    moved = moved_by(noisy, mask, shift, keep_noise=False) - expected
     assert np.corrcoef(left[mask], noise[mask])[0, 1] > 0.9
     assert abs(np.corrcoef(moved[mask], noise[mask])[0, 1]) < 0.2
 
@@ -95,15 +105,15 @@ def test_edges_are_not_noise():
 def test_fluid_takes_its_part(scan, mask):
     maps = {"purified": torch.full(GRID.shape, 0.25), "fluid": torch.full(GRID.shape, 100.0)}
     shift = np.broadcast_to(SHIFT, (*GRID.shape, 3))
-    plain = move(scan, mask, movement(shift), keep_noise=False)
-    purer = move(scan, mask, movement(shift, **maps), keep_noise=False)
+    plain = moved_by(scan, mask, movement(shift), keep_noise=False)
+    purer = moved_by(scan, mask, movement(shift, **maps), keep_noise=False)
     np.testing.assert_allclose(purer[mask], (0.75 * plain + 25)[mask], atol=0.1)
 
 
 def test_an_empty_background_of_another_value_is_not_pulled_in(scan, mask):
     data = np.where(mask, scan.data, np.float32(-1024))
     shift = movement(np.broadcast_to(SHIFT, (*GRID.shape, 3)))
-    moved = move(scan.like(data), mask, shift, keep_noise=True)
+    moved = moved_by(scan.like(data), mask, shift, keep_noise=True)
     np.testing.assert_array_equal(moved[~mask], -1024)
     assert moved[mask].min() >= 0
 
@@ -112,13 +122,13 @@ def test_a_stripped_brain_grows_out_of_its_mask_no_further_than_it_may(scan, mas
     data = np.where(mask, scan.data, np.float32(-1024))
     at = world(GRID.affine, GRID.shape)
     shift = replace(movement(-0.1 * at), out_mm=4.0)
-    grown = move(scan.like(data), mask, shift, keep_noise=True) > -1024
+    grown = moved_by(scan.like(data), mask, shift, keep_noise=True) > -1024
     assert (grown | mask == grown).all()
     # What came from within 28 mm of the middle lies within 31 mm of it.
     distance = np.linalg.norm(world(AFFINE, SHAPE), axis=-1)
     assert grown[distance < 30].all()
     assert not grown[distance > 32].any()
-    still = move(scan.like(data), mask, replace(shift, out_mm=0.0), keep_noise=True)
+    still = moved_by(scan.like(data), mask, replace(shift, out_mm=0.0), keep_noise=True)
     np.testing.assert_array_equal(still > -1024, mask)
 
 
@@ -145,7 +155,7 @@ def test_itk_and_ants_read_the_field_as_it_was_meant(scan, mask, tmp_path):
     nib.save(nib.Nifti1Image(scan.data, AFFINE), tmp_path / "scan.nii.gz")
     fixed = ants.image_read(str(tmp_path / "scan.nii.gz"))
     pulled = ants.apply_transforms(fixed, fixed, [str(path)]).numpy()
-    ours = move(scan, mask, shift, keep_noise=False)
+    ours = moved_by(scan, mask, shift, keep_noise=False)
     inner = np.linalg.norm(world(AFFINE, SHAPE), axis=-1) < 22
     assert np.abs(pulled - ours)[inner].max() < 3
     theirs = ants.create_jacobian_determinant_image(fixed, str(path), do_log=True).numpy()

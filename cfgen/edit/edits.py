@@ -25,7 +25,7 @@ from cfgen.edit.volumes import Law, World, world
 from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
-from cfgen.scan.moved import move, scaled
+from cfgen.scan.moved import Source, move, scaled, source_of
 from cfgen.scan.open import Opened
 from cfgen.scan.render import render
 
@@ -75,6 +75,11 @@ class TissueEdits:
                 self.opened.volume, posteriors, brain.mask, stripped=brain.source == "stripped"
             )
 
+    @cached_property
+    def source(self) -> Source:
+        scan, mask, tissue = self.opened.volume, self.opened.brain.mask, self.tissue
+        return source_of(scan, mask, tissue.of("white"), tissue.grid, keep_noise=self.keep_noise)
+
     def world(self, number: int, sample: int = 0) -> World:
         member = sample - 1 if sample else None
         return world(self.law, self.factual, self.targets[number], member)
@@ -105,11 +110,9 @@ class TissueEdits:
     def images(self, number: int) -> Iterator[np.ndarray]:
         """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for sample in range(self.samples):
-            movement = self.moved(number, sample).movement
-            scan, mask = self.opened.volume, self.opened.brain.mask
-            image = move(scan, mask, movement, keep_noise=self.keep_noise)
+            image = move(self.source, self.moved(number, sample).movement)
             scale = self.world(number, sample).head_scale
-            yield image if scale == 1 else scaled(image, mask, scale)
+            yield image if scale == 1 else scaled(image, self.opened.brain.mask, scale)
 
     def write_field(self, number: int, path: Path, jacobian: Path) -> None:
         """The displacement of a target, sample 0, and its log-Jacobian."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -65,6 +66,12 @@ class Tissue:
         names = [STRUCTURES[n].name for n in _BRAIN if TISSUES[tissue_of(n)] == tissue]
         part = self.maps[[i for i, (name, _) in enumerate(self.keys) if name in names]].sum(0)
         return part + self.fluid if tissue == "fluid" else part
+
+    @cached_property
+    def means(self) -> Tensor:
+        """The brightness of each of `TISSUES` around every voxel: (4, D, H, W)."""
+        fractions = torch.stack([self.of(tissue) for tissue in TISSUES])
+        return brightness(fractions, self.image, self.cavity, self.grid.spacing[0])
 
 
 def tissue_maps(
@@ -135,16 +142,13 @@ class Moved:
 
 def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:
     """`at` (D, H, W, 3) is where voxels come from, `shrunk` (D, H, W) how far they shrank."""
-    spacing = tissue.grid.spacing[0]
-    fractions = torch.stack([tissue.of(t) for t in TISSUES])
-    means = brightness(fractions, tissue.image, tissue.cavity, spacing)
+    means = tissue.means
     darker = means[TISSUES.index("fluid")] - means[TISSUES.index("grey")]
     return Movement(
-        (at - voxels(tissue.cavity.shape)).permute(3, 0, 1, 2) * spacing,
+        (at - voxels(tissue.cavity.shape)).permute(3, 0, 1, 2) * tissue.grid.spacing[0],
         _shared_out(tissue, at) * darker,
         _purified(tissue, at, shrunk),
         means[TISSUES.index("fluid")],
-        tissue.of("white"),
         tissue.grid,
         tissue.shell_mm,
     )

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from cfgen.data.volume import Grid, Volume, write_atomically, write_new
-from cfgen.scan.moved import Movement
+from cfgen.scan.moved import Movement, at_voxels
 from cfgen.space.grids import crop_box, crop_grid
-from cfgen.space.sampling import sample
 
 # NIfTI's code for vectors.
 INTENT_VECTOR = 1007
@@ -23,10 +21,9 @@ def displacement(scan: Volume, mask: np.ndarray, movement: Movement) -> np.ndarr
     scan; 0 outside the brain `mask`."""
     out = np.zeros((*scan.data.shape, 3), np.float32)
     box = crop_box(mask)
-    to_grid = np.linalg.inv(movement.grid.affine) @ crop_grid(scan.grid, box).affine
-    index = np.argwhere(mask[box])
-    at = torch.from_numpy(index @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
-    out[box][tuple(index.T)] = sample(movement.displacement, at, "zeros").numpy().T
+    index, grid = np.argwhere(mask[box]), crop_grid(scan.grid, box)
+    values = at_voxels(movement.displacement, movement.grid, index, grid)
+    out[box][tuple(index.T)] = values.T
     return out
 
 

@@ -32,36 +32,54 @@ STILL_MM = 1e-3
 class Movement:
     """How tissue moved, on a `grid`: what is at x afterwards was at x + `displacement` (3, D, H, W)
     mm in RAS. Maps (D, H, W): `added` is brightness on top; of the moved brightness the part
-    `purified` gives way to that of `fluid`; `white` says where the scan has white matter, by which
-    the noise is measured. `out_mm` is how far tissue may grow out of the brain mask."""
+    `purified` gives way to that of `fluid`. `out_mm` is how far tissue may grow out of the brain
+    mask."""
 
     displacement: Tensor
     added: Tensor
     purified: Tensor
     fluid: Tensor
-    white: Tensor
     grid: Grid
     out_mm: float = 0.0
 
 
-def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool) -> np.ndarray:
-    """The scan (I, J, K) float32 with its tissue moved inside the brain `mask` (I, J, K), the same
-    outside, but for what grows out of a stripped brain.
+@dataclass(frozen=True)
+class Source:
+    """What all movements of a scan share: its brain `mask` (I, J, K), the scan `level` with its
+    background at 0, and in the `box` around the brain what moves, `smooth`, and its `splines`."""
 
-    With `keep_noise` what is noise by `noise_sd` stays in place.
-    """
+    scan: Volume
+    mask: np.ndarray
+    level: np.ndarray
+    box: tuple[slice, slice, slice]
+    smooth: np.ndarray
+    splines: np.ndarray
+
+
+def source_of(
+    scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid, *, keep_noise: bool
+) -> Source:
+    """A scan ready to be moved. With `keep_noise` what is noise by `noise_sd` is not to move:
+    `white` (D, H, W) on `grid` says where the scan has white matter."""
     margin = max(4, round(8 / min(scan.grid.spacing)))
     box = crop_box(mask, margin)
-    data = levelled(scan.data)[box]
-    smooth = data
+    level = levelled(scan.data)
+    smooth = level[box]
     if keep_noise:
-        smooth = without_noise(data, noise_sd(scan, mask, movement))
+        smooth = without_noise(smooth, noise_sd(scan, mask, white, grid))
     splines = ndimage.spline_filter(smooth, order=3, output=np.float32)
+    return Source(scan, mask, level, box, smooth, splines)
+
+
+def move(source: Source, movement: Movement) -> np.ndarray:
+    """The scan (I, J, K) float32 with its tissue moved inside its brain mask, the same outside, but
+    for what grows out of a stripped brain."""
+    scan, mask, box, smooth = source.scan, source.mask, source.box, source.smooth
     grid = crop_grid(scan.grid, box)
     inside = _grown(mask[box], grid, movement)
     taken = np.zeros_like(mask)
     taken[box] = inside
-    out = levelled(scan.data).astype(np.float32)
+    out = source.level.astype(np.float32)
     view = out[box]
 
     def work(slab: slice) -> None:
@@ -70,7 +88,9 @@ def move(scan: Volume, mask: np.ndarray, movement: Movement, *, keep_noise: bool
         offset, added, purified, fluid = _on_native(index, grid, movement)
         moved = np.linalg.norm(offset * grid.spacing, axis=1) > STILL_MM
         index, at = index[moved], (index[moved] + offset[moved]).T
-        pulled = ndimage.map_coordinates(splines, at, order=3, prefilter=False, mode="nearest")
+        pulled = ndimage.map_coordinates(
+            source.splines, at, order=3, prefilter=False, mode="nearest"
+        )
         pulled += purified[moved] * (fluid[moved] - pulled) + added[moved]
         where = tuple(index.T)
         view[where] += pulled - smooth[where]
@@ -105,24 +125,29 @@ def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 
 def _on_native(index: np.ndarray, native: Grid, movement: Movement) -> tuple[np.ndarray, ...]:
     """Displacement (N, 3) in native voxels, and the maps (N,), at native voxels (N, 3)."""
-    to_grid = np.linalg.inv(movement.grid.affine) @ native.affine
-    at = torch.from_numpy(index @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
     maps = torch.stack([movement.added, movement.purified, movement.fluid])
-    values = sample(torch.cat([movement.displacement, maps]), at, "zeros").numpy()
+    values = at_voxels(torch.cat([movement.displacement, maps]), movement.grid, index, native)
     return values[:3].T @ np.linalg.inv(native.affine[:3, :3]).T, *values[3:]
 
 
-def noise_sd(scan: Volume, mask: np.ndarray, movement: Movement) -> float:
-    """SD of the noise: of white matter's voxels about the mean of their 3 x 3 x 3 neighbours."""
-    to_grid = np.linalg.inv(movement.grid.affine) @ scan.grid.affine
+def at_voxels(maps: Tensor, grid: Grid, index: np.ndarray, native: Grid) -> np.ndarray:
+    """Values (C, N) of `maps` (C, D, H, W) on `grid` at voxels (N, 3) of another grid, trilinear;
+    0 outside."""
+    to_grid = np.linalg.inv(grid.affine) @ native.affine
+    at = torch.from_numpy(index @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
+    return np.asarray(sample(maps, at, "zeros").numpy())
+
+
+def noise_sd(scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid) -> float:
+    """SD of the noise: of the voxels of `white` matter, (D, H, W) on `grid`, about the mean of
+    their 3 x 3 x 3 neighbours."""
     # A million voxels say it as well as all.
     some = np.argwhere(mask)[:: max(1, int(mask.sum()) // 1_000_000)]
-    at = torch.from_numpy(some @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
-    white = some[(sample(movement.white[None], at)[0] > 0.9).numpy()]
-    if not len(white):
+    pure = some[at_voxels(white[None], grid, some, scan.grid)[0] > 0.9]
+    if not len(pure):
         return 0.0
     data = scan.data
-    rest = (data - ndimage.uniform_filter(data, 3))[tuple(white.T)]
+    rest = (data - ndimage.uniform_filter(data, 3))[tuple(pure.T)]
     # Of 27 voxels the mean holds one itself.
     return float(1.4826 * np.median(np.abs(rest)) * (27 / 26) ** 0.5)
 

@@ -87,8 +87,12 @@ def variables_of(bundle: Bundle, asked: Render | None) -> tuple[Schema, Schema]:
     if how != "tissue":
         others = (v for v in everything.variables if v.name not in known.names)
         return known, Schema((*known.variables, *others))
-    conditions = tuple(v for v in everything.variables if v.unit != VOLUME_UNIT)
-    return Schema(conditions), everything
+    return conditions_of(everything), everything
+
+
+def conditions_of(settable_nodes: Schema) -> Schema:
+    """Without the volumes."""
+    return Schema(tuple(v for v in settable_nodes.variables if v.unit != VOLUME_UNIT))
 
 
 def load_engine(

@@ -14,6 +14,7 @@ import torch
 from cfgen.batch.resume import digests
 from cfgen.bundle import Bundle
 from cfgen.causal.scm import load_scm
+from cfgen.causal.worlds import settable
 from cfgen.config import Render
 from cfgen.data.conditions import Intervention, Values
 from cfgen.data.record import Source, this_software, write_record
@@ -28,7 +29,7 @@ from cfgen.edit.edits import (
     edit_latents,
     region_records,
 )
-from cfgen.edit.engine import Engine, render_of, variables_of
+from cfgen.edit.engine import Engine, conditions_of, render_of
 from cfgen.edit.samples import summarise
 from cfgen.edit.sidecar import (
     BundleName,
@@ -202,7 +203,9 @@ class _Run:
         return edits
 
     def extrapolations(self, target: Values) -> list[Notice]:
-        schema, _ = variables_of(self.engine.bundle, self.how)
+        schema = self.engine.bundle.schema
+        if self.how == "tissue":
+            schema = conditions_of(settable(self.engine.scm.graph, schema))
         conditions = {n: v for n, v in target.items() if n in schema.names}
         return schema.extrapolations(self.factual.values, conditions)
 

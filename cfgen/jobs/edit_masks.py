@@ -16,6 +16,7 @@ from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
 from cfgen.causal.partners import PARTNERS
 from cfgen.causal.scm import load_scm
+from cfgen.causal.worlds import settable
 from cfgen.config import Rates
 from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
 from cfgen.data.parcellation import SidedStructure as Region
@@ -34,7 +35,7 @@ from cfgen.data.volume import (
     write_new,
 )
 from cfgen.data.volume_targets import VolumeChange, VolumeTable, refuse_ml
-from cfgen.edit.engine import variables_of
+from cfgen.edit.engine import conditions_of
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
 from cfgen.jobs.label_files import LabelFiles
@@ -87,7 +88,7 @@ class CausalWish:
 
     def notices(self, row: Row) -> list[Notice]:
         """What of the person and of the intervention the causal model never saw the like of."""
-        schema, _ = variables_of(self.bundle, "tissue")
+        schema = conditions_of(settable(self.law.scm.graph, self.bundle.schema))
         conditions = dict(self.given) | row.values
         return schema.extrapolations(conditions, self.intervention.apply(conditions))
 

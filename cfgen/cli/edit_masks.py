@@ -114,7 +114,7 @@ def edit_masks(
     from cfgen.data.manifest import read_manifest
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
-    from cfgen.data.volume_targets import parse_change, read_volume_table
+    from cfgen.data.volume_targets import parse_changes, read_volume_table
     from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans
     from cfgen.jobs.label_files import LabelFiles, name_files
 
@@ -137,7 +137,7 @@ def edit_masks(
         raise UsageError("--out-posteriors", "no posteriors to edit", "--posteriors, or the column")
     wish = Wish(
         read_volume_table(targets) if targets is not None else None,
-        tuple(parse_change(text) for text in change or []),
+        parse_changes(change or []),
         causal_wish(bundle, age, sex, factual, rates) if age or sex else None,
         parse_partners(pair or []),
         best_effort,

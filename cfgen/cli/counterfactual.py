@@ -192,7 +192,7 @@ def counterfactual(
         rows = [replace(single_row(image, mask), values=values)]
     else:
         assert manifest is not None
-        rows = read_manifest(manifest, schema)
+        rows = read_manifest(manifest, schema, keep_missing=True)
     plans = plan(rows, interventions, out)
     options = Options(
         render=render,

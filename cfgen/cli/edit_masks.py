@@ -128,7 +128,7 @@ def edit_masks(
     if manifest is not None:
         if posteriors is not None or image is not None:
             raise UsageError("--manifest", "beside --posteriors or --image", "columns of them")
-        rows = read_manifest(manifest, default_schema())
+        rows = read_manifest(manifest, default_schema(), keep_missing=True)
     else:
         assert labels is not None
         name = strip_suffix(labels)
@@ -144,8 +144,9 @@ def edit_masks(
     )
     files = name_files(rows, LabelFiles(out, out_posteriors, not no_picture), single)
     if dry_run:
-        check_scans(rows, files, wish, overwrite)
-        print_paths([str(f.labels) for f in files], as_json)
+        checked = check_scans(rows, files, wish, keep_going=not single, overwrite=overwrite)
+        print_paths([str(f.labels) for f in checked.done], as_json)
+        end_batch(len(checked.failed), len(checked.left), manifest)
         return
     outcome = edit_scans(rows, files, wish, keep_going=not single, overwrite=overwrite)
     if not single:

@@ -17,7 +17,7 @@ from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import settable
 from cfgen.config import Render
 from cfgen.data.conditions import Intervention, Values
-from cfgen.data.record import Source, this_software, write_record
+from cfgen.data.record import SourceFile, this_software, write_record
 from cfgen.data.volume import file_sha256, read_volume
 from cfgen.device import number_type
 from cfgen.edit.edits import (
@@ -225,7 +225,7 @@ class _Run:
             synthetic=True,
             description="Counterfactual MRI made by a model; research use, not for diagnosis",
             generated_by=this_software(),
-            sources=[Source(path.name, self.digest)],
+            sources=[SourceFile(path.name, self.digest)],
             bundle=BundleName.of(bundle),
             intervention="",
             factual={

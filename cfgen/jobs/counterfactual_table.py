@@ -25,7 +25,7 @@ from cfgen.data.conditions import (
 )
 from cfgen.data.names import check_outputs
 from cfgen.data.people_table import NOISE, Person, read_people
-from cfgen.data.record import Software, Source, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.table import write_table
 from cfgen.data.volume import file_sha256, refuse_existing
 from cfgen.edit.sidecar import BundleName
@@ -72,7 +72,7 @@ class TableRecord:
 
     synthetic: bool
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     bundle: BundleName
     worlds: list[str]
     people: int
@@ -257,7 +257,7 @@ def record(
     return TableRecord(
         synthetic=True,
         generated_by=this_software(),
-        sources=[Source(table.name, file_sha256(table))],
+        sources=[SourceFile(table.name, file_sha256(table))],
         bundle=BundleName.of(bundle),
         worlds=[i.label() for i in question.interventions],
         people=len(question.people),

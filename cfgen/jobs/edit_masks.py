@@ -27,7 +27,7 @@ from cfgen.data.conditions import (
 )
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.parcellation import region_text
-from cfgen.data.record import Software, Source, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -192,7 +192,7 @@ class MasksRecord:
 
     synthetic: bool
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     table: str
     targets: str
     posteriors: str
@@ -202,15 +202,26 @@ class MasksRecord:
 
 
 def check_scans(
-    rows: Sequence[Row], outputs: Sequence[LabelFiles], wish: Wish, overwrite: bool
-) -> None:
-    """Everything but the edit: maps are read and targets worked out. Raises CfgenError."""
-    for row, files in zip(rows, outputs, strict=True):
+    rows: Sequence[Row],
+    outputs: Sequence[LabelFiles],
+    wish: Wish,
+    *,
+    keep_going: bool,
+    overwrite: bool,
+) -> Outcome[LabelFiles]:
+    """Everything but the edit: maps are read and targets worked out. The files that are due;
+    `keep_going` as in `edit_scans`."""
+
+    def work(item: tuple[Row, LabelFiles]) -> Made[LabelFiles]:
+        row, files = item
         for path in files.paths():
             refuse_existing(path, overwrite)
         labels = read_label_map(_labels_of(row), row.posteriors)
         targets = wish.targets(row, labels.volumes_mm3())
-        log.info("%s: %s", row.subject, ", ".join(map(region_text, sorted(targets))))
+        return Made(files, f"can be edited: {', '.join(map(region_text, sorted(targets)))}")
+
+    items = list(zip(rows, outputs, strict=True))
+    return run_rows(items, lambda item: item[0], work, lambda _, made: made, keep_going=keep_going)
 
 
 def edit_scans(
@@ -327,7 +338,7 @@ def _record(
     return MasksRecord(
         synthetic=True,
         generated_by=this_software(),
-        sources=[Source(path.name, file_sha256(path)) for path in files],
+        sources=[SourceFile(path.name, file_sha256(path)) for path in files],
         table=labels.table,
         targets=wish.source(),
         posteriors=labels.posteriors.name

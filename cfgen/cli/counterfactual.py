@@ -87,7 +87,10 @@ def counterfactual(
         ),
     ] = None,
     scale_head: Annotated[
-        bool, typer.Option("--scale-head", help="Let the head's size follow too (sex).")
+        bool,
+        typer.Option(
+            "--scale-head", help="Let the head's size follow (sex), of scans and --table alike."
+        ),
     ] = False,
     keep_noise: Annotated[
         bool,
@@ -154,7 +157,6 @@ def counterfactual(
             raise UsageError("--table", "beside --in or --mask", "a table alone")
         of_images = {
             "--render": render is not None,
-            "--scale-head": scale_head,
             "--samples": samples > 1,
             **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
             "--report": report,
@@ -163,7 +165,12 @@ def counterfactual(
             raise UsageError(
                 next(n for n, on in of_images.items() if on), "beside --table", "scans"
             )
-        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [], rates, seed)
+        asked = Asked(
+            *(age or [], sex, change or [], factual, manifest, missing or []),
+            rates=rates,
+            seed=seed,
+            scale_head=scale_head,
+        )
         files = outputs(out, overwrite)
         worlds_failed = _answer(bundle, table, asked, None if dry_run else files)
         print_paths([str(file) for file in files], as_json)

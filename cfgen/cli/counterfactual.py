@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,17 +101,32 @@ def counterfactual(
         typer.Option("--field", help="Also write displacement and log-Jacobian, for ANTs."),
     ] = False,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of the sampler.")
-    ] = cfg.EDIT.steps,
-    depth: Annotated[
-        float,
+        int | None,
         typer.Option(
-            "--depth", min=0, max=1, help="Share of the noising an edit goes through; 0: none."
+            "--steps",
+            min=1,
+            help="Steps of the sampler of latent edits.",
+            show_default=str(cfg.EDIT.steps),
         ),
-    ] = cfg.EDIT.depth,
+    ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(
+            "--depth",
+            min=0,
+            max=1,
+            help="Share of the noising a latent edit goes through; 0: none.",
+            show_default=str(cfg.EDIT.depth),
+        ),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance weight.")
-    ] = cfg.EDIT.guidance,
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="Classifier-free guidance weight of latent edits.",
+            show_default=str(cfg.EDIT.guidance),
+        ),
+    ] = None,
     samples: Annotated[
         int,
         typer.Option("--samples", min=1, help="Mean, SD and intervals of so many samples."),
@@ -150,6 +165,8 @@ def counterfactual(
       cfgen counterfactual --table volumes.csv --age +15 --rates within --out answers.csv
     """
     setup(threads, verbose, quiet)
+    latent: dict[str, Any] = {"steps": steps, "depth": depth, "guidance": guidance}
+    sampler = {name: value for name, value in latent.items() if value is not None}
     if table is not None:
         from cfgen.jobs.counterfactual_table import Asked, outputs
 
@@ -158,8 +175,10 @@ def counterfactual(
         of_images = {
             "--render": render is not None,
             "--samples": samples > 1,
+            "--move-noise": not keep_noise,
             **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
             "--report": report,
+            **{f"--{name}": True for name in sampler},
         }
         if any(of_images.values()):
             raise UsageError(
@@ -203,7 +222,7 @@ def counterfactual(
     plans = plan(rows, interventions, out)
     options = Options(
         render=render,
-        edit=replace(cfg.EDIT, steps=steps, depth=depth, guidance=guidance),
+        edit=replace(cfg.EDIT, **sampler) if sampler else None,
         difference=diff,
         picture=not no_picture,
         overwrite=overwrite,

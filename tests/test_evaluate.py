@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import BundleError, ManifestError
 from cfgen.evaluate import edits, sets, truth
+from cfgen.evaluate.figures import _bars
 from cfgen.evaluate.files import methods_text, write_evaluation
 from cfgen.evaluate.pairs import Truths, pair, read_truths
 from cfgen.evaluate.read import make
@@ -481,6 +483,15 @@ def test_a_cell_is_found_by_its_fields_and_not_by_a_beginning():
 
 def evaluation(tools: Instruments, people: list[Real], results: list[Result]) -> Evaluation:
     return Evaluation(results, people, {"ours": [oracle(people[0], 10.0)]}, tools)
+
+
+def test_one_bar_is_drawn_without_a_warning(recwarn):
+    bar = Result("mae", "age", method="ours", by="judge", value=4.0, low=3.0, high=6.0, asked=20.0)
+    figure = _bars([bar, replace(bar, method="theirs", low=math.nan, high=math.nan)])
+    figure.canvas.draw()
+    assert [str(w.message) for w in recwarn.list] == []
+    (axes,) = figure.axes
+    assert axes.dataLim.y1 == 6.0
 
 
 def test_the_methods_say_what_was_computed_and_nothing_else(tools, people, tmp_path):

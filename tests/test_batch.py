@@ -165,3 +165,14 @@ def test_what_failed_for_want_of_its_file_stays_listed(tmp_path):
     other = made(tmp_path, "b/")
     write_lists(tmp_path, other, [], other)
     assert listed(tmp_path, "failed.csv") == [("a", "", "no such file")]
+
+
+def test_what_is_true_of_every_target_is_said_once(cfgen, tiny_bundle, stripped_scan, tmp_path):
+    ask = ["counterfactual", "--in", stripped_scan, "--from", "age=88,sex=F", "--out", tmp_path]
+    ask += ["--bundle", tiny_bundle.path, "--age", "+1", "--age", "+2", "--age", "80", "--dry-run"]
+    code, _, err = cfgen(*ask)
+    assert code == 0
+    of_the_scan = f"{stripped_scan.name}: warning: the subject's age 88 is outside"
+    assert [err.count(text) for text in (of_the_scan, "the subject's age 88")] == [1, 1]
+    assert "age+1.nii.gz: warning: age 89 is outside" in err
+    assert "age+2.nii.gz: warning: age 90 is outside" in err

@@ -31,7 +31,7 @@ from cfgen.scan.render import render
 pytestmark = pytest.mark.usefixtures("prepared_once")
 CPU = torch.device("cpu")
 GIVEN = {"age": 50.0, "sex": "F"}
-COUNT = 3
+COUNT = 2
 
 
 @pytest.fixture(scope="module")

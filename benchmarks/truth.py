@@ -46,7 +46,7 @@ QUERIES = ("age=+20", "sex=other", "ad=0.8", "aud=1", "field_tesla=1.5", "sequen
 # The brain stays as it is under these, and its brightness does not: no ventricles are counted.
 ACQUISITION = ("field_tesla=1.5", "sequence=SPGR")
 CONDITIONS = ("ad", "aud", "manufacturer", "field_tesla", "sequence")
-SIZES = {"tiny": (5, 2, 2), "quick": (40, 30, 40), "full": (400, 4000, 4000)}
+SIZES = {"tiny": (6, 2, 2), "quick": (40, 30, 40), "full": (400, 4000, 4000)}
 DEFAULT = Path(__file__).parents[1] / "cfgen" / "bundles" / "default"
 
 

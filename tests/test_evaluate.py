@@ -644,8 +644,11 @@ def measured(segmenter_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
+def test_an_evaluation_end_to_end(cfgen, measured, tmp_path, monkeypatch):
     """Truths as counterfactuals: the oracle of a simulated cohort, through the command."""
+    # One brain is enough for what is edited there and back, and for what is measured again.
+    monkeypatch.setattr("cfgen.evaluate.axioms.SUBJECTS", 1)
+    monkeypatch.setattr("cfgen.evaluate.controls.AGAIN", 1)
     known = cohort.schema(graph())
     (older,) = parse_interventions(known, ages=["50"])
     (elsewhere,) = parse_interventions(known, sets=["manufacturer=GE"])

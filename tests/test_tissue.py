@@ -26,7 +26,7 @@ from cfgen.edit.volumes import Law, world
 from cfgen.errors import BundleError, ImageError, UsageError
 from cfgen.jobs.counterfactual import counterfactual
 from cfgen.jobs.counterfactual_files import Options
-from cfgen.measure.fractions import refined
+from cfgen.measure.fractions import refined, sharpened
 from cfgen.measure.segmenter import segment
 from cfgen.space.sampling import smoothed
 from cfgen.space.warp import voxels
@@ -227,6 +227,29 @@ def test_posteriors_are_brought_to_what_the_intensities_say():
     found = p[NAMES.index("lateral_ventricle") - BRAIN_FROM]
     torch.testing.assert_close(p.sum(0), torch.ones(shape))
     assert (found - truth).abs().mean() < 0.3 * (blurred - truth).abs().mean()
+
+
+def test_maps_are_surer_inside_the_brain_than_where_grey_matter_ends():
+    p = torch.zeros(len(STRUCTURES) - BRAIN_FROM, 2, 1, 1)
+    frontal, csf, white, hippocampus, horn = (
+        NAMES.index(name) - BRAIN_FROM
+        for name in (
+            "cortex_frontal",
+            "csf",
+            "cerebral_wm",
+            "hippocampus",
+            "inferior_lateral_ventricle",
+        )
+    )
+    # One voxel between cortex, fluid and white matter, one between hippocampus and its horn.
+    p[[frontal, csf, white], 0, 0, 0] = torch.tensor([0.5, 0.3, 0.2])
+    p[[hippocampus, horn], 1, 0, 0] = torch.tensor([0.6, 0.4])
+    q = sharpened(p)
+    assert torch.allclose(q.sum(0), torch.ones(2, 1, 1))
+    assert torch.allclose(q[[frontal, csf], 0, 0, 0], torch.tensor([0.25, 0.09]) / 0.38)
+    assert q[hippocampus, 1, 0, 0] == pytest.approx(0.6**4 / (0.6**4 + 0.4**4))
+    sure = (q > 0.5).float()
+    assert torch.equal(sharpened(sure), sure)
 
 
 def test_maps_and_fluid_fill_the_cavity(engine, stripped_scan):

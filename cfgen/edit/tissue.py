@@ -23,7 +23,7 @@ from cfgen.data.regions import FLUID
 from cfgen.data.volume import Volume
 from cfgen.errors import ImageError
 from cfgen.measure.background import levelled
-from cfgen.measure.fractions import TISSUES, brightness, refined, tissue_of
+from cfgen.measure.fractions import TISSUES, brightness, refined, sharpened, tissue_of
 from cfgen.measure.segmenter import Posteriors
 from cfgen.scan.moved import Movement
 from cfgen.space.flow import Flow, grow
@@ -31,8 +31,6 @@ from cfgen.space.grids import crop_box, crop_grid, largest_component, resample
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import jacobian, voxels
 
-# Maps of probabilities are blurred at their borders; this power of them moves what is surely there.
-SHARPNESS = 2.0
 # A stripped brain has no fluid around it: this many voxels outside its mask stand for it.
 SHELL_VOXELS = 2
 # Fluid that grows is shared out by contact with grey matter, within this distance and by this part.
@@ -89,8 +87,7 @@ def tissue_maps(
     cavity = torch.from_numpy(np.ascontiguousarray(shell[box]))
     left = posteriors.left[(..., *box)].contiguous()
     classes = posteriors.classes[(..., *box)].contiguous()
-    p = refined(classes, image, inside, grid.spacing[0]) ** SHARPNESS
-    p = p / p.sum(0).clamp(min=1e-9) * inside
+    p = sharpened(refined(classes, image, inside, grid.spacing[0])) * inside
     maps: list[Tensor] = []
     keys: list[tuple[str, str]] = []
     for n, part in zip(_BRAIN, p, strict=True):

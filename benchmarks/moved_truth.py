@@ -8,7 +8,8 @@ and edits each scan four times: with the true maps and volumes (what is left is 
 segmenter's maps and the true volumes, with a law fitted to 800 other simulated people, and with the
 law of the shipped bundle, which knows neither disease. Age is asked of `--people` people, of whom
 those who would be too old have no truth, the other questions of `--others`. Beside them `copy`, the
-scan as it is (skill 0), and `oracle`, the truth (skill 1). Skill, leakage and the rest are those of
+scan as it is (skill 0), and `oracle`, the truth (skill 1). `--truth-by partial-volumes` asks for
+truths that share no law with a deformation. Skill, leakage and the rest are those of
 `metrics/truth.py`; intervals are BCa bootstraps over people. `--latent N` adds, for age on N
 people, the shipped bundle's latent edits: `residual`, and `ridge`, the latent mean alone.
 """
@@ -21,6 +22,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from scipy.ndimage import map_coordinates
 from scm import STRUCTURES, fitted
 
 from cfgen.cli.options import DEFAULT_BUNDLE
-from cfgen.config import EDIT
+from cfgen.config import EDIT, TruthBy
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row
@@ -69,7 +71,6 @@ LIKE = {
     "brainstem": "fixed_white",
     "cerebellum_wm": "fixed_white",
 }
-REGIONS = {"ventricles": "lateral_ventricle", "hippocampus": "hippocampus", "cortex": "cortex"}
 CARRIED = {"ventricles": ("ventricles",), "hippocampus": ("hippocampus",), "cortex": CORTEX}
 NOISE = 0.02
 HEAD = "head"
@@ -124,23 +125,16 @@ class Edit:
 class Judge:
     """One scan, its truth, and what is measured of an edit."""
 
-    def __init__(self, engine: Engine, factual: Row, true: Row, before: Mapping[str, float]):
-        self.engine, self.before = engine, before
+    def __init__(self, factual: Row, true: Row):
         self.factual, self.true = read_volume(factual.image), read_volume(true.image)
         labels = [read_volume(row.labels).data for row in (factual, true)]
         self.mask = (labels[0] > 0) | (labels[1] > 0)
         white = self.factual.data[np.isin(labels[0], (2, 41))]
         self.sigma = NOISE * float(np.median(white[white > 0]))
-        self.due = self.volumes(self.true.data)
         self.fractions = soft(factual), soft(true)
 
-    def volumes(self, image: np.ndarray) -> dict[str, float]:
-        """mm3 by the segmenter."""
-        net, device = self.engine.finder.segmenter, self.engine.device
-        return volumes_by_structure(segment(net, self.factual.like(image), device).volumes)
-
     def carried(self, movement: Movement | None) -> dict[str, float]:
-        """Squared error of volumes that the true fractions have once they are carried, over that of
+        """Squared error of volumes that the true fractions have once they are carried, and that of
         doing nothing: no segmenter is in it."""
         if movement is None:
             return dict.fromkeys((f"carried {w}{r}" for r in CARRIED for w in ("", "due ")), np.nan)
@@ -163,17 +157,10 @@ class Judge:
         index = np.indices(scan.data.shape).astype(np.float64)
         return index + np.moveaxis(field @ np.linalg.inv(scan.affine[:3, :3]).T, -1, 0)
 
-    def measure(
-        self, method: str, image: np.ndarray, movement: Movement | None
-    ) -> dict[str, float]:
+    def measure(self, image: np.ndarray, movement: Movement | None) -> dict[str, float]:
         errors = image_truth(self.factual.data, image, self.true.data, self.mask, self.sigma)
         names = ("skill", "slope", "correlation", "leakage")
         out = {name: float(getattr(errors, name)) for name in names}
-        known = {COPY: self.before, ORACLE: self.due}
-        after = known[method] if method in known else self.volumes(image)
-        for region, structure in REGIONS.items():
-            out[f"error {region}"] = (after[structure] - self.due[structure]) ** 2
-            out[f"due {region}"] = (self.due[structure] - self.before[structure]) ** 2
         return out | self.carried(movement)
 
 
@@ -194,7 +181,7 @@ def edits_of(
     def moved(name: str, which: Tissue, due: Mapping[str, float], head: float) -> Edit:
         """By changes inside the head, whose own is `head`."""
         movement = move_tissue(which, due).movement
-        source = source_of(scan, mask, which.of("white"), which.grid, keep_noise=True)
+        source = source_of(scan, mask, which.of("white"), which.grid, which.most_noise)
         image = move(source, movement)
         if head != 0:
             image = scaled(image, mask, float(np.exp(head / 3)))
@@ -232,13 +219,14 @@ def latent_edits(engine: Engine, factual: Row, true: Row) -> Iterator[Edit]:
 
 
 def cohort_in(
-    out: Path, people: int, queries: Sequence[str], engine: Engine
+    out: Path, people: int, queries: Sequence[str], truth_by: TruthBy, engine: Engine
 ) -> Iterator[tuple[Row, Row]]:
     """The factual scan and the truth of every counterfactual, a person's one after another."""
     known = cohort.schema(graph())
     asked = tuple(parse_interventions(known, sets=[q])[0] for q in queries)
     if not (out / "truth.csv").exists():
-        simulate(Plan(cohort.preset("lifespan"), 0, people, asked, seed=SEED), out)
+        plan = Plan(cohort.preset("lifespan"), 0, people, asked, seed=SEED, truth_by=truth_by)
+        simulate(plan, out)
     schema = engine.bundle.schema
     factual = {row.subject: row for row in read_manifest(out / "manifest.csv", schema)}
     truths = read_manifest(out / "truth.csv", schema)
@@ -253,7 +241,9 @@ def _same(factual: Row, true: Row) -> bool:
     return factual.values == true.values and ill[:2] == ill[2:]
 
 
-def run(out: Path, people: int, others: int, latent: int) -> list[dict[str, object]]:
+def run(
+    out: Path, people: int, others: int, latent: int, truth_by: TruthBy
+) -> list[dict[str, object]]:
     """A line an edit, written as they come; those of an earlier run are kept."""
     engine = load_engine(DEFAULT_BUNDLE, "cpu", render="tissue")
     laws = {
@@ -265,10 +255,8 @@ def run(out: Path, people: int, others: int, latent: int) -> list[dict[str, obje
     done = {(line["subject"], line["query"]) for line in lines}
     found: dict[str, Segmentation] = {}
     aged = 0
-    cohorts = (
-        cohort_in(out / "age", people, AGE, engine),
-        cohort_in(out / "others", others, OTHERS, engine),
-    )
+    asked = (("age", people, AGE), ("others", others, OTHERS))
+    cohorts = [cohort_in(out / name, n, qs, truth_by, engine) for name, n, qs in asked if n > 0]
     for factual, true in itertools.chain(*cohorts):
         label = true.extra["intervention"]
         query = "sex" if label.startswith("sex") else label
@@ -277,7 +265,7 @@ def run(out: Path, people: int, others: int, latent: int) -> list[dict[str, obje
         if true.subject not in found:
             found = {true.subject: segment(net, read_volume(factual.image), device)}
         seen = found[true.subject]
-        judge = Judge(engine, factual, true, volumes_by_structure(seen.volumes))
+        judge = Judge(factual, true)
         # The shipped law knows neither disease.
         known = laws if query in ("age+20", "sex") else {LAW_OF_800: laws[LAW_OF_800]}
         try:
@@ -290,7 +278,7 @@ def run(out: Path, people: int, others: int, latent: int) -> list[dict[str, obje
             aged += 1
         for edit in edits:
             line = {"subject": true.subject, "query": query, "method": edit.method}
-            lines.append(line | judge.measure(edit.method, edit.image, edit.movement))
+            lines.append(line | judge.measure(edit.image, edit.movement))
         write(lines, out / "edits.csv")
         skills = [f"{x['method']} {float(str(x['skill'])):.2f}" for x in lines[-len(edits) :]]
         print(f"{true.subject} {label}: {', '.join(skills)}", flush=True)
@@ -328,13 +316,11 @@ def report(lines: Sequence[Mapping[str, object]]) -> Iterator[str]:
                 e = mean_over_people(column(name), who)
                 cells.append(f"{name} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
             cells.append(f"median skill {np.median(column('skill')):.2f}")
-            for region in REGIONS:
-                e = ratio_over_people(column(f"error {region}"), column(f"due {region}"), who)
-                cells.append(f"{region} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
+            for region in CARRIED:
                 own, due = column(f"carried {region}"), column(f"carried due {region}")
                 if np.isfinite(own).all():
                     e = ratio_over_people(own, due, who)
-                    cells.append(f"carried {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
+                    cells.append(f"{region} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
             yield "; ".join(cells)
 
 
@@ -342,10 +328,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--people", type=int, default=64)
-    parser.add_argument("--others", type=int, default=20)
+    parser.add_argument("--others", type=int, default=50)
     parser.add_argument("--latent", type=int, default=0)
+    parser.add_argument("--truth-by", choices=get_args(TruthBy), default="anatomy")
     arguments = parser.parse_args()
-    for line in report(run(arguments.out, arguments.people, arguments.others, arguments.latent)):
+    lines = run(
+        arguments.out,
+        arguments.people,
+        arguments.others,
+        arguments.latent,
+        arguments.truth_by,
+    )
+    for line in report(lines):
         print(line)
 
 

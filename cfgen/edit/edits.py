@@ -78,7 +78,8 @@ class TissueEdits:
     @cached_property
     def source(self) -> Source:
         scan, mask, tissue = self.opened.volume, self.opened.brain.mask, self.tissue
-        return source_of(scan, mask, tissue.of("white"), tissue.grid, keep_noise=self.keep_noise)
+        most_noise = tissue.most_noise if self.keep_noise else 0.0
+        return source_of(scan, mask, tissue.of("white"), tissue.grid, most_noise)
 
     def world(self, number: int, sample: int = 0) -> World:
         member = sample - 1 if sample else None

@@ -36,6 +36,9 @@ SHELL_VOXELS = 2
 # Fluid that grows is shared out by contact with grey matter, within this distance and by this part.
 SHARED_WITHIN_MM = 16.0
 SHARED = 0.5
+# Of the contrast of white matter to fluid: in a noisy scan a thin sulcus is as faint as noise, and
+# would stay where it was.
+MOST_NOISE = 0.08
 # A region that stays further than this from its volume, as a logarithm, can't be moved there.
 MISSED = 0.02
 # What stays further than this from it is said.
@@ -70,6 +73,12 @@ class Tissue:
         """The brightness of each of `TISSUES` around every voxel: (4, D, H, W)."""
         fractions = torch.stack([self.of(tissue) for tissue in TISSUES])
         return brightness(fractions, self.image, self.cavity, self.grid.spacing[0])
+
+    @property
+    def most_noise(self) -> float:
+        """Brightness of the strongest structure that may be taken for noise."""
+        fluid, white = (self.means[TISSUES.index(t)][self.cavity] for t in ("fluid", "white"))
+        return MOST_NOISE * float((white - fluid).mean())
 
 
 def tissue_maps(

@@ -57,16 +57,18 @@ class Source:
 
 
 def source_of(
-    scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid, *, keep_noise: bool
+    scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid, most_noise: float
 ) -> Source:
-    """A scan ready to be moved. With `keep_noise` what is noise by `noise_sd` is not to move:
-    `white` (D, H, W) on `grid` says where the scan has white matter."""
+    """A scan ready to be moved. What is noise by `noise_sd` is not to move, of brightness
+    `most_noise` at most, so that 0 moves all: `white` (D, H, W) on `grid` says where the scan has
+    white matter."""
     margin = max(4, round(8 / min(scan.grid.spacing)))
     box = crop_box(mask, margin)
     level = levelled(scan.data)
     smooth = level[box]
-    if keep_noise:
-        smooth = without_noise(smooth, noise_sd(scan, mask, white, grid))
+    if most_noise > 0:
+        noise = NOISE_SD * noise_sd(scan, mask, white, grid)
+        smooth = without_noise(smooth, min(noise, most_noise))
     splines = ndimage.spline_filter(smooth, order=3, output=np.float32)
     return Source(scan, mask, level, box, smooth, splines)
 
@@ -152,14 +154,14 @@ def noise_sd(scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid) -> float
     return float(1.4826 * np.median(np.abs(rest)) * (27 / 26) ** 0.5)
 
 
-def without_noise(data: np.ndarray, sd: float) -> np.ndarray:
-    """`data` (I, J, K) without what varies by less than `NOISE_SD` times the noise's SD: the guided
-    filter (He et al. 2013) of 3 x 3 x 3 voxels, which keeps edges."""
-    if sd == 0:
+def without_noise(data: np.ndarray, noise: float) -> np.ndarray:
+    """`data` (I, J, K) without what varies by less than `noise`: the guided filter (He et al. 2013)
+    of 3 x 3 x 3 voxels, which keeps edges."""
+    if noise == 0:
         return data
     mean = ndimage.uniform_filter(data, 3)
     variance = np.maximum(ndimage.uniform_filter(data * data, 3) - mean * mean, 0)
-    slope = variance / (variance + (NOISE_SD * sd) ** 2)
+    slope = variance / (variance + noise**2)
     offset = mean - slope * mean
     smooth = ndimage.uniform_filter(slope, 3) * data + ndimage.uniform_filter(offset, 3)
     return np.asarray(smooth, np.float32)

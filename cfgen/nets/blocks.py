@@ -29,7 +29,9 @@ _SECOND_NAME = re.compile(r"\b(nin_shortcut|op)\b")
 class ResBlock(nn.Module):
     """Two convolutions, each after a norm and SiLU, past which the input is added.
 
-    With `time_width`, the width of a time embedding, the embedding is added between them.
+    With `time_width`, the width of a time embedding, the embedding is added between them; where it
+    is `adaptive` it scales and shifts what the second norm gives instead (adaptive group norm,
+    Dhariwal & Nichol 2021, section 3.3), as if the network were another one at every embedding.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class ResBlock(nn.Module):
         groups: int,
         eps: float,
         time_width: int | None = None,
+        adaptive: bool = False,
     ) -> None:
         super().__init__()
+        self.adaptive = adaptive
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
         if time_width is not None:
-            self.time_emb_proj = nn.Linear(time_width, channels)
+            self.time_emb_proj = nn.Linear(time_width, channels * (2 if adaptive else 1))
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         if time_width is not None:
@@ -57,10 +61,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        if time is not None:
-            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip_connection(x) + h
+        if time is None:
+            h = self.norm2(h)
+        elif self.adaptive:
+            scale, shift = self.time_emb_proj(F.silu(time))[:, :, None, None, None].chunk(2, 1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + self.time_emb_proj(F.silu(time))[:, :, None, None, None])
+        return self.skip_connection(x) + self.conv2(F.silu(h))
 
 
 def current_name(key: str) -> str:

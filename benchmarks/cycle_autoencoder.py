@@ -123,9 +123,7 @@ def main() -> None:
         start(task, people)
     first = task.report(task.net.eval(), out / "start.png")
     logging.info("before: %s", first)
-    if options.steps == 0:
-        return
-    trained = fit(task, config, out / "training")
+    trained = fit(task, config, out / "training") if options.steps else task.net
     schema = fit_schema(rows, default_schema())
     bundle: Bundle = new_bundle(out, PREPROCESS, schema, {"name": "simulated brains"})
     write_part(

@@ -79,9 +79,11 @@ def line(subject: Subject, split: str) -> dict[str, str]:
     values |= {"tiv": subject.volumes.tiv}
     text = {name: f"{float(v[0]):.4f}" for name, v in values.items()}
     regions = zip(graph().regions, subject.volumes.regions[0], strict=True)
-    return {"number": str(subject.number), "split": split, "made": "0"} | text | {
-        name: f"{float(v):.4f}" for name, v in regions
-    }
+    return (
+        {"number": str(subject.number), "split": split, "made": "0"}
+        | text
+        | {name: f"{float(v):.4f}" for name, v in regions}
+    )
 
 
 def make(subjects: Iterable[Subject], images: np.ndarray, table: list[dict], path: Path) -> None:

@@ -87,9 +87,38 @@ class FitConfig:
     seed: int = 0
 
 
+# What the network of a diffusion model says, how noise levels count in its loss
+# (diffusion/weights.py), and how conditions come into it (nets/unet.py).
+Prediction = Literal["v", "eps"]
+LossWeights = Literal["uniform", "min-snr"]
+Conditioning = Literal["attention", "norm", "both"]
+PREDICTION: Prediction = "v"
+LOSS_WEIGHTS: LossWeights = "uniform"
+CONDITIONING: Conditioning = "attention"
+
+# The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
+# Eq. 2 is printed, 'factual' c.
+FirstTerm = Literal["factual", "target"]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How a diffusion model is fine-tuned with the cycle. `weight` is lambda, which CDM does not
+    state. Times are drawn between two fractions of T."""
+
+    weight: float = 10.0
+    first_term: FirstTerm = "factual"
+    t_low: float = 0.0
+    t_high: float = 1.0
+
+
+CYCLE = Cycle()
+
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
+# 2,000 iterations are CDM's (section 4.3).
+CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
 JUDGE_FIT = FitConfig(
     steps=600,
     learning_rate=2e-3,

@@ -19,6 +19,7 @@ from cfgen import __version__
 from cfgen.cli.counterfactual import counterfactual
 from cfgen.cli.edit_masks import edit_masks
 from cfgen.cli.evaluate import evaluate
+from cfgen.cli.finetune_cycle import finetune_cycle
 from cfgen.cli.fit_scm import fit_scm
 from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
@@ -65,6 +66,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "undo": undo,
     "train-ae": train_ae,
     "train-ldm": train_ldm,
+    "finetune-cycle": finetune_cycle,
     "train-predictor": train_predictor,
     "train-segmenter": train_segmenter,
     "fit-scm": fit_scm,

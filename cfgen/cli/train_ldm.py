@@ -34,6 +34,21 @@ def train_ldm(
         str,
         typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
     ] = "ridge",
+    prediction: Annotated[
+        cfg.Prediction, typer.Option("--prediction", help="What the network says: v or eps.")
+    ] = cfg.PREDICTION,
+    loss_weights: Annotated[
+        cfg.LossWeights,
+        typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
+    ] = cfg.LOSS_WEIGHTS,
+    conditioning: Annotated[
+        cfg.Conditioning,
+        typer.Option(
+            "--conditioning",
+            help="How conditions come in: attention (cross-attention), norm (adaptive group norm "
+            "in every block) or both.",
+        ),
+    ] = cfg.CONDITIONING,
     steps: Steps = cfg.LATENT_DIFFUSION_FIT.steps,
     learning_rate: Rate = cfg.LATENT_DIFFUSION_FIT.learning_rate,
     batch_size: Batch = cfg.LATENT_DIFFUSION_FIT.batch_size,
@@ -52,7 +67,13 @@ def train_ldm(
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
     from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
+    from cfgen.train.latent_diffusion import LatentDiffusionConfig, schedule_for
 
     fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
-    ridge = latent_mean == "ridge"
-    print(train_latent_diffusion(manifest, bundle, out, fit, device, latent_mean=ridge).path)
+    diffusion = LatentDiffusionConfig(
+        schedule_for(prediction),
+        latent_mean=latent_mean == "ridge",
+        loss_weights=loss_weights,
+        conditioning=conditioning,
+    )
+    print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cfgen.config import Prediction
 from cfgen.errors import UsageError
 
 Kind = Literal["linear", "scaled_linear", "cosine"]
-Prediction = Literal["eps", "v"]
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from cfgen.train.cohort import Cohort, read_splits, splined
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import (
     LATENT_DIFFUSION,
+    LatentDiffusionConfig,
     LatentDiffusionTask,
-    encode_views,
-    fit_mean,
     unet_config,
 )
+from cfgen.train.latents import age_reader, fit_mean, latent_data
 from cfgen.train.record import runs_folder, trained_on
 
 log = logging.getLogger("cfgen")
@@ -48,41 +48,33 @@ def train_latent_diffusion(
     out: Path,
     config: FitConfig,
     device: str,
-    *,
-    latent_mean: bool = LATENT_DIFFUSION.latent_mean,
+    diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
 ) -> Bundle:
     """Add the latent mean and the UNet to a bundle that has an autoencoder.
 
-    Without `latent_mean` it is the papers' plain diffusion.
+    Without `diffusion.latent_mean` it is the papers' plain diffusion. Latents lie in a file beside
+    the bundle, which the next run with the same autoencoder and scans takes up.
     """
-    diffusion = replace(LATENT_DIFFUSION, latent_mean=latent_mean)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
     train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
-    latents = encode_views(autoencoder, train.images, diffusion.views, torch_device, config.seed)
-    held_out = encode_views(autoencoder, val.images, 1, torch_device, config.seed)[:, 0]
+    runs = runs_folder(out, "unet")
+    data = latent_data(train, val, autoencoder, diffusion.views, torch_device, config.seed, runs)
     mean = fit_mean(
-        latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
+        data.latents, data.conditions, data.weights, splined(bundle.schema), diffusion.latent_mean
     )
     if diffusion.latent_mean:
-        mean = replace(mean, gain=_gain(train, latents, autoencoder, torch_device, bundle))
+        mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
     task = LatentDiffusionTask(
-        latents,
-        train.conditions,
-        train.weights,
-        (held_out, val.conditions),
-        mean,
-        torch_device,
-        config,
-        diffusion,
+        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data)
     )
-    net = fit(task, config, runs_folder(out, "unet"))
+    net = fit(task, config, runs)
     copied = copy_bundle(bundle, out)
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
-    network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
+    network = net_config(unet_config(data.conditions.shape[1], data.shape, diffusion))
     description = network | {"schedule": asdict(diffusion.schedule)}
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 

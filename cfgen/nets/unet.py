@@ -6,19 +6,19 @@ equal once its weights are converted (nets/convert.py). Two additions are ours, 
 `conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
 residual block (adaptive group norm), or both.
 
-`positions` gives each voxel of the latent features of its own. Brains are aligned, and where a voxel
-lies says what age does to it; in noise a convolution cannot know where it is but by the edges.
+`positions` gives each voxel of the latent features of its own. Brains are aligned: where a voxel
+lies says what age does to it, and in noise a convolution cannot know that but near the edges.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfgen.config import Conditioning
 from cfgen.nets.blocks import (
     Downsample,
     ResBlock,
@@ -28,9 +28,6 @@ from cfgen.nets.blocks import (
     time_embedding,
     zeroed,
 )
-
-
-Conditioning = Literal["attention", "norm", "both"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class UNet(nn.Module):
                 nn.Linear(config.context_dim, width), nn.SiLU(), nn.Linear(width, width)
             )
         if config.positions is not None:
-            self.positions = nn.Parameter(0.02 * torch.randn(first, *config.positions))
+            self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
         self.down_blocks = nn.ModuleList(_down_levels(config, width))
         self.middle_block = _Middle(last, width, config)
         self.up_blocks = nn.ModuleList(_up_levels(config, width))
@@ -105,7 +102,7 @@ class UNet(nn.Module):
             time = time + self.condition_embed(context).sum(1)
         h = self.conv_in(_pad_to_multiple(zt, factor))
         if self.config.positions is not None:
-            h = h + _pad_to_multiple(self.positions[None], factor)
+            h = h + _pad_to_multiple(self.positions, factor)
         skips = [h]
         for down in self.down_blocks:
             h = down(h, time, context, skips)

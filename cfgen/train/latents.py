@@ -1,0 +1,221 @@
+"""Latents of the training scans: views of each, kept in one memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfgen.causal.latent_mean import LatentMean, fit_latent_mean
+from cfgen.data.conditions import Schema
+from cfgen.data.volume import write_atomically
+from cfgen.device import autocast
+from cfgen.nets.autoencoder import Autoencoder
+from cfgen.progress import each
+from cfgen.streams import Purpose, torch_stream
+from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
+from cfgen.train.cohort import Cohort
+
+
+@dataclass(frozen=True)
+class LatentData:
+    """`latents` (N, views, C, d, h, w) float16, which may lie on disk, `conditions` (N, V),
+    sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out."""
+
+    latents: Tensor
+    conditions: Tensor
+    weights: Tensor
+    held_out: Tensor
+    held_out_conditions: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, d, h, w) of one latent."""
+        c, d, h, w = self.latents.shape[2:]
+        return c, d, h, w
+
+
+@torch.inference_mode()
+def encode_views(
+    autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
+) -> Tensor:
+    """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
+    bank = []
+    for number, image in each(enumerate(images), len(images), "subjects encoded"):
+        bank.append(_views(autoencoder, image.float(), views, device, seed, number))
+    return torch.stack(bank)
+
+
+@torch.inference_mode()
+def cached_views(
+    autoencoder: Autoencoder,
+    images: Tensor,
+    views: int,
+    device: torch.device,
+    seed: int,
+    path: Path,
+) -> Tensor:
+    """As `encode_views`, in a .npy file at `path` that is mapped into memory, not read.
+
+    What is there already, of the same weights, images and seed, is kept: an interrupted run goes
+    on with the next image. `path`.json says how many are done.
+    """
+    made_from = _fingerprint(autoencoder, images, views, seed)
+    record = path.with_suffix(".json")
+    done = 0
+    if record.exists() and path.exists():
+        known = json.loads(record.read_text())
+        done = known["done"] if known["made_from"] == made_from else 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = autoencoder.config
+    edges = [n // config.factor for n in images.shape[1:]]
+    shape = (len(images), views, config.latent_channels, *edges)
+    mode = "r+" if done else "w+"
+    bank = np.lib.format.open_memmap(path, mode, np.float16, None if done else shape)
+    left = range(done, len(images))
+    for number in each(left, len(left), "subjects encoded"):
+        image = images[number].float()
+        bank[number] = _views(autoencoder, image, views, device, seed, number).numpy()
+        if (number + 1) % 25 == 0 or number + 1 == len(images):
+            bank.flush()
+            text = json.dumps({"made_from": made_from, "done": number + 1})
+            write_atomically(record, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
+    # Copy-on-write: torch wants memory that may be written, the file stays as it is.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def latent_data(
+    train: Cohort,
+    val: Cohort,
+    autoencoder: Autoencoder,
+    views: int,
+    device: torch.device,
+    seed: int,
+    folder: Path,
+) -> LatentData:
+    """The latents of both splits; those of train in `folder`."""
+    return LatentData(
+        cached_views(autoencoder, train.images, views, device, seed, folder / "latents.npy"),
+        train.conditions,
+        train.weights,
+        encode_views(autoencoder, val.images, 1, device, seed)[:, 0],
+        val.conditions,
+    )
+
+
+def _views(
+    autoencoder: Autoencoder,
+    image: Tensor,
+    views: int,
+    device: torch.device,
+    seed: int,
+    number: int,
+) -> Tensor:
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    generator = torch_stream(seed, Purpose.VIEWS, number)
+    seen = [image, mirror(image)]
+    for _ in range(views - 2):
+        view = random_view(image, shape, generator, AUGMENTATION)
+        seen.append(random_acquisition(view, generator, AUGMENTATION))
+    latents = []
+    for view in seen[:views]:
+        x = view[None, None].to(device, memory_format=torch.channels_last_3d)
+        with autocast(device):
+            latents.append(autoencoder.encode(x)[0].half().cpu())
+    return torch.stack(latents)
+
+
+def _fingerprint(autoencoder: Autoencoder, images: Tensor, views: int, seed: int) -> str:
+    digest = hashlib.sha256(repr((tuple(images.shape), views, seed, AUGMENTATION)).encode())
+    for value in autoencoder.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    # A slice of every image: reading all of a large cohort would take as long as half of the work.
+    digest.update(images[:, images.shape[1] // 2].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fit_mean(
+    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
+) -> LatentMean:
+    """The latent mean over all views; without conditions it is the mean and scale alone."""
+    views = latents.shape[1]
+    z0 = latents.flatten(0, 1).float()
+    c = conditions.repeat_interleave(views, 0)
+    w = weights.repeat_interleave(views)
+    if use_conditions:
+        return fit_latent_mean(z0, c, w, continuous)
+    mean = z0.mean(0)
+    sigma = (z0 - mean).transpose(0, 1).flatten(1).std(1)[:, None, None, None]
+    features = 1 + conditions.shape[1]
+    coefficients = torch.zeros(features, *mean.shape)
+    coefficients[0] = mean
+    knots = torch.full((conditions.shape[1], 4), torch.nan)
+    return LatentMean(knots, coefficients, sigma, torch.ones(1))
+
+
+@dataclass(frozen=True)
+class LatentReader:
+    """Ridge regression of one input of the condition vector on latents, for figures of a training.
+
+    `centre` and `weights` (P,) belong to the latent's elements, `offset` is the mean of the number;
+    `error` is the mean absolute error of each training latent's reading by the fit without it
+    (leave-one-out). `variable` says which input it is.
+    """
+
+    variable: int
+    centre: Tensor
+    weights: Tensor
+    offset: float
+    error: float
+
+    def read(self, latents: Tensor) -> Tensor:
+        """(N,) of latents (N, C, d, h, w)."""
+        return (latents.float().flatten(1) - self.centre) @ self.weights + self.offset
+
+
+def age_reader(schema: Schema, data: LatentData) -> LatentReader | None:
+    """The reader of age, of the latents as they are; None where age is no condition."""
+    if "age" not in schema.names:
+        return None
+    before = schema.variables[: schema.names.index("age")]
+    return fit_reader(data.latents[:, 0], data.conditions, sum(v.width for v in before))
+
+
+PENALTIES: Sequence[float] = tuple(10.0**n for n in range(-3, 4))
+
+
+def fit_reader(latents: Tensor, conditions: Tensor, variable: int) -> LatentReader:
+    """Of latents (N, C, d, h, w) and conditions (N, V); channels count alike.
+
+    The penalty, in units of the mean of the kernel's diagonal, is the one with the smallest squared
+    leave-one-out error, which of ridge regression is known in closed form: (I - H) y over the
+    diagonal of I - H (Allen 1974).
+    """
+    z, values = latents.float(), conditions[:, variable]
+    spread = (z - z.mean(0)).transpose(0, 1).flatten(1).std(1).clamp(min=1e-6)
+    scale = (1 / spread)[None, :, None, None, None].expand(1, *z.shape[1:]).flatten()
+    centre = z.mean(0).flatten()
+    x = (z.flatten(1) - centre) * scale
+    offset = float(values.double().mean())
+    y = values.double() - offset
+    kernel = (x @ x.T).double()
+    eigenvalues, vectors = torch.linalg.eigh(kernel)
+    eigenvalues = eigenvalues.clamp(min=0)
+    turned, unit = vectors.T @ y, float(eigenvalues.mean())
+
+    def left_out(penalty: float) -> Tensor:
+        # Row n of I - H over its diagonal; the mean is fitted too, which costs each 1 / N.
+        kept = penalty * unit / (eigenvalues + penalty * unit)
+        diagonal = (vectors.square() * kept).sum(1) - 1 / len(y)
+        return (vectors @ (kept * turned)) / diagonal.clamp(min=1e-9)
+
+    best = min(PENALTIES, key=lambda p: float(left_out(p).square().mean()))
+    alpha = vectors @ (turned / (eigenvalues + best * unit))
+    weights = (x.T @ alpha.float()) * scale
+    return LatentReader(variable, centre, weights, offset, float(left_out(best).abs().mean()))

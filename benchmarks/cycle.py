@@ -187,6 +187,34 @@ def train_ldm(
     write_part(copied, "unet", half(net), about, trained_on(rows_of(people, "train"), config))
 
 
+# Settings that are compared on a small network: name -> changes of the first.
+PAIRS: dict[str, dict] = {
+    "both": {},
+    "norm": {"conditioning": "norm"},
+    "attention": {"conditioning": "attention"},
+    "both, no positions": {"positions": False},
+    "attention, no positions": {"conditioning": "attention", "positions": False},
+    "both, min-snr": {"loss_weights": "min-snr"},
+    "both, eps": {"schedule": schedule_for("eps")},
+    "both, eps, min-snr": {"schedule": schedule_for("eps"), "loss_weights": "min-snr"},
+}
+
+
+def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig) -> None:
+    """Each setting with the same steps, latents and seed; reports in OUT/runs/pairs."""
+    schema = fit_schema(rows_of(read_people(out), "train"), default_schema())
+    data = data_of(out, schema)
+    reader = age_reader(schema, data)
+    mean = fit_mean(data.latents, data.conditions, data.weights, splined(schema), False)
+    for name, changes in PAIRS.items():
+        task = LatentDiffusionTask(data, mean, CPU, config, replace(how, **changes), reader)
+        folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
+        fit(task, config, folder)
+        with (folder / "report.csv").open(newline="") as file:
+            for line in csv.DictReader(file):
+                print(name, line, flush=True)
+
+
 def generated(models: Models, c: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
     """New latents, one for each condition, by DDIM from the noise of its own seed."""
     shape = models.latent_mean.coefficients.shape[1:]
@@ -295,7 +323,7 @@ def counterfactuals(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("judge", "latents", "ldm", "more", "table"))
+    parser.add_argument("stage", choices=("judge", "latents", "pairs", "ldm", "more", "table"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name")
     parser.add_argument("--names", nargs="*", default=[])
@@ -310,6 +338,8 @@ def main() -> None:
     parser.add_argument("--no-positions", action="store_true")
     parser.add_argument("--latent-mean", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
+    parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--people", type=int, default=30)
     parser.add_argument("--sampling", type=int, default=50)
@@ -325,6 +355,7 @@ def main() -> None:
         learning_rate=options.rate,
         batch_size=options.batch,
         report_every=options.report_every,
+        ema_decay=options.ema,
         seed=options.seed,
     )
     how = replace(
@@ -334,11 +365,14 @@ def main() -> None:
         conditioning=options.conditioning,
         positions=not options.no_positions,
         latent_mean=options.latent_mean,
+        channels=tuple(options.channels) if options.channels else None,
     )
     if options.stage == "judge":
         train_judge(out, options.seed)
     elif options.stage == "latents":
         encode_all(out, out / "autoencoder-folded-32")
+    elif options.stage == "pairs":
+        pairs(out, config, how)
     elif options.stage in ("ldm", "more"):
         train_ldm(out, options.name, config, how, options.source)
     else:

@@ -16,7 +16,6 @@ from cfgen.diffusion.cycle import CycleDraw, cycle_terms, other_conditions
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig
 from cfgen.diffusion.weights import loss_weights
 from cfgen.errors import Interrupted
-from cfgen.nets.condition import Condition
 from cfgen.nets.unet import UNet
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
@@ -31,7 +30,7 @@ def schedule(prediction="v"):
     return Schedule.make(ScheduleConfig("cosine", prediction))
 
 
-def posterior(own: Schedule, spread: float, mean=lambda c: c.vector[:, :1]):
+def posterior(own: Schedule, spread: float, mean=lambda c: c[:, :1]):
     """The exact network of residuals N(mean(c), spread^2), the same in every voxel."""
 
     def network(zt, t, c):
@@ -52,8 +51,8 @@ def draw(n=64, voxels=(1, 8, 8, 8), spread=0.5, shift=0.0, t=T):
     one = torch.ones(n, 1, dtype=torch.float64)
     return CycleDraw(
         1 + spread * r,
-        Condition(one),
-        Condition(-one),
+        one,
+        -one,
         torch.full((n,), t),
         eps,
         again,
@@ -102,7 +101,7 @@ def test_the_first_term_as_printed_rewards_ignoring_the_condition():
     2 as printed. Both biases are signal (1 - signal k) / noise times the distance of the means."""
     own, batch, s = schedule("eps"), draw(n=400), 0.5
     exact = posterior(own, s)
-    ignoring = posterior(own, s, mean=lambda c: 0 * c.vector[:, :1])
+    ignoring = posterior(own, s, mean=lambda c: 0 * c[:, :1])
     a = float(own.alpha_bar[T]) ** 0.5
     noise = (1 - a * a) ** 0.5
     k = a * s**2 / (a * a * s**2 + noise**2)
@@ -139,7 +138,7 @@ def test_the_means_shift_goes_there_and_comes_back(gain):
         torch.full((1,), gain),
     )
     network = posterior(own, 0.5)
-    c, other = batch.c.vector, batch.other.vector
+    c, other = batch.c, batch.other
     there = mean.latent(torch.zeros_like(batch.r), other, factual=c)
     batch = replace(batch, shift=mean.residual(there, other))
     assert (float(batch.shift.abs().max()) < 1e-5) == (gain == 1)

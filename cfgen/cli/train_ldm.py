@@ -66,14 +66,8 @@ def train_ldm(
     check_folder(out)
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
-    from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
-    from cfgen.train.latent_diffusion import LatentDiffusionConfig, schedule_for
+    from cfgen.jobs.train_latent_diffusion import diffusion_config, train_latent_diffusion
 
     fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
-    diffusion = LatentDiffusionConfig(
-        schedule_for(prediction),
-        latent_mean=latent_mean == "ridge",
-        loss_weights=loss_weights,
-        conditioning=conditioning,
-    )
+    diffusion = diffusion_config(latent_mean == "ridge", prediction, loss_weights, conditioning)
     print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)

@@ -37,20 +37,20 @@ from torch import Tensor
 
 from cfgen.config import FirstTerm
 from cfgen.diffusion.schedule import Schedule
-from cfgen.nets.condition import Condition
 
-# The network's raw output at zt (B, ...), times t (B,) and a condition of B elements.
-Network = Callable[[Tensor, Tensor, Condition], Tensor]
+# The network's raw output at zt (B, ...), times t (B,) and condition vectors (B, V).
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class CycleDraw:
-    """A batch: residuals `r` (B, C, d, h, w) under `c`, the condition `other` each is taken to,
-    times `t` (B,), and the noises of r_t and of r~_t. `shift` is d, of the shape of r."""
+    """A batch: residuals `r` (B, C, d, h, w) under conditions `c` (B, V), the `other` (B, V) that
+    each is taken to, times `t` (B,), the noises of r_t and of r~_t, and `shift`, d; the last three
+    of the shape of r."""
 
     r: Tensor
-    c: Condition
-    other: Condition
+    c: Tensor
+    other: Tensor
     t: Tensor
     eps: Tensor
     eps_again: Tensor

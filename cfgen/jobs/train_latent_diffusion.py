@@ -19,7 +19,7 @@ from cfgen.bundle import (
     write_part,
 )
 from cfgen.causal.gain import fit_gain
-from cfgen.config import GRIDS, FitConfig
+from cfgen.config import GRIDS, Conditioning, FitConfig, LossWeights, Prediction
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
 from cfgen.edit.latent import load_autoencoder
@@ -30,6 +30,7 @@ from cfgen.train.latent_diffusion import (
     LATENT_DIFFUSION,
     LatentDiffusionConfig,
     LatentDiffusionTask,
+    schedule_for,
     unet_config,
 )
 from cfgen.train.latents import age_reader, fit_mean, latent_data
@@ -40,6 +41,19 @@ log = logging.getLogger("cfgen")
 
 # Fewer subjects cannot tell how far the latent mean moves the ventricles.
 CALIBRATED_LEAST = 5
+
+
+def diffusion_config(
+    latent_mean: bool, prediction: Prediction, loss_weights: LossWeights, conditioning: Conditioning
+) -> LatentDiffusionConfig:
+    """What the command's options say; the rest as usual."""
+    return replace(
+        LATENT_DIFFUSION,
+        schedule=schedule_for(prediction),
+        latent_mean=latent_mean,
+        loss_weights=loss_weights,
+        conditioning=conditioning,
+    )
 
 
 def train_latent_diffusion(
@@ -75,7 +89,10 @@ def train_latent_diffusion(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
     network = net_config(unet_config(data.conditions.shape[1], data.shape, diffusion))
-    description = network | {"schedule": asdict(diffusion.schedule)}
+    description = network | {
+        "schedule": asdict(diffusion.schedule),
+        "loss_weights": diffusion.loss_weights,
+    }
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 
 

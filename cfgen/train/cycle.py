@@ -54,13 +54,14 @@ class CycleTask(LatentDiffusionTask):
         T = self.schedule.T
         low, high = (round(edge * T) for edge in (self.cycle.t_low, self.cycle.t_high))
         t = (low + (batch.t * (high - low) / T).round().long()).clamp(1, T)
-        r, eps, eps_again, shift = (
-            v.to(self.device) for v in (batch.r, batch.eps, eps_again, shift)
+        r, c, other, eps, eps_again, shift = (
+            v.to(self.device) for v in (batch.r, c, other, batch.eps, eps_again, shift)
         )
-        conditions = (Condition(v).to(self.device) for v in (c, other))
-        return CycleDraw(r, *conditions, t, eps, eps_again, shift)
+        return CycleDraw(r, c, other, t, eps, eps_again, shift)
 
-    def _output(self, zt: Tensor, t: Tensor, c: Condition) -> Tensor:
+    def _output(self, zt: Tensor, t: Tensor, c: Tensor) -> Tensor:
         zt = zt.contiguous(memory_format=torch.channels_last_3d)
-        output: Tensor = self.net(zt, (t - 1).to(self.device), c.tokens()).float()
+        # The network counts noise levels from 0 (diffusion/guidance.py).
+        tokens = Condition(c).tokens()
+        output: Tensor = self.net(zt, (t - 1).to(self.device), tokens).float()
         return output

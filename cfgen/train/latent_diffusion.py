@@ -45,6 +45,8 @@ class LatentDiffusionConfig:
     conditioning: Conditioning = CONDITIONING
     # Whether each voxel of the latent has features of its own in the network.
     positions: bool = False
+    # Channels of the network, finest level first; None are those for the size of the latent.
+    channels: tuple[int, ...] | None = None
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
@@ -63,14 +65,15 @@ def unet_config(
     variables: int, shape: tuple[int, int, int, int], config: LatentDiffusionConfig
 ) -> UNetConfig:
     """The network for so many inputs of the condition vector and latents (C, d, h, w)."""
-    channels, d, h, w = shape
-    small = d * h * w < SMALL_VOXELS
+    latent_channels, d, h, w = shape
+    usual = (64, 128) if d * h * w < SMALL_VOXELS else (64, 64, 96)
+    channels = config.channels or usual
     return UNetConfig(
-        in_channels=channels,
-        out_channels=channels,
-        channels=(64, 128) if small else (64, 64, 96),
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        channels=channels,
         res_blocks=1,
-        attention=(False, True) if small else (False, True, True),
+        attention=(False, *[True] * (len(channels) - 1)),
         head_channels=32,
         context_dim=token_width(variables),
         norm_groups=16,

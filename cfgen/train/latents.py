@@ -41,7 +41,6 @@ class LatentData:
         return c, d, h, w
 
 
-@torch.inference_mode()
 def encode_views(
     autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
 ) -> Tensor:
@@ -52,7 +51,6 @@ def encode_views(
     return torch.stack(bank)
 
 
-@torch.inference_mode()
 def cached_views(
     autoencoder: Autoencoder,
     images: Tensor,
@@ -109,6 +107,7 @@ def latent_data(
     )
 
 
+@torch.inference_mode()
 def _views(
     autoencoder: Autoencoder,
     image: Tensor,

@@ -1,0 +1,93 @@
+"""Latents of the training scans on disk, and what is read in them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
+from cfgen.train.latent_diffusion import sampled_figures
+from cfgen.train.latents import PENALTIES, LatentReader, cached_views, encode_views, fit_reader
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        (8, 8), (1, 1), (False, False), 4, norm_groups=4, pack=2, linear_path=True
+    )
+    made = Autoencoder(config).eval()
+    start_from_cosines(made)
+    return made
+
+
+def test_cached_latents_are_those_encoded_and_go_on_where_they_stopped(net, tmp_path):
+    images = torch.rand(3, 16, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+    path = tmp_path / "folder" / "latents.npy"
+    expected = encode_views(net, images, 3, CPU, 0)
+    assert torch.equal(cached_views(net, images, 3, CPU, 0, path), expected)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["done"] == 3
+    # The first is kept as it is, the others are made again.
+    bank = torch.from_numpy(np.load(path, mmap_mode="r+"))
+    bank[:] = 7
+    path.with_suffix(".json").write_text(json.dumps(record | {"done": 1}))
+    found = cached_views(net, images, 3, CPU, 0, path)
+    assert bool((found[0] == 7).all())
+    assert torch.equal(found[1:], expected[1:])
+    # Another seed, other images or other weights are another file.
+    assert not torch.equal(cached_views(net, images, 3, CPU, 1, path)[:, 2], expected[:, 2])
+    assert torch.equal(cached_views(net, images, 3, CPU, 0, path), expected)
+    with torch.no_grad():
+        net.linear_encoder.weight.mul_(2)
+    assert not torch.equal(cached_views(net, images, 3, CPU, 0, path), expected)
+
+
+def test_latents_on_disk_are_not_changed_by_who_reads_them(net, tmp_path):
+    images = torch.rand(2, 16, 16, 16).half()
+    first = cached_views(net, images, 2, CPU, 0, tmp_path / "latents.npy")
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(cached_views(net, images, 2, CPU, 0, tmp_path / "latents.npy"), kept)
+
+
+def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
+    """Against as many fits, each without one; and it reads what is there."""
+    generator = torch.Generator().manual_seed(0)
+    c = torch.randn(14, 2, generator=generator)
+    pattern = torch.randn(2, 3, 2, 2, 2, generator=generator)
+    latents = 0.5 * torch.randn(14, 3, 2, 2, 2, generator=generator)
+    latents = latents + torch.einsum("nv,vcdhw->ncdhw", c, pattern)
+    reader = fit_reader(latents, c, 1)
+    spread = (latents - latents.mean(0)).transpose(0, 1).flatten(1).std(1)
+    x = (latents / spread[:, None, None, None]).flatten(1).double()
+    y = c[:, 1].double()
+    unit = torch.linalg.svdvals(x - x.mean(0)).square().sum() / 14
+
+    def left_out(penalty: float) -> torch.Tensor:
+        errors = []
+        for n in range(14):
+            rest = torch.arange(14) != n
+            a, b = x[rest] - x[rest].mean(0), y[rest] - y[rest].mean()
+            gram = a.T @ a + penalty * unit * torch.eye(x.shape[1])
+            beta = torch.linalg.solve(gram, a.T @ b)
+            errors.append((x[n] - x[rest].mean(0)) @ beta + y[rest].mean() - y[n])
+        return torch.stack(errors)
+
+    found = min((left_out(p) for p in PENALTIES), key=lambda e: float(e.square().mean()))
+    assert reader.error == pytest.approx(float(found.abs().mean()), rel=1e-4)
+    assert torch.corrcoef(torch.stack([reader.read(latents), c[:, 1]]))[0, 1] > 0.95
+
+
+def test_figures_of_new_latents_are_slope_and_correlation():
+    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0)
+    asked = torch.tensor([[-1.0], [0], [1], [2]])
+    latents = (0.5 * asked).reshape(4, 1, 1, 1, 1)
+    figures = sampled_figures(reader, latents, asked)
+    assert figures == pytest.approx({"read_slope": 0.5, "read_r": 1.0})
+    assert sampled_figures(reader, latents, torch.ones(4, 1)) == {}

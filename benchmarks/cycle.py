@@ -31,6 +31,7 @@ from cycle_people import People, read_people
 from torch import Tensor
 
 from cfgen.bundle import copy_bundle, half, net_config, read_bundle, write_part
+from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import JUDGE_FIT, LATENT_DIFFUSION_FIT, Edit, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.diffusion.samplers import denoise_ddim
@@ -154,8 +155,18 @@ def data_of(out: Path, schema: Schema) -> LatentData:
     )
 
 
+def by_one_sigma(mean: LatentMean) -> LatentMean:
+    """Channels keep their sizes beside each other: the first ones, in which age is, count more."""
+    return replace(mean, sigma=mean.sigma.square().mean().sqrt().expand_as(mean.sigma).clone())
+
+
 def train_ldm(
-    out: Path, name: str, config: FitConfig, how: LatentDiffusionConfig, source: str | None
+    out: Path,
+    name: str,
+    config: FitConfig,
+    how: LatentDiffusionConfig,
+    source: str | None,
+    one_sigma: bool,
 ) -> None:
     """A bundle OUT/NAME with a latent mean and a UNet, from the weights of `source` where given."""
     people = read_people(out)
@@ -166,7 +177,7 @@ def train_ldm(
     data = data_of(out, schema)
     reader = age_reader(schema, data)
     assert reader is not None
-    log.info("reader of age: leave-one-out error %.3f (standardised)", reader.error)
+    log.info("reader of age, left out: error %.3f, slope %.3f", reader.error, reader.slope)
     if source:
         models = load_models(bundle, CPU)
         mean = models.latent_mean
@@ -174,6 +185,7 @@ def train_ldm(
         mean = fit_mean(
             data.latents, data.conditions, data.weights, splined(schema), how.latent_mean
         )
+        mean = by_one_sigma(mean) if one_sigma else mean
     task = LatentDiffusionTask(data, mean, CPU, config, how, reader)
     if source:
         task.net.load_state_dict(models.unet.state_dict())
@@ -190,10 +202,11 @@ def train_ldm(
 # Settings that are compared on a small network: name -> changes of the first.
 PAIRS: dict[str, dict] = {
     "both": {},
-    "norm": {"conditioning": "norm"},
-    "attention": {"conditioning": "attention"},
+    "both, one sigma": {"one_sigma": True},
     "both, no positions": {"positions": False},
     "attention, no positions": {"conditioning": "attention", "positions": False},
+    "attention": {"conditioning": "attention"},
+    "norm": {"conditioning": "norm"},
     "both, min-snr": {"loss_weights": "min-snr"},
     "both, eps": {"schedule": schedule_for("eps")},
     "both, eps, min-snr": {"schedule": schedule_for("eps"), "loss_weights": "min-snr"},
@@ -207,7 +220,9 @@ def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig) -> None:
     reader = age_reader(schema, data)
     mean = fit_mean(data.latents, data.conditions, data.weights, splined(schema), False)
     for name, changes in PAIRS.items():
-        task = LatentDiffusionTask(data, mean, CPU, config, replace(how, **changes), reader)
+        changes = dict(changes)
+        scaled = by_one_sigma(mean) if changes.pop("one_sigma", False) else mean
+        task = LatentDiffusionTask(data, scaled, CPU, config, replace(how, **changes), reader)
         folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
         fit(task, config, folder)
         with (folder / "report.csv").open(newline="") as file:
@@ -337,6 +352,7 @@ def main() -> None:
     parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
     parser.add_argument("--no-positions", action="store_true")
     parser.add_argument("--latent-mean", action="store_true")
+    parser.add_argument("--one-sigma", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
     parser.add_argument("--channels", type=int, nargs="+")
@@ -374,7 +390,7 @@ def main() -> None:
     elif options.stage == "pairs":
         pairs(out, config, how)
     elif options.stage in ("ldm", "more"):
-        train_ldm(out, options.name, config, how, options.source)
+        train_ldm(out, options.name, config, how, options.source, options.one_sigma)
     else:
         edit = Edit(steps=25, depth=options.depth, guidance=options.guidance)
         table(out, options.names, options.n, options.people, edit, options.sampling)

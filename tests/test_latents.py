@@ -64,8 +64,7 @@ def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
     latents = 0.5 * torch.randn(14, 3, 2, 2, 2, generator=generator)
     latents = latents + torch.einsum("nv,vcdhw->ncdhw", c, pattern)
     reader = fit_reader(latents, c, 1)
-    spread = (latents - latents.mean(0)).transpose(0, 1).flatten(1).std(1)
-    x = (latents / spread[:, None, None, None]).flatten(1).double()
+    x = latents.flatten(1).double()
     y = c[:, 1].double()
     unit = torch.linalg.svdvals(x - x.mean(0)).square().sum() / 14
 
@@ -76,16 +75,18 @@ def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
             a, b = x[rest] - x[rest].mean(0), y[rest] - y[rest].mean()
             gram = a.T @ a + penalty * unit * torch.eye(x.shape[1])
             beta = torch.linalg.solve(gram, a.T @ b)
-            errors.append((x[n] - x[rest].mean(0)) @ beta + y[rest].mean() - y[n])
+            errors.append(y[n] - (x[n] - x[rest].mean(0)) @ beta - y[rest].mean())
         return torch.stack(errors)
 
     found = min((left_out(p) for p in PENALTIES), key=lambda e: float(e.square().mean()))
     assert reader.error == pytest.approx(float(found.abs().mean()), rel=1e-4)
+    read, true = (y - found) - (y - found).mean(), y - y.mean()
+    assert reader.slope == pytest.approx(float((read @ true) / (true @ true)), rel=1e-3)
     assert torch.corrcoef(torch.stack([reader.read(latents), c[:, 1]]))[0, 1] > 0.95
 
 
 def test_figures_of_new_latents_are_slope_and_correlation():
-    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0)
+    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 1.0)
     asked = torch.tensor([[-1.0], [0], [1], [2]])
     latents = (0.5 * asked).reshape(4, 1, 1, 1, 1)
     figures = sampled_figures(reader, latents, asked)

@@ -163,8 +163,9 @@ class LatentReader:
     """Ridge regression of one input of the condition vector on latents, for figures of a training.
 
     `centre` and `weights` (P,) belong to the latent's elements, `offset` is the mean of the number;
-    `error` is the mean absolute error of each training latent's reading by the fit without it
-    (leave-one-out). `variable` says which input it is.
+    `error` and `slope`, on the true numbers, are of each training latent's reading by the fit
+    without it (leave-one-out): a slope below 1 is the reader's own. `variable` says which input it
+    is.
     """
 
     variable: int
@@ -172,6 +173,7 @@ class LatentReader:
     weights: Tensor
     offset: float
     error: float
+    slope: float
 
     def read(self, latents: Tensor) -> Tensor:
         """(N,) of latents (N, C, d, h, w)."""
@@ -190,17 +192,15 @@ PENALTIES: Sequence[float] = tuple(10.0**n for n in range(-3, 4))
 
 
 def fit_reader(latents: Tensor, conditions: Tensor, variable: int) -> LatentReader:
-    """Of latents (N, C, d, h, w) and conditions (N, V); channels count alike.
+    """Of latents (N, C, d, h, w) and conditions (N, V); a channel counts by its spread.
 
     The penalty, in units of the mean of the kernel's diagonal, is the one with the smallest squared
     leave-one-out error, which of ridge regression is known in closed form: (I - H) y over the
     diagonal of I - H (Allen 1974).
     """
     z, values = latents.float(), conditions[:, variable]
-    spread = (z - z.mean(0)).transpose(0, 1).flatten(1).std(1).clamp(min=1e-6)
-    scale = (1 / spread)[None, :, None, None, None].expand(1, *z.shape[1:]).flatten()
     centre = z.mean(0).flatten()
-    x = (z.flatten(1) - centre) * scale
+    x = z.flatten(1) - centre
     offset = float(values.double().mean())
     y = values.double() - offset
     kernel = (x @ x.T).double()
@@ -216,5 +216,8 @@ def fit_reader(latents: Tensor, conditions: Tensor, variable: int) -> LatentRead
 
     best = min(PENALTIES, key=lambda p: float(left_out(p).square().mean()))
     alpha = vectors @ (turned / (eigenvalues + best * unit))
-    weights = (x.T @ alpha.float()) * scale
-    return LatentReader(variable, centre, weights, offset, float(left_out(best).abs().mean()))
+    errors = left_out(best)
+    slope = float(((y - errors) * y).sum() / y.square().sum())
+    return LatentReader(
+        variable, centre, x.T @ alpha.float(), offset, float(errors.abs().mean()), slope
+    )

@@ -70,6 +70,21 @@ class Edit:
 
 EDIT = Edit()
 
+Sampling = Literal["ddim", "dpm++"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a latent is denoised from noise alone."""
+
+    # DPM-Solver++ in 20 steps ends where DDIM does in 50.
+    sampler: Sampling = "ddim"
+    steps: int = 50
+    guidance: float = 1.0
+
+
+GENERATION = Generation()
+
 
 @dataclass(frozen=True)
 class FitConfig:

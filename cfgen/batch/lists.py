@@ -13,22 +13,28 @@ from cfgen.errors import ManifestError
 
 
 def write_lists(
-    folder: Path, done: Sequence[Row], failed: Sequence[Row], tried: Sequence[Row]
+    folder: Path,
+    done: Sequence[Row],
+    failed: Sequence[Row],
+    tried: Sequence[Row],
+    *,
+    failed_images: bool = True,
 ) -> list[Path]:
     """manifest.csv of what is in the folder and, where rows failed, failed.csv: manifests again.
 
     What an earlier run listed stays, as long as its image is there; of `tried` rows the new word
-    counts. Gives the paths that were written.
+    counts. Without `failed_images` the rows that failed have none, as their image was to be made.
+    Gives the paths that were written.
     """
     tried_keys = {(row.subject, row.session) for row in tried}
     written = []
     with _locked(folder):
-        for name, rows, gone in (
-            ("manifest.csv", done, {(row.subject, row.session) for row in done}),
-            ("failed.csv", failed, tried_keys),
+        for name, rows, gone, images in (
+            ("manifest.csv", done, {(row.subject, row.session) for row in done}, True),
+            ("failed.csv", failed, tried_keys, failed_images),
         ):
             path = folder / name
-            lines = [*_kept(path, gone), *manifest_lines(rows, folder)]
+            lines = [*_kept(path, gone, images), *manifest_lines(rows, folder)]
             if lines:
                 write_lines(path, lines)
                 written.append(path)
@@ -37,8 +43,9 @@ def write_lists(
     return written
 
 
-def _kept(path: Path, gone: set[tuple[str, str]]) -> list[dict[str, str]]:
-    """The lines of an earlier list, but for those of `gone` and of images that are no more."""
+def _kept(path: Path, gone: set[tuple[str, str]], images: bool) -> list[dict[str, str]]:
+    """The lines of an earlier list, but for those of `gone` and, where they have `images`, of those
+    that are no more."""
     if not path.exists():
         return []
     try:
@@ -49,7 +56,7 @@ def _kept(path: Path, gone: set[tuple[str, str]]) -> list[dict[str, str]]:
         {name: text for name, text in cells.items() if text}
         for _, cells in table.lines
         if (table.cell(cells, "subject"), table.cell(cells, "session")) not in gone
-        and (path.parent / table.cell(cells, "image")).exists()
+        and (not images or (path.parent / table.cell(cells, "image")).exists())
     ]
 
 

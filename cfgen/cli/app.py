@@ -21,6 +21,7 @@ from cfgen.cli.edit_masks import edit_masks
 from cfgen.cli.evaluate import evaluate
 from cfgen.cli.finetune_cycle import finetune_cycle
 from cfgen.cli.fit_scm import fit_scm
+from cfgen.cli.generate import generate
 from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
@@ -56,6 +57,7 @@ def _help(command: Callable[..., None]) -> str:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "counterfactual": counterfactual,
+    "generate": generate,
     "report": report,
     "info": info,
     "preprocess": preprocess,

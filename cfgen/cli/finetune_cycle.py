@@ -23,7 +23,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, setup
 from cfgen.errors import UsageError
 
 
@@ -78,7 +78,7 @@ def finetune_cycle(
     fit = fit_of(cfg.CYCLE_FIT, seed, steps, learning_rate, batch_size)
     made = finetune_cycle(manifest, bundle, out, fit, device, cycle, dry_run=dry_run)
     if made is not None:
-        print(made.path)
+        print_bundle(made.path)
 
 
 def _times(text: str) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, setup
 
 
 def train_ae(
@@ -66,4 +66,4 @@ def train_ae(
     recipe = cfg.Preprocess(grid=grid)
     names = [name for name in conditions.split(",") if name]
     bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about), init, names)
-    print(bundle.path)
+    print_bundle(bundle.path)

@@ -22,7 +22,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, setup
 from cfgen.errors import UsageError
 
 
@@ -70,4 +70,4 @@ def train_ldm(
 
     fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
     diffusion = diffusion_config(latent_mean == "ridge", prediction, loss_weights, conditioning)
-    print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)
+    print_bundle(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)

@@ -16,12 +16,14 @@ from cfgen.device import pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError, ManifestError, UsageError
+from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latents import age_reader, latent_data
 from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
 
@@ -39,11 +41,12 @@ def finetune_cycle(
     """A new bundle: that of `source` with its UNet trained on by the loss of CDM's Eq. 2.
 
     Everything else stays as it is, the latent mean with it. With `dry_run` everything is checked
-    and nothing made. Raises UsageError, BundleError or
+    and nothing made. Of several processes the first writes. Raises UsageError, BundleError or
     ManifestError before anything is computed where the bundle has no diffusion model that takes
     conditions, or the train split has nothing to change.
     """
     check_cycle(cycle)
+    check_batch(config.batch_size)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     models = load_models(bundle, torch_device)
@@ -71,6 +74,8 @@ def finetune_cycle(
         age_reader(bundle.schema, data),
     )
     net = fit(task, config, runs)
+    if not leads():
+        return bundle
     description = (
         net_config(models.unet.config)
         | {"schedule": asdict(how.schedule), "loss_weights": how.loss_weights}

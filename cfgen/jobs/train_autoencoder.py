@@ -20,11 +20,13 @@ from cfgen.bundle import (
 from cfgen.config import FitConfig, Preprocess
 from cfgen.device import pick_device
 from cfgen.errors import UsageError
+from cfgen.processes import leads
 from cfgen.train.autoencoder import AUTOENCODER, AutoencoderTask
 from cfgen.train.card import head_template, training_card
 from cfgen.train.cohort import read_splits, training_schema
 from cfgen.train.fit import fit
 from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
 
@@ -43,8 +45,9 @@ def train_autoencoder(
 
     `data` describes the training data: name, licence, attribution. `init` is a bundle whose
     autoencoder the training starts from. `conditions` are columns of the manifest beside age and
-    sex that the bundle is to know.
+    sex that the bundle is to know. Of several processes the first writes the bundle.
     """
+    check_batch(config.batch_size)
     torch_device = pick_device(device)
     schema = training_schema(manifest, conditions)
     train, val = read_splits(manifest, schema, recipe.grid)
@@ -55,6 +58,8 @@ def train_autoencoder(
         read_bundle(init).fill(task.net, "autoencoder")
     net = fit(task, config, runs_folder(out, "autoencoder"))
     bundle = new_bundle(out, recipe, schema, data)
+    if not leads():
+        return bundle
     bundle = write_part(
         bundle, "autoencoder", half(net), net_config(AUTOENCODER), trained_on(train.rows, config)
     )

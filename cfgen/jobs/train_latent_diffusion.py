@@ -24,6 +24,7 @@ from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
 from cfgen.edit.latent import load_autoencoder
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits, splined
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import (
@@ -35,6 +36,7 @@ from cfgen.train.latent_diffusion import (
 )
 from cfgen.train.latents import age_reader, fit_mean, latent_data
 from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
 
@@ -67,8 +69,10 @@ def train_latent_diffusion(
     """Add the latent mean and the UNet to a bundle that has an autoencoder.
 
     Without `diffusion.latent_mean` it is the papers' plain diffusion. Latents lie in a file beside
-    the bundle, which the next run with the same autoencoder and scans takes up.
+    the bundle, which the next run with the same autoencoder and scans takes up. Of several
+    processes the first writes.
     """
+    check_batch(config.batch_size)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
@@ -84,6 +88,8 @@ def train_latent_diffusion(
         data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data)
     )
     net = fit(task, config, runs)
+    if not leads():
+        return bundle
     copied = copy_bundle(bundle, out)
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cfgen.config import FitConfig
 from cfgen.device import autocast, channels_last
+from cfgen.diffusion.samplers import noise_like
 from cfgen.metrics.image import psnr
 from cfgen.nets.autoencoder import (
     Autoencoder,
@@ -18,7 +19,9 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
 )
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
+from cfgen.train.draws import each_its_own
 from cfgen.train.fit import seed_weights
+from cfgen.train.together import my_part
 
 # Four times the voxels a second of a plain stem, and three resolutions down to 20 x 24 x 22. The
 # channels are what the detail of a 2 mm cortex needs: of the 64 cosines of a latent voxel's block
@@ -83,20 +86,18 @@ class AutoencoderTask:
         self.adversarial = PatchAdversarialLoss(criterion="least_squares")
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.multinomial(
-            self.weights, self.fit.batch_size, replacement=True, generator=generator
-        )
+        size = self.fit.batch_size
+        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
+        part = my_part(size)
+        own = each_its_own(generator, size)[part]
         views = [
-            random_acquisition(
-                random_view(self.images[i].float(), self.crop, generator, self.augmentation),  # type: ignore[arg-type]
-                generator,
-                self.augmentation,
-            )
-            for i in chosen
+            self._view(self.images[i].float(), g)
+            for i, g in zip(chosen[part].tolist(), own, strict=True)
         ]
         x = torch.stack(views)[:, None].to(self.device, memory_format=torch.channels_last_3d)
         mean, std = self.net.posterior(x)
-        rec = self.net.decode(mean + std * torch.randn_like(mean)).float()
+        noise = noise_like(mean.float(), own)
+        rec = self.net.decode(mean + std * noise).float()
         weight = torch.where(x > 0, 1.0, self.weight.background)
         l1 = (weight * (rec - x).abs()).mean()
         gradient = _gradient_difference(rec, x, weight)
@@ -114,6 +115,11 @@ class AutoencoderTask:
             figures["adversarial"] = fooled.item()
             self._pair = (x, rec.detach())
         return total, figures
+
+    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        d, h, w = self.crop
+        view = random_view(image, (d, h, w), generator, self.augmentation)
+        return random_acquisition(view, generator, self.augmentation)
 
     def critic_loss(self, step: int) -> Tensor | None:
         if self._pair is None or self.critic is None:

@@ -13,6 +13,7 @@ from cfgen.nets.condition import Condition
 from cfgen.nets.unet import UNet
 from cfgen.train.latent_diffusion import LatentDiffusionConfig, LatentDiffusionTask
 from cfgen.train.latents import LatentData, LatentReader
+from cfgen.train.together import my_part
 
 
 class CycleTask(LatentDiffusionTask):
@@ -43,7 +44,8 @@ class CycleTask(LatentDiffusionTask):
         return first + second + self.cycle.weight * cycle, figures
 
     def draw(self, generator: torch.Generator) -> CycleDraw:
-        """A batch of plain training, and for each element another condition of the train split."""
+        """A batch of plain training, and for each element another condition of the train split; of
+        that the part that this process works on."""
         batch = self.batch(generator)
         c = batch.c.vector
         other = other_conditions(c, self.data.conditions, self.data.weights, generator)
@@ -54,10 +56,11 @@ class CycleTask(LatentDiffusionTask):
         T = self.schedule.T
         low, high = (round(edge * T) for edge in (self.cycle.t_low, self.cycle.t_high))
         t = (low + (batch.t * (high - low) / T).round().long()).clamp(1, T)
+        part = my_part(self.fit.batch_size)
         r, c, other, eps, eps_again, shift = (
-            v.to(self.device) for v in (batch.r, c, other, batch.eps, eps_again, shift)
+            v[part].to(self.device) for v in (batch.r, c, other, batch.eps, eps_again, shift)
         )
-        return CycleDraw(r, c, other, t, eps, eps_again, shift)
+        return CycleDraw(r, c, other, t[part], eps, eps_again, shift)
 
     def _output(self, zt: Tensor, t: Tensor, c: Tensor) -> Tensor:
         zt = zt.contiguous(memory_format=torch.channels_last_3d)

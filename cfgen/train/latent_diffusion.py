@@ -27,6 +27,7 @@ from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.fit import seed_weights
 from cfgen.train.latents import LatentData, LatentReader
+from cfgen.train.together import my_part
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
 # A network that says eps divides by the signal: it needs some at the last level.
@@ -93,6 +94,11 @@ class Batch:
     eps: Tensor
     dropped: Tensor
 
+    def part(self, which: slice) -> Batch:
+        """Some of its elements."""
+        c = Condition(self.c.vector[which])
+        return Batch(self.r[which], c, self.t[which], self.eps[which], self.dropped[which])
+
 
 class LatentDiffusionTask:
     """`reader` follows, in reports, how a number that is asked for appears in new latents. With
@@ -119,12 +125,13 @@ class LatentDiffusionTask:
         self.net = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = self.batch(generator)
+        batch = self.batch(generator).part(my_part(self.fit.batch_size))
         error = self._error(self.net, batch.r, batch.c, batch.t, batch.eps, batch.dropped)
         weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
         return (weights.to(error) * error).mean(), {}
 
     def batch(self, generator: torch.Generator) -> Batch:
+        """The whole batch, of which a process takes its part."""
         size, data = self.fit.batch_size, self.data
         chosen = torch.multinomial(data.weights, size, replacement=True, generator=generator)
         views = torch.randint(data.latents.shape[1], (size,), generator=generator)

@@ -21,6 +21,7 @@ from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
 from cfgen.train.cohort import Cohort
+from cfgen.train.together import first_alone, join
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ def latent_data(
     seed: int,
     folder: Path,
 ) -> LatentData:
-    """The latents of both splits; those of train in `folder`."""
+    """The latents of both splits; those of train in `folder`. Of several processes the first makes
+    the file, and the others read it."""
+    join(device)
+    path = folder / "latents.npy"
     return LatentData(
-        cached_views(autoencoder, train.images, views, device, seed, folder / "latents.npy"),
+        first_alone(lambda: cached_views(autoencoder, train.images, views, device, seed, path)),
         train.conditions,
         train.weights,
         encode_views(autoencoder, val.images, 1, device, seed)[:, 0],

@@ -145,6 +145,39 @@ JUDGE_FIT = FitConfig(
     report_every=200,
 )
 SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A grid, and how long each stage is trained there; networks and losses are in
+    train/presets.py. `latent_mean` and `prediction` are of the diffusion model."""
+
+    grid: str
+    autoencoder: FitConfig
+    latent_diffusion: FitConfig
+    latent_mean: str = "ridge"
+    prediction: Prediction = PREDICTION
+
+
+# 'cdm-1mm' is the setting of CDM (section 4.3): 400,000 iterations of one scan. Learning rates are
+# not stated there; these are usual of such networks.
+PRESETS = {
+    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, LATENT_DIFFUSION_FIT),
+    "cdm-1mm": Preset(
+        "cdm-1mm",
+        FitConfig(steps=400_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000),
+        FitConfig(
+            steps=400_000,
+            learning_rate=5e-5,
+            ema_decay=0.9999,
+            checkpoint_every=1000,
+            report_every=10_000,
+        ),
+        latent_mean="none",
+        prediction="eps",
+    ),
+}
+
 # Networks of the judge, which differ by seed.
 JUDGE_NETWORKS = 3
 

@@ -76,6 +76,34 @@ SourceBundle = Annotated[Path, typer.Option("--bundle", help="Bundle to which th
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Training steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", min=0, help="Its highest value.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")]
+# The same, where a preset says what is usual.
+Preset = Annotated[
+    str, typer.Option("--preset", help=f"Networks and training: {' or '.join(config.PRESETS)}.")
+]
+_OWN = "the preset's"
+PresetSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Training steps.", show_default=_OWN)
+]
+PresetRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", min=0, help="Its highest value.", show_default=_OWN),
+]
+PresetBatch = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples a step.", show_default=_OWN)
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="A third less speed for far less memory.")
+]
+TryOut = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check, run two steps, say what they take, and write nothing."),
+]
+
+
+def preset_of(name: str) -> config.Preset:
+    if name not in config.PRESETS:
+        raise UsageError("--preset", f"'{name}'", " or ".join(config.PRESETS))
+    return config.PRESETS[name]
 
 
 def fit_of(

@@ -76,6 +76,12 @@ def print_bundle(path: Path) -> None:
         print(path)
 
 
+def print_trial(text: str, numbers: dict[str, object], as_json: bool) -> None:
+    """What a step of a training takes, once."""
+    if leads():
+        print(json.dumps(numbers, indent=2) if as_json else text)
+
+
 def print_rich(*parts: RenderableType) -> None:
     """Tables and text on standard output, which is a terminal."""
     from rich.console import Console

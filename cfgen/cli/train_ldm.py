@@ -8,21 +8,26 @@ import typer
 
 from cfgen import config as cfg
 from cfgen.cli.options import (
-    Batch,
+    AsJson,
+    Checkpointing,
     Config,
     Device,
     OutBundle,
+    Preset,
+    PresetBatch,
+    PresetRate,
+    PresetSteps,
     Quiet,
-    Rate,
     Seed,
     SourceBundle,
-    Steps,
     Threads,
     TrainManifest,
+    TryOut,
     Verbose,
     fit_of,
+    preset_of,
 )
-from cfgen.cli.show import print_bundle, setup
+from cfgen.cli.show import print_bundle, print_trial, setup
 from cfgen.errors import UsageError
 
 
@@ -30,13 +35,21 @@ def train_ldm(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
+    preset: Preset = cfg.DEFAULT_GRID,
     latent_mean: Annotated[
-        str,
-        typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
-    ] = "ridge",
+        str | None,
+        typer.Option(
+            "--latent-mean",
+            help="ridge, or none for the papers' plain diffusion.",
+            show_default="the preset's",
+        ),
+    ] = None,
     prediction: Annotated[
-        cfg.Prediction, typer.Option("--prediction", help="What the network says: v or eps.")
-    ] = cfg.PREDICTION,
+        cfg.Prediction | None,
+        typer.Option(
+            "--prediction", help="What the network says: v or eps.", show_default="the preset's"
+        ),
+    ] = None,
     loss_weights: Annotated[
         cfg.LossWeights,
         typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
@@ -49,9 +62,12 @@ def train_ldm(
             "in every block) or both.",
         ),
     ] = cfg.CONDITIONING,
-    steps: Steps = cfg.LATENT_DIFFUSION_FIT.steps,
-    learning_rate: Rate = cfg.LATENT_DIFFUSION_FIT.learning_rate,
-    batch_size: Batch = cfg.LATENT_DIFFUSION_FIT.batch_size,
+    steps: PresetSteps = None,
+    learning_rate: PresetRate = None,
+    batch_size: PresetBatch = None,
+    checkpointing: Checkpointing = False,
+    dry_run: TryOut = False,
+    as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -59,15 +75,48 @@ def train_ldm(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Add the latent mean and the diffusion model to a bundle that has an autoencoder."""
+    """Add the latent mean and the diffusion model to a bundle that has an autoencoder.
+
+    Checkpoint, latents, log and pictures lie beside the bundle in OUT-training. The same command
+    goes on after an interruption. Under torchrun several processes share each batch.
+
+    Examples:
+
+      cfgen train-ldm --manifest prepared/manifest.csv --bundle ae/ --out bundle/
+
+      cfgen train-ldm --manifest prepared/manifest.csv --preset cdm-1mm --bundle ae/ --out cdm/ \\
+        --checkpointing --dry-run
+
+      torchrun --nproc-per-node 4 -m cfgen.cli train-ldm --manifest prepared/manifest.csv \\
+        --bundle ae/ --out bundle/ --batch-size 16
+    """
     setup(threads, verbose, quiet)
+    from dataclasses import asdict
+
     from cfgen.data.names import check_folder
 
+    usual = preset_of(preset)
     check_folder(out)
+    latent_mean = latent_mean or usual.latent_mean
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
-    from cfgen.jobs.train_latent_diffusion import diffusion_config, train_latent_diffusion
+    from cfgen.jobs.train_latent_diffusion import (
+        diffusion_config,
+        train_latent_diffusion,
+        try_latent_diffusion,
+    )
 
-    fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
-    diffusion = diffusion_config(latent_mean == "ridge", prediction, loss_weights, conditioning)
+    fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
+    diffusion = diffusion_config(
+        latent_mean == "ridge",
+        prediction or usual.prediction,
+        loss_weights,
+        conditioning,
+        preset=preset,
+        checkpointing=checkpointing,
+    )
+    if dry_run:
+        trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion)
+        print_trial(trial.text(), asdict(trial), as_json)
+        return
     print_bundle(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)

@@ -19,7 +19,8 @@ from cfgen.bundle import (
     write_part,
 )
 from cfgen.causal.gain import fit_gain
-from cfgen.config import GRIDS, Conditioning, FitConfig, LossWeights, Prediction
+from cfgen.causal.latent_mean import fit_plain_mean
+from cfgen.config import DEFAULT_GRID, GRIDS, Conditioning, FitConfig, LossWeights, Prediction
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
 from cfgen.edit.latent import load_autoencoder
@@ -34,27 +35,38 @@ from cfgen.train.latent_diffusion import (
     schedule_for,
     unet_config,
 )
-from cfgen.train.latents import age_reader, fit_mean, latent_data
+from cfgen.train.latents import LatentData, age_reader, encode_views, fit_mean, latent_data
+from cfgen.train.presets import NETWORKS
 from cfgen.train.record import runs_folder, trained_on
-from cfgen.train.together import check_batch
+from cfgen.train.together import check_batch, join
+from cfgen.train.trial import Trial, try_steps
 
 log = logging.getLogger("cfgen")
 
 
 # Fewer subjects cannot tell how far the latent mean moves the ventricles.
 CALIBRATED_LEAST = 5
+# Scans that reports look at, all in one batch.
+HELD_OUT = 100
 
 
 def diffusion_config(
-    latent_mean: bool, prediction: Prediction, loss_weights: LossWeights, conditioning: Conditioning
+    latent_mean: bool,
+    prediction: Prediction,
+    loss_weights: LossWeights,
+    conditioning: Conditioning,
+    *,
+    preset: str = DEFAULT_GRID,
+    checkpointing: bool = False,
 ) -> LatentDiffusionConfig:
-    """What the command's options say; the rest as usual."""
+    """What the command's options say; the rest as the preset has it."""
     return replace(
-        LATENT_DIFFUSION,
+        NETWORKS[preset].diffusion,
         schedule=schedule_for(prediction),
         latent_mean=latent_mean,
         loss_weights=loss_weights,
         conditioning=conditioning,
+        checkpointing=checkpointing,
     )
 
 
@@ -73,11 +85,13 @@ def train_latent_diffusion(
     processes the first writes.
     """
     check_batch(config.batch_size)
-    torch_device = pick_device(device)
+    torch_device, runs = pick_device(device), runs_folder(out, "unet")
+    join(torch_device)
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
-    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
-    runs = runs_folder(out, "unet")
+    grid = bundle.preprocess.grid
+    train, val = read_splits(manifest, bundle.schema, grid, folder=runs)
+    val = val.spaced(1, HELD_OUT)
     data = latent_data(train, val, autoencoder, diffusion.views, torch_device, config.seed, runs)
     mean = fit_mean(
         data.latents, data.conditions, data.weights, splined(bundle.schema), diffusion.latent_mean
@@ -100,6 +114,28 @@ def train_latent_diffusion(
         "loss_weights": diffusion.loss_weights,
     }
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
+
+
+def try_latent_diffusion(
+    manifest: Path,
+    source: Path,
+    config: FitConfig,
+    device: str,
+    diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+) -> Trial:
+    """Two steps of it on the first two scans, of which nothing is left."""
+    check_batch(config.batch_size)
+    torch_device = pick_device(device)
+    bundle = read_bundle(source)
+    autoencoder = load_autoencoder(bundle, torch_device)
+    train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid, most=2)
+    latents = encode_views(autoencoder, train.images, 1, torch_device, config.seed)
+    # What encoding took is not to count.
+    del autoencoder
+    data = LatentData(latents, train.conditions, train.weights, latents[:, 0], train.conditions)
+    mean = fit_plain_mean(latents[:, 0], train.conditions.shape[1])
+    task = LatentDiffusionTask(data, mean, torch_device, config, diffusion)
+    return try_steps("latent diffusion", task, config)
 
 
 def _gain(

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.nets.blocks import Downsample, ResBlock, Upsample
+from cfgen.nets.blocks import Block, Downsample, ResBlock, Upsample
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _res_block(channels_in: int, channels: int, config: AutoencoderConfig) -> Re
     return ResBlock(channels_in, channels, config.norm_groups, config.norm_eps)
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Self-attention over all voxels, one head."""
 
     def __init__(self, channels: int, config: AutoencoderConfig) -> None:

@@ -11,6 +11,7 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
@@ -26,7 +27,27 @@ _FIRST_NAME = {"nin_shortcut": "skip_connection", "op": "conv"}
 _SECOND_NAME = re.compile(r"\b(nin_shortcut|op)\b")
 
 
-class ResBlock(nn.Module):
+class Block(nn.Module):
+    """A part of a network that may keep its input alone, where `checkpointing` is on, and compute
+    its inner maps again on the way back (Chen et al. 2016)."""
+
+    checkpointing = False
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        call = super().__call__
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(call, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return call(*inputs)  # type: ignore[no-any-return]
+
+
+def set_checkpointing(net: nn.Module, on: bool) -> None:
+    """Memory for time: with it, every block of the network is computed once more a step."""
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.checkpointing = on
+
+
+class ResBlock(Block):
     """Two convolutions, each after a norm and SiLU, past which the input is added.
 
     With `time_width`, the width of a time embedding, the embedding is added between them; where it
@@ -146,7 +167,7 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Block):
     """Self-attention, cross-attention to the conditions and feed-forward over all voxels."""
 
     def __init__(
@@ -176,7 +197,7 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(to_voxels(tokens, h.shape))
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(Block):
     """Self-attention over all voxels, for networks without conditions."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:

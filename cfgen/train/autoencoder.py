@@ -18,6 +18,7 @@ from cfgen.nets.autoencoder import (
     kl_divergence,
     start_from_cosines,
 )
+from cfgen.nets.blocks import set_checkpointing
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
 from cfgen.train.draws import each_its_own
 from cfgen.train.fit import seed_weights
@@ -44,6 +45,8 @@ class AutoencoderLoss:
     # Voxels outside the brain count little: an edit never writes them.
     background: float = 0.05
     kl: float = 1e-7
+    # Of the sum over a latent, as in the code of Pinaya et al. 2022, or of the mean a voxel.
+    kl_summed: bool = False
     adversarial: float = 0.005
     # The adversary joins when the reconstruction is near its final quality.
     adversarial_from: float = 0.9
@@ -67,6 +70,8 @@ class AutoencoderTask:
         net: AutoencoderConfig = AUTOENCODER,
         loss: AutoencoderLoss = AutoencoderLoss(),
         augmentation: Augmentation = AUGMENTATION,
+        crop: tuple[int, int, int] = CROP,
+        checkpointing: bool = False,
     ) -> None:
         from monai.losses import PatchAdversarialLoss
         from monai.networks.nets import PatchDiscriminator
@@ -77,8 +82,9 @@ class AutoencoderTask:
         autoencoder = Autoencoder(net)
         if net.linear_path:
             start_from_cosines(autoencoder)
+        set_checkpointing(autoencoder, checkpointing)
         self.net = channels_last(autoencoder, device)
-        self.crop = tuple(min(c, n) for c, n in zip(CROP, images.shape[1:], strict=True))
+        self.crop = tuple(min(c, n) for c, n in zip(crop, images.shape[1:], strict=True))
         critic = PatchDiscriminator(
             spatial_dims=3, channels=loss.critic_channels, in_channels=1, norm="INSTANCE"
         )
@@ -101,9 +107,10 @@ class AutoencoderTask:
         weight = torch.where(x > 0, 1.0, self.weight.background)
         l1 = (weight * (rec - x).abs()).mean()
         gradient = _gradient_difference(rec, x, weight)
-        # Per voxel, like the other terms: Rombach's code sums all of them over the image. A KL sum
-        # beside a mean L1 would weigh 1e5 times as much and blur the latent by its own noise.
-        kl = kl_divergence(mean.float(), std.float()) / x[0].numel()
+        kl = kl_divergence(mean.float(), std.float())
+        if not self.weight.kl_summed:
+            # Like the other terms: a sum beside a mean L1 weighs 1e5 times as much.
+            kl = kl / x[0].numel()
         total = l1 + self.weight.gradient * gradient + self.weight.kl * kl
         figures = {"l1": l1.item(), "gradient": gradient.item(), "kl": kl.item()}
         self._pair: tuple[Tensor, Tensor] | None = None

@@ -22,6 +22,7 @@ from cfgen.device import autocast, channels_last
 from cfgen.diffusion.samplers import denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.diffusion.weights import loss_weights
+from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.streams import Purpose, torch_stream
@@ -48,6 +49,11 @@ class LatentDiffusionConfig:
     positions: bool = False
     # Channels of the network, finest level first; None are those for the size of the latent.
     channels: tuple[int, ...] | None = None
+    res_blocks: int = 1
+    head_channels: int = 32
+    norm_groups: int = 16
+    # Less memory for more time (nets/blocks.py).
+    checkpointing: bool = False
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
@@ -73,11 +79,11 @@ def unet_config(
         in_channels=latent_channels,
         out_channels=latent_channels,
         channels=channels,
-        res_blocks=1,
+        res_blocks=config.res_blocks,
         attention=(False, *[True] * (len(channels) - 1)),
-        head_channels=32,
+        head_channels=config.head_channels,
         context_dim=token_width(variables),
-        norm_groups=16,
+        norm_groups=config.norm_groups,
         conditioning=config.conditioning,
         positions=(d, h, w) if config.positions else None,
     )
@@ -122,6 +128,7 @@ class LatentDiffusionTask:
         self.schedule = Schedule.make(config.schedule)
         if net is None:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
+        set_checkpointing(net, config.checkpointing)
         self.net = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfgen.causal.latent_mean import LatentMean, fit_latent_mean
+from cfgen.causal.latent_mean import LatentMean, fit_latent_mean, fit_plain_mean
 from cfgen.data.conditions import Schema
-from cfgen.data.volume import write_atomically
 from cfgen.device import autocast
 from cfgen.nets.autoencoder import Autoencoder
 from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
 from cfgen.train.cohort import Cohort
+from cfgen.train.mapped import mapped
 from cfgen.train.together import first_alone, join
 
 
@@ -60,33 +59,21 @@ def cached_views(
     seed: int,
     path: Path,
 ) -> Tensor:
-    """As `encode_views`, in a .npy file at `path` that is mapped into memory, not read.
-
-    What is there already, of the same weights, images and seed, is kept: an interrupted run goes
-    on with the next image. `path`.json says how many are done.
-    """
-    made_from = _fingerprint(autoencoder, images, views, seed)
-    record = path.with_suffix(".json")
-    done = 0
-    if record.exists() and path.exists():
-        known = json.loads(record.read_text())
-        done = known["done"] if known["made_from"] == made_from else 0
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """As `encode_views`, in a .npy file at `path` that is mapped into memory, not read (`mapped`).
+    What is there already, of the same weights, images and seed, is kept."""
     config = autoencoder.config
     edges = [n // config.factor for n in images.shape[1:]]
-    shape = (len(images), views, config.latent_channels, *edges)
-    mode = "r+" if done else "w+"
-    bank = np.lib.format.open_memmap(path, mode, np.float16, None if done else shape)
-    left = range(done, len(images))
-    for number in each(left, len(left), "subjects encoded"):
-        image = images[number].float()
-        bank[number] = _views(autoencoder, image, views, device, seed, number).numpy()
-        if (number + 1) % 25 == 0 or number + 1 == len(images):
-            bank.flush()
-            text = json.dumps({"made_from": made_from, "done": number + 1})
-            write_atomically(record, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
-    # Copy-on-write: torch wants memory that may be written, the file stays as it is.
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+    def make(number: int) -> np.ndarray:
+        return _views(autoencoder, images[number].float(), views, device, seed, number).numpy()
+
+    return mapped(
+        path,
+        _fingerprint(autoencoder, images, views, seed),
+        (len(images), views, config.latent_channels, *edges),
+        make,
+        "subjects encoded",
+    )
 
 
 def latent_data(
@@ -148,18 +135,11 @@ def fit_mean(
 ) -> LatentMean:
     """The latent mean over all views; without conditions it is the mean and scale alone."""
     views = latents.shape[1]
-    z0 = latents.flatten(0, 1).float()
+    z0 = latents.flatten(0, 1)
+    if not use_conditions:
+        return fit_plain_mean(z0, conditions.shape[1])
     c = conditions.repeat_interleave(views, 0)
-    w = weights.repeat_interleave(views)
-    if use_conditions:
-        return fit_latent_mean(z0, c, w, continuous)
-    mean = z0.mean(0)
-    sigma = (z0 - mean).transpose(0, 1).flatten(1).std(1)[:, None, None, None]
-    features = 1 + conditions.shape[1]
-    coefficients = torch.zeros(features, *mean.shape)
-    coefficients[0] = mean
-    knots = torch.full((conditions.shape[1], 4), torch.nan)
-    return LatentMean(knots, coefficients, sigma, torch.ones(1))
+    return fit_latent_mean(z0, c, weights.repeat_interleave(views), continuous)
 
 
 @dataclass(frozen=True)

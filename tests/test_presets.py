@@ -19,7 +19,9 @@ from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.space.grids import model_grid
+from cfgen.streams import Purpose, torch_stream
 from cfgen.train import cohort as cohorts
+from cfgen.train.ahead import Ahead
 from cfgen.train.latent_diffusion import LatentDiffusionConfig, unet_config
 from cfgen.train.mapped import FLUSHED_EVERY, mapped
 from cfgen.train.presets import NETWORKS
@@ -193,3 +195,25 @@ def test_an_unknown_preset_is_refused(cfgen, tmp_path):
     assert code == 2
     assert "t1w-2mm or cdm-1mm" in err
     assert math.prod(GRIDS["cdm-1mm"][0]) == 8 * math.prod(GRIDS["t1w-2mm"][0])
+
+
+def test_the_next_batch_is_made_meanwhile_and_is_the_one_that_is_asked_for():
+    made = []
+
+    def make(generator):
+        made.append(generator.initial_seed())
+        return torch.randn(3, generator=generator)
+
+    def of(step, seed=0):
+        return torch_stream(seed, Purpose.BATCHES, step=step)
+
+    ahead = Ahead(make, 0, torch.device("cuda"))
+    for step in (0, 1, 2, 7):
+        assert torch.equal(ahead.batch(step, of(step)), torch.randn(3, generator=of(step)))
+    # Another seed's batch is not the one that was made for this one's next step.
+    assert torch.equal(ahead.batch(8, of(8, 1)), torch.randn(3, generator=of(8, 1)))
+    assert [made.count(of(step).initial_seed()) for step in (0, 1, 2, 7)] == [1] * 4
+    at_once = Ahead(make, 0, torch.device("cpu"))
+    made.clear()
+    at_once.batch(0, of(0))
+    assert len(made) == 1

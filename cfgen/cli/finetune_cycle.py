@@ -10,6 +10,7 @@ import typer
 from cfgen import config as cfg
 from cfgen.cli.options import (
     Batch,
+    Checkpointing,
     Config,
     Device,
     DryRun,
@@ -51,6 +52,7 @@ def finetune_cycle(
     steps: Steps = cfg.CYCLE_FIT.steps,
     learning_rate: Rate = cfg.CYCLE_FIT.learning_rate,
     batch_size: Batch = cfg.CYCLE_FIT.batch_size,
+    checkpointing: Checkpointing = False,
     dry_run: DryRun = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -76,7 +78,16 @@ def finetune_cycle(
     low, high = _times(times)
     cycle = cfg.Cycle(weight, first_term, low, high)
     fit = fit_of(cfg.CYCLE_FIT, seed, steps, learning_rate, batch_size)
-    made = finetune_cycle(manifest, bundle, out, fit, device, cycle, dry_run=dry_run)
+    made = finetune_cycle(
+        manifest,
+        bundle,
+        out,
+        fit,
+        device,
+        cycle,
+        checkpointing=checkpointing,
+        dry_run=dry_run,
+    )
     if made is not None:
         print_bundle(made.path)
 

@@ -16,6 +16,7 @@ from cfgen.device import pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError, ManifestError, UsageError
+from cfgen.nets.blocks import set_checkpointing
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
@@ -36,6 +37,7 @@ def finetune_cycle(
     device: str,
     cycle: Cycle = CYCLE,
     *,
+    checkpointing: bool = False,
     dry_run: bool = False,
 ) -> Bundle | None:
     """A new bundle: that of `source` with its UNet trained on by the loss of CDM's Eq. 2.
@@ -59,6 +61,7 @@ def finetune_cycle(
     if dry_run:
         log.info("%d train and %d val scans; nothing is trained", len(train.rows), len(val.rows))
         return None
+    set_checkpointing(models.unet, checkpointing)
     runs = runs_folder(out, "cycle")
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.config import FitConfig
-from cfgen.device import autocast, channels_last
+from cfgen.device import autocast, channels_last, no_autocast
 from cfgen.diffusion.samplers import noise_like
 from cfgen.metrics.image import psnr
 from cfgen.nets.autoencoder import (
@@ -19,6 +19,7 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
 )
 from cfgen.nets.blocks import set_checkpointing
+from cfgen.train.ahead import Ahead
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
 from cfgen.train.draws import each_its_own
 from cfgen.train.fit import seed_weights
@@ -90,17 +91,11 @@ class AutoencoderTask:
         )
         self.critic: nn.Module | None = channels_last(critic, device)
         self.adversarial = PatchAdversarialLoss(criterion="least_squares")
+        self.ahead = Ahead(self._views, fit.seed, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        size = self.fit.batch_size
-        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        part = my_part(size)
-        own = each_its_own(generator, size)[part]
-        views = [
-            self._view(self.images[i].float(), g)
-            for i, g in zip(chosen[part].tolist(), own, strict=True)
-        ]
-        x = torch.stack(views)[:, None].to(self.device, memory_format=torch.channels_last_3d)
+        views, own = self.ahead.batch(step, generator)
+        x = views.to(self.device, memory_format=torch.channels_last_3d)
         mean, std = self.net.posterior(x)
         noise = noise_like(mean.float(), own)
         rec = self.net.decode(mean + std * noise).float()
@@ -122,6 +117,19 @@ class AutoencoderTask:
             figures["adversarial"] = fooled.item()
             self._pair = (x, rec.detach())
         return total, figures
+
+    def _views(self, generator: torch.Generator) -> tuple[Tensor, list[torch.Generator]]:
+        """This process's part of a batch (B, 1, D, H, W), and the generator of each element."""
+        size, part = self.fit.batch_size, my_part(self.fit.batch_size)
+        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
+        own = each_its_own(generator, size)[part]
+        # In bf16 a voxel would be looked for a quarter of a voxel beside where it is.
+        with no_autocast(self.device):
+            views = [
+                self._view(self.images[i].float(), g)
+                for i, g in zip(chosen[part].tolist(), own, strict=True)
+            ]
+        return torch.stack(views)[:, None], own
 
     def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
         d, h, w = self.crop

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cfgen.config import FitConfig
 from cfgen.data.parcellation import BRAIN_FROM, LEFT, NAMES, SETS, membership
 from cfgen.data.volume import Volume
-from cfgen.device import autocast, channels_last
+from cfgen.device import autocast, channels_last, no_autocast
 from cfgen.measure.segmenter import SPACING_MM, posteriors, scaled
 from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
@@ -125,7 +125,9 @@ class SegmenterTask:
         painted = bool(self.maps) and (painted or not self.scans)
         pool: list[LabelMap] | list[LabelledScan] = self.maps if painted else self.scans
         chosen = pool[int(torch.randint(len(pool), (1,), generator=generator))]
-        example = random_example(chosen, generator, self.synthesis if painted else self.gentle)
+        # In bf16 a voxel would be looked for a quarter of a voxel beside where it is.
+        with no_autocast(self.device):
+            example = random_example(chosen, generator, self.synthesis if painted else self.gentle)
         image = example.image[None, None].to(self.device)
         features = self.net.features(image.contiguous(memory_format=torch.channels_last_3d))
         cells = features[0, 0].numel()

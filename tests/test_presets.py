@@ -22,7 +22,7 @@ from cfgen.space.grids import model_grid
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train import cohort as cohorts
 from cfgen.train.ahead import Ahead
-from cfgen.train.latent_diffusion import LatentDiffusionConfig, unet_config
+from cfgen.train.latent_diffusion import unet_config
 from cfgen.train.mapped import FLUSHED_EVERY, mapped
 from cfgen.train.presets import NETWORKS
 
@@ -40,7 +40,7 @@ def test_cdm_1mm_is_the_papers_setting():
         autoencoder = Autoencoder(networks.autoencoder)
         latent = autoencoder.encode(torch.empty(1, 1, *networks.crop))
         assert latent.shape == (1, 8, 20, 24, 22)
-        config = unet_config(2, tuple(latent.shape[1:]), LatentDiffusionConfig(size=networks.unet))
+        config = unet_config(2, tuple(latent.shape[1:]), networks.diffusion)
         unet = UNet(config)
     assert config.channels == (384, 512, 512)
     assert config.attention == (False, True, True)

@@ -9,11 +9,11 @@ import typer
 
 from cfgen import config as cfg
 from cfgen.cli.options import (
+    AsJson,
     Batch,
     Checkpointing,
     Config,
     Device,
-    DryRun,
     OutBundle,
     Quiet,
     Rate,
@@ -21,10 +21,11 @@ from cfgen.cli.options import (
     Steps,
     Threads,
     TrainManifest,
+    TryOut,
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import print_bundle, setup
+from cfgen.cli.show import print_bundle, print_trial, setup
 from cfgen.errors import UsageError
 
 
@@ -53,7 +54,8 @@ def finetune_cycle(
     learning_rate: Rate = cfg.CYCLE_FIT.learning_rate,
     batch_size: Batch = cfg.CYCLE_FIT.batch_size,
     checkpointing: Checkpointing = False,
-    dry_run: DryRun = False,
+    dry_run: TryOut = False,
+    as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -65,31 +67,28 @@ def finetune_cycle(
 
     Every scan is taken to another condition of the training scans and back. The new bundle differs
     from its source in the UNet alone; log, checkpoint and pictures lie beside it in OUT-training.
-    The same command goes on after an interruption.
+    The same command goes on after an interruption. Under torchrun several processes share each
+    batch.
 
     cfgen finetune-cycle --manifest prepared/manifest.csv --bundle bundle/ --out cycle/
     """
     setup(threads, verbose, quiet)
+    from dataclasses import asdict
+
     from cfgen.data.names import check_folder
 
     check_folder(out)
-    from cfgen.jobs.finetune_cycle import finetune_cycle
+    from cfgen.jobs.finetune_cycle import finetune_cycle, try_cycle
 
     low, high = _times(times)
     cycle = cfg.Cycle(weight, first_term, low, high)
     fit = fit_of(cfg.CYCLE_FIT, seed, steps, learning_rate, batch_size)
-    made = finetune_cycle(
-        manifest,
-        bundle,
-        out,
-        fit,
-        device,
-        cycle,
-        checkpointing=checkpointing,
-        dry_run=dry_run,
-    )
-    if made is not None:
-        print_bundle(made.path)
+    if dry_run:
+        trial = try_cycle(manifest, bundle, fit, device, cycle, checkpointing=checkpointing)
+        print_trial(trial.text(), asdict(trial), as_json)
+        return
+    made = finetune_cycle(manifest, bundle, out, fit, device, cycle, checkpointing=checkpointing)
+    print_bundle(made.path)
 
 
 def _times(text: str) -> tuple[float, float]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,19 +13,26 @@ from cfgen.config import CYCLE, Cycle, FitConfig
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
-from cfgen.edit.latent import load_models
+from cfgen.edit.latent import Models, load_models
 from cfgen.errors import BundleError, ManifestError, UsageError
-from cfgen.nets.blocks import set_checkpointing
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
-from cfgen.train.latents import age_reader, latent_data
+from cfgen.train.latents import (
+    LatentData,
+    LatentReader,
+    age_reader,
+    encode_views,
+    latent_data,
+)
 from cfgen.train.record import runs_folder, trained_on
-from cfgen.train.together import check_batch
+from cfgen.train.together import check_batch, join
+from cfgen.train.trial import Trial, try_steps
 
-log = logging.getLogger("cfgen")
+# Scans that reports look at, and those that a trial does.
+HELD_OUT, TRIED = 100, 4
 
 
 def finetune_cycle(
@@ -38,44 +44,22 @@ def finetune_cycle(
     cycle: Cycle = CYCLE,
     *,
     checkpointing: bool = False,
-    dry_run: bool = False,
-) -> Bundle | None:
+) -> Bundle:
     """A new bundle: that of `source` with its UNet trained on by the loss of CDM's Eq. 2.
 
-    Everything else stays as it is, the latent mean with it. With `dry_run` everything is checked
-    and nothing made. Of several processes the first writes. Raises UsageError, BundleError or
-    ManifestError before anything is computed where the bundle has no diffusion model that takes
-    conditions, or the train split has nothing to change.
+    Everything else stays as it is, the latent mean with it. Of several processes the first writes.
+    Raises UsageError, BundleError or ManifestError before anything is computed where the bundle has
+    no diffusion model that takes conditions, or the train split has nothing to change.
     """
-    check_cycle(cycle)
-    check_batch(config.batch_size)
-    torch_device = pick_device(device)
-    bundle = read_bundle(source)
-    models = load_models(bundle, torch_device)
-    if models.unet.config.context_dim is None:
-        raise BundleError(
-            source, "its UNet takes no conditions", "one that does", "train it: cfgen train-ldm"
-        )
-    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
+    torch_device, runs = pick_device(device), runs_folder(out, "cycle")
+    bundle, models = _checked(source, torch_device, config, cycle)
+    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid, folder=runs)
     check_cohort(manifest, bundle.schema, train, config.batch_size)
-    if dry_run:
-        log.info("%d train and %d val scans; nothing is trained", len(train.rows), len(val.rows))
-        return None
-    set_checkpointing(models.unet, checkpointing)
-    runs = runs_folder(out, "cycle")
-    views = LATENT_DIFFUSION.views
+    val, views = val.spaced(1, HELD_OUT), LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
-    how = diffusion_of(bundle)
-    task = CycleTask(
-        models.unet.train(),
-        data,
-        models.latent_mean.to(torch.device("cpu")),
-        torch_device,
-        config,
-        how,
-        cycle,
-        age_reader(bundle.schema, data),
-    )
+    how = replace(diffusion_of(bundle), checkpointing=checkpointing)
+    reader = age_reader(bundle.schema, data)
+    task = _task(models, data, torch_device, config, how, cycle, reader)
     net = fit(task, config, runs)
     if not leads():
         return bundle
@@ -86,6 +70,55 @@ def finetune_cycle(
     )
     trained = trained_on(train.rows, config) | {"from": bundle.part("unet").trained}
     return write_part(copy_bundle(bundle, out), "unet", half(net), description, trained)
+
+
+def try_cycle(
+    manifest: Path,
+    source: Path,
+    config: FitConfig,
+    device: str,
+    cycle: Cycle = CYCLE,
+    *,
+    checkpointing: bool = False,
+) -> Trial:
+    """The same checks, and two steps on a few scans, of which nothing is left."""
+    torch_device = pick_device(device)
+    bundle, models = _checked(source, torch_device, config, cycle)
+    train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
+    check_cohort(manifest, bundle.schema, train, config.batch_size)
+    few = train.spaced(1, TRIED)
+    latents = encode_views(models.autoencoder, few.images, 1, torch_device, config.seed)
+    data = LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
+    how = replace(diffusion_of(bundle), checkpointing=checkpointing)
+    return try_steps("cycle", _task(models, data, torch_device, config, how, cycle), config)
+
+
+def _checked(
+    source: Path, device: torch.device, config: FitConfig, cycle: Cycle
+) -> tuple[Bundle, Models]:
+    check_cycle(cycle)
+    check_batch(config.batch_size)
+    join(device)
+    bundle = read_bundle(source)
+    models = load_models(bundle, device)
+    if models.unet.config.context_dim is None:
+        raise BundleError(
+            source, "its UNet takes no conditions", "one that does", "train it: cfgen train-ldm"
+        )
+    return bundle, models
+
+
+def _task(
+    models: Models,
+    data: LatentData,
+    device: torch.device,
+    config: FitConfig,
+    how: LatentDiffusionConfig,
+    cycle: Cycle,
+    reader: LatentReader | None = None,
+) -> CycleTask:
+    mean = models.latent_mean.to(torch.device("cpu"))
+    return CycleTask(models.unet.train(), data, mean, device, config, how, cycle, reader)
 
 
 def diffusion_of(bundle: Bundle) -> LatentDiffusionConfig:

@@ -52,7 +52,9 @@ app = typer.Typer(
 
 def _help(command: Callable[..., None]) -> str:
     """The docstring, of which lines with a command stay as they are, to be copied."""
-    return re.sub(r"\n\n(?= *cfgen )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or ""))
+    return re.sub(
+        r"\n\n(?= *(?:cfgen|torchrun) )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or "")
+    )
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -19,7 +19,7 @@ from cfgen.train.together import check_batch, join
 @dataclass(frozen=True)
 class Trial:
     """`memory_gib` is the most that the process, or its share of the GPU, took; `seconds` are of a
-    step after the first."""
+    step after the first, `core_seconds` what it took of all cores together."""
 
     stage: str
     device: str
@@ -28,6 +28,7 @@ class Trial:
     batch_size: int
     steps: int
     seconds: float
+    core_seconds: float
     memory_gib: float
 
     def text(self) -> str:
@@ -50,14 +51,14 @@ def try_steps(stage: str, task: Task, config: FitConfig, steps: int = 2) -> Tria
     # As in a training, memory is for the moving average and the optimizers too.
     average = AveragedModel(task.net)
     optimizers = adamw(task, config)
-    seconds = 0.0
+    seconds = core_seconds = 0.0
     for step in range(max(0, config.steps - steps), config.steps):
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.process_time()
         train_step(task, optimizers, step, config, shared=True)
         average.update_parameters(task.net)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.monotonic() - started
+        seconds, core_seconds = time.monotonic() - started, time.process_time() - worked
     return Trial(
         stage=stage,
         device=str(device),
@@ -66,6 +67,7 @@ def try_steps(stage: str, task: Task, config: FitConfig, steps: int = 2) -> Tria
         batch_size=config.batch_size,
         steps=config.steps,
         seconds=seconds,
+        core_seconds=core_seconds,
         memory_gib=_peak_bytes(device) / 2**30,
     )
 

@@ -216,7 +216,8 @@ class _State:
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam.{name}/{index}/{k}": v for k, v in moments.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in sorted(tensors.items())}
+        # Nothing is copied that lies in memory as the file wants it, nor on an accelerator.
+        tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
         # One entry: safetensors writes several in an order that changes from run to run.
         meta = {"run": json.dumps({"step": step, "config": self.config})}
         write_atomically(self.path, lambda p: save_file(tensors, p, metadata=meta))

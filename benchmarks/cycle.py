@@ -124,7 +124,7 @@ def go_on(
 # Settings that are compared on a small network: name -> changes of the first.
 PAIRS: dict[str, dict] = {
     "both": {},
-    "both, one sigma": {"one_sigma": True},
+    "both, a sigma each": {"one_sigma": False},
     "both, no positions": {"positions": False},
     "attention, no positions": {"conditioning": "attention", "positions": False},
     "attention": {"conditioning": "attention"},
@@ -142,7 +142,7 @@ def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig, n: int) -> N
     mean = fit_mean(data.latents, data.conditions, data.weights, splined(schema), False)
     for name, changes in PAIRS.items():
         changes = dict(changes)
-        scaled = by_one_sigma(mean) if changes.pop("one_sigma", False) else mean
+        scaled = by_one_sigma(mean) if changes.pop("one_sigma", True) else mean
         task = LatentDiffusionTask(data, scaled, CPU, config, replace(how, **changes), reader)
         folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
         fit(task, config, folder)

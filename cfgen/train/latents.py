@@ -174,6 +174,8 @@ class LatentReader:
     offset: float
     error: float
     slope: float
+    # Change of latents (C, d, h, w) from one standard deviation below to one above, on average.
+    shift: Tensor
 
     def read(self, latents: Tensor) -> Tensor:
         """(N,) of latents (N, C, d, h, w)."""
@@ -218,6 +220,7 @@ def fit_reader(latents: Tensor, conditions: Tensor, variable: int) -> LatentRead
     alpha = vectors @ (turned / (eigenvalues + best * unit))
     errors = left_out(best)
     slope = float(((y - errors) * y).sum() / y.square().sum())
+    shift = (2 * (y.float() @ x) / y.square().sum()).reshape(z.shape[1:]).float()
     return LatentReader(
-        variable, centre, x.T @ alpha.float(), offset, float(errors.abs().mean()), slope
+        variable, centre, x.T @ alpha.float(), offset, float(errors.abs().mean()), slope, shift
     )

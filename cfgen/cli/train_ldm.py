@@ -34,6 +34,12 @@ def train_ldm(
         str,
         typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
     ] = "ridge",
+    latent_scale: Annotated[
+        cfg.LatentScale,
+        typer.Option(
+            "--latent-scale", help="What latents are divided by: a spread a channel, or one."
+        ),
+    ] = cfg.LATENT_SCALE,
     prediction: Annotated[
         cfg.Prediction, typer.Option("--prediction", help="What the network says: v or eps.")
     ] = cfg.PREDICTION,
@@ -69,5 +75,7 @@ def train_ldm(
     from cfgen.jobs.train_latent_diffusion import diffusion_config, train_latent_diffusion
 
     fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
-    diffusion = diffusion_config(latent_mean == "ridge", prediction, loss_weights, conditioning)
+    diffusion = diffusion_config(
+        latent_mean == "ridge", latent_scale, prediction, loss_weights, conditioning
+    )
     print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)

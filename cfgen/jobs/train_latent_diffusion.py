@@ -19,7 +19,7 @@ from cfgen.bundle import (
     write_part,
 )
 from cfgen.causal.gain import fit_gain
-from cfgen.config import GRIDS, Conditioning, FitConfig, LossWeights, Prediction
+from cfgen.config import GRIDS, Conditioning, FitConfig, LatentScale, LossWeights, Prediction
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
 from cfgen.edit.latent import load_autoencoder
@@ -44,13 +44,18 @@ CALIBRATED_LEAST = 5
 
 
 def diffusion_config(
-    latent_mean: bool, prediction: Prediction, loss_weights: LossWeights, conditioning: Conditioning
+    latent_mean: bool,
+    latent_scale: LatentScale,
+    prediction: Prediction,
+    loss_weights: LossWeights,
+    conditioning: Conditioning,
 ) -> LatentDiffusionConfig:
     """What the command's options say; the rest as usual."""
     return replace(
         LATENT_DIFFUSION,
         schedule=schedule_for(prediction),
         latent_mean=latent_mean,
+        latent_scale=latent_scale,
         loss_weights=loss_weights,
         conditioning=conditioning,
     )
@@ -76,7 +81,12 @@ def train_latent_diffusion(
     runs = runs_folder(out, "unet")
     data = latent_data(train, val, autoencoder, diffusion.views, torch_device, config.seed, runs)
     mean = fit_mean(
-        data.latents, data.conditions, data.weights, splined(bundle.schema), diffusion.latent_mean
+        data.latents,
+        data.conditions,
+        data.weights,
+        splined(bundle.schema),
+        diffusion.latent_mean,
+        diffusion.latent_scale,
     )
     if diffusion.latent_mean:
         mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import (
     CONDITIONING,
+    LATENT_SCALE,
     LOSS_WEIGHTS,
     Conditioning,
     FitConfig,
+    LatentScale,
     LossWeights,
     Prediction,
 )
@@ -41,6 +43,7 @@ class LatentDiffusionConfig:
     # Latents a subject: itself, its mirror image, and warped views.
     views: int = 4
     latent_mean: bool = True
+    latent_scale: LatentScale = LATENT_SCALE
     loss_weights: LossWeights = LOSS_WEIGHTS
     conditioning: Conditioning = CONDITIONING
     # Whether each voxel of the latent has features of its own in the network.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cfgen.causal.latent_mean import LatentMean, fit_latent_mean
+from cfgen.config import LATENT_SCALE, LatentScale
 from cfgen.data.conditions import Schema
 from cfgen.data.volume import write_atomically
 from cfgen.device import autocast
@@ -140,9 +141,24 @@ def _fingerprint(autoencoder: Autoencoder, images: Tensor, views: int, seed: int
 
 
 def fit_mean(
-    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
+    latents: Tensor,
+    conditions: Tensor,
+    weights: Tensor,
+    continuous: Tensor,
+    use_conditions: bool,
+    scale: LatentScale = LATENT_SCALE,
 ) -> LatentMean:
     """The latent mean over all views; without conditions it is the mean and scale alone."""
+    mean = _mean(latents, conditions, weights, continuous, use_conditions)
+    if scale == "channel":
+        return mean
+    sigma = mean.sigma.square().mean().sqrt().expand_as(mean.sigma)
+    return replace(mean, sigma=sigma.clone())
+
+
+def _mean(
+    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
+) -> LatentMean:
     views = latents.shape[1]
     z0 = latents.flatten(0, 1).float()
     c = conditions.repeat_interleave(views, 0)

@@ -33,7 +33,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.edit.latent import load_models
-from cfgen.jobs.finetune_cycle import diffusion_of
+from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.train.cohort import splined
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
@@ -105,7 +105,7 @@ def go_on(
 ) -> None:
     """A bundle OUT/NAME: the UNet of `source` trained on, by plain steps or by the cycle's."""
     bundle = read_bundle(out / source)
-    models, how = load_models(bundle, CPU), diffusion_of(bundle)
+    models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
     data, reader = data_of(out, bundle.schema, n)
     mean, net = models.latent_mean, models.unet.train()
     task = (

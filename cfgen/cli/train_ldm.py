@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,10 @@ def train_ldm(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Bundle whose diffusion model the training goes on from."),
+    ] = None,
     latent_mean: Annotated[
         str,
         typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
@@ -78,4 +83,4 @@ def train_ldm(
     diffusion = diffusion_config(
         latent_mean == "ridge", latent_scale, prediction, loss_weights, conditioning
     )
-    print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)
+    print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion, init).path)

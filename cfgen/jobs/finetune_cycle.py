@@ -13,13 +13,13 @@ from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, wri
 from cfgen.config import CYCLE, Cycle, FitConfig
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
-from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError, ManifestError, UsageError
+from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
-from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
+from cfgen.train.latent_diffusion import LATENT_DIFFUSION
 from cfgen.train.latents import age_reader, latent_data
 from cfgen.train.record import runs_folder, trained_on
 
@@ -59,7 +59,7 @@ def finetune_cycle(
     runs = runs_folder(out, "cycle")
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
-    how = diffusion_of(bundle)
+    how = diffusion_of(bundle, LATENT_DIFFUSION)
     task = CycleTask(
         models.unet.train(),
         data,
@@ -78,15 +78,6 @@ def finetune_cycle(
     )
     trained = trained_on(train.rows, config) | {"from": bundle.part("unet").trained}
     return write_part(copy_bundle(bundle, out), "unet", half(net), description, trained)
-
-
-def diffusion_of(bundle: Bundle) -> LatentDiffusionConfig:
-    """How the diffusion model of a bundle was trained, as far as its loss is concerned."""
-    known = bundle.part("unet").config
-    return LatentDiffusionConfig(
-        ScheduleConfig(**known["schedule"]),
-        loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
-    )
 
 
 def check_cycle(cycle: Cycle) -> None:

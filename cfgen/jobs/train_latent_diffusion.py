@@ -22,8 +22,12 @@ from cfgen.causal.gain import fit_gain
 from cfgen.config import GRIDS, Conditioning, FitConfig, LatentScale, LossWeights, Prediction
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
+from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_autoencoder
+from cfgen.errors import BundleError
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.condition import token_width
+from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.train.cohort import Cohort, read_splits, splined
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import (
@@ -31,9 +35,8 @@ from cfgen.train.latent_diffusion import (
     LatentDiffusionConfig,
     LatentDiffusionTask,
     schedule_for,
-    unet_config,
 )
-from cfgen.train.latents import age_reader, fit_mean, latent_data
+from cfgen.train.latents import LatentData, age_reader, fit_mean, latent_data
 from cfgen.train.record import runs_folder, trained_on
 
 log = logging.getLogger("cfgen")
@@ -68,11 +71,13 @@ def train_latent_diffusion(
     config: FitConfig,
     device: str,
     diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+    init: Path | None = None,
 ) -> Bundle:
     """Add the latent mean and the UNet to a bundle that has an autoencoder.
 
-    Without `diffusion.latent_mean` it is the papers' plain diffusion. Latents lie in a file beside
-    the bundle, which the next run with the same autoencoder and scans takes up.
+    Without `diffusion.latent_mean` it is the papers' plain diffusion. `init` is a bundle whose UNet
+    the training goes on from, with its network, schedule and loss weights. Latents lie in a file
+    beside the bundle, which the next run with the same autoencoder and scans takes up.
     """
     torch_device = pick_device(device)
     bundle = read_bundle(source)
@@ -90,20 +95,54 @@ def train_latent_diffusion(
     )
     if diffusion.latent_mean:
         mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
+    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    if init is not None:
+        diffusion = diffusion_of(read_bundle(init), diffusion)
     task = LatentDiffusionTask(
-        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data)
+        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data), first
     )
     net = fit(task, config, runs)
     copied = copy_bundle(bundle, out)
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
-    network = net_config(unet_config(data.conditions.shape[1], data.shape, diffusion))
-    description = network | {
+    description = net_config(task.net.config) | {
         "schedule": asdict(diffusion.schedule),
         "loss_weights": diffusion.loss_weights,
     }
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
+
+
+def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:
+    """`usual` with the schedule and the loss weights of a bundle's diffusion model."""
+    known = bundle.part("unet").config
+    return replace(
+        usual,
+        schedule=ScheduleConfig(**known["schedule"]),
+        loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
+    )
+
+
+def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:
+    """The UNet of a bundle, to be trained on. Raises BundleError when it is for other latents or
+    other conditions."""
+    net = init.network("unet", UNet, UNetConfig, device)
+    width = token_width(data.conditions.shape[1])
+    takes: dict[str, tuple[object, object]] = {
+        "channels of the latent": (net.config.in_channels, data.shape[0]),
+        "width of a condition": (net.config.context_dim, width),
+    }
+    if net.config.positions is not None:
+        takes["voxels of the latent"] = (net.config.positions, data.shape[1:])
+    for what, (found, expected) in takes.items():
+        if found != expected:
+            raise BundleError(
+                init.path,
+                f"its UNet has {found} as {what}",
+                f"{expected}, those of the bundle that is trained",
+                "train from scratch, without --init",
+            )
+    return net.train()
 
 
 def _gain(

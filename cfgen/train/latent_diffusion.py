@@ -119,7 +119,7 @@ class LatentDiffusionTask:
         self.schedule = Schedule.make(config.schedule)
         if net is None:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
-        self.net = channels_last(net, device)
+        self.net: UNet = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(generator)

@@ -33,7 +33,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.edit.latent import load_models
-from cfgen.jobs.finetune_cycle import diffusion_of
+from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.train.cohort import splined
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
@@ -73,20 +73,18 @@ def data_of(out: Path, schema: Schema, n: int) -> tuple[LatentData, LatentReader
     return data, reader
 
 
-def by_one_sigma(mean: LatentMean) -> LatentMean:
-    """Channels keep their sizes beside each other: the first ones, in which age is, count more."""
-    return replace(mean, sigma=mean.sigma.square().mean().sqrt().expand_as(mean.sigma).clone())
+def mean_of(data: LatentData, schema: Schema, how: LatentDiffusionConfig) -> LatentMean:
+    linear, conditional = splined(schema), how.latent_mean
+    latents, c, weights = data.latents, data.conditions, data.weights
+    return fit_mean(latents, c, weights, linear, conditional, how.latent_scale)
 
 
-def train_ldm(
-    out: Path, name: str, config: FitConfig, how: LatentDiffusionConfig, one_sigma: bool, n: int
-) -> None:
+def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfig, n: int) -> None:
     """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people."""
     rows = rows_of(read_people(out), "train")[:n]
     schema = fit_schema(rows, default_schema())
     data, reader = data_of(out, schema, n)
-    mean = fit_mean(data.latents, data.conditions, data.weights, splined(schema), how.latent_mean)
-    mean = by_one_sigma(mean) if one_sigma else mean
+    mean = mean_of(data, schema, how)
     net = fit(
         LatentDiffusionTask(data, mean, CPU, config, how, reader), config, out / "runs" / name
     )
@@ -107,7 +105,7 @@ def go_on(
 ) -> None:
     """A bundle OUT/NAME: the UNet of `source` trained on, by plain steps or by the cycle's."""
     bundle = read_bundle(out / source)
-    models, how = load_models(bundle, CPU), diffusion_of(bundle)
+    models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
     data, reader = data_of(out, bundle.schema, n)
     mean, net = models.latent_mean, models.unet.train()
     task = (
@@ -124,7 +122,7 @@ def go_on(
 # Settings that are compared on a small network: name -> changes of the first.
 PAIRS: dict[str, dict] = {
     "both": {},
-    "both, one sigma": {"one_sigma": True},
+    "both, a sigma each": {"latent_scale": "channel"},
     "both, no positions": {"positions": False},
     "attention, no positions": {"conditioning": "attention", "positions": False},
     "attention": {"conditioning": "attention"},
@@ -139,11 +137,10 @@ def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig, n: int) -> N
     """Each setting with the same steps, latents and seed; reports in OUT/runs/pairs."""
     schema = fit_schema(rows_of(read_people(out), "train"), default_schema())
     data, reader = data_of(out, schema, n)
-    mean = fit_mean(data.latents, data.conditions, data.weights, splined(schema), False)
     for name, changes in PAIRS.items():
-        changes = dict(changes)
-        scaled = by_one_sigma(mean) if changes.pop("one_sigma", False) else mean
-        task = LatentDiffusionTask(data, scaled, CPU, config, replace(how, **changes), reader)
+        changed = replace(how, **changes)
+        mean = mean_of(data, schema, changed)
+        task = LatentDiffusionTask(data, mean, CPU, config, changed, reader)
         folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
         fit(task, config, folder)
         with (folder / "report.csv").open(newline="") as file:
@@ -166,7 +163,7 @@ def main() -> None:
     parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
     parser.add_argument("--no-positions", action="store_true")
     parser.add_argument("--latent-mean", action="store_true")
-    parser.add_argument("--one-sigma", action="store_true")
+    parser.add_argument("--latent-scale", choices=("channel", "all"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
     parser.add_argument("--channels", type=int, nargs="+")
@@ -195,12 +192,13 @@ def main() -> None:
         conditioning=options.conditioning,
         positions=not options.no_positions,
         latent_mean=options.latent_mean,
+        latent_scale=options.latent_scale,
         channels=tuple(options.channels) if options.channels else None,
     )
     if options.stage == "pairs":
         pairs(out, config, how, options.train)
     elif options.stage == "ldm":
-        train_ldm(out, options.name, config, how, options.one_sigma, options.train)
+        train_ldm(out, options.name, config, how, options.train)
     elif options.stage in ("more", "cycle"):
         cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
         chosen = cycle if options.stage == "cycle" else None

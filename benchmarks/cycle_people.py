@@ -28,6 +28,7 @@ from cfgen.sim.render import Rendered, render
 
 SHAPE = GRIDS[DEFAULT_GRID][0]
 WHITE_MATTER = (2, 41)
+FIRST_TRAIN = 400
 SPLITS = ("train", "val", "test")
 
 
@@ -134,9 +135,10 @@ def main() -> None:
             out / "images.npy", "w+", np.float16, (len(subjects), *SHAPE)
         )
         write(table, path)
-    # A few of val first, so that training can begin before the rest is there.
-    first = options.n + options.val
-    order = [*subjects[options.n : first], *subjects[: options.n], *subjects[first:]]
+    # A part of all first, so that training can begin before the rest is there.
+    first, some = options.n + options.val, min(options.n, FIRST_TRAIN)
+    val, test = subjects[options.n : first], subjects[first:]
+    order = [*val, *subjects[:some], *test, *subjects[some : options.n]]
     make(order, images, table, path)
 
 

@@ -114,10 +114,12 @@ def spaced(schema: Schema, n: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
 DELTAS = (-30, -10, 10, 30)
 
 
-def table(out: Path, names: list[str], n: int, people_n: int, edit: Edit, steps: int) -> None:
+def table(
+    out: Path, names: list[str], split: str, n: int, people_n: int, edit: Edit, steps: int
+) -> None:
     """Prints, and keeps in OUT/table.csv, a line for each bundle and task."""
     people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
-    latents, numbers = latents_of(out, "test")
+    latents, numbers = latents_of(out, split)
     latents, numbers = latents[:people_n, 0].float(), numbers[:people_n]
     real = np.array(numbers)
     lines = [
@@ -142,12 +144,8 @@ def table(out: Path, names: list[str], n: int, people_n: int, edit: Edit, steps:
         lines += counterfactuals(
             models, bundle.schema, judges, people, latents, numbers, edit, name
         )
-        for entry in lines:
-            print(
-                json.dumps(
-                    {k: round(v, 3) if isinstance(v, float) else v for k, v in entry.items()}
-                )
-            )
+    for entry in lines:
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in entry.items()}))
     with (out / "table.csv").open("w", newline="") as file:
         columns = dict.fromkeys(k for entry in lines for k in entry)
         writer = csv.DictWriter(file, list(columns))
@@ -199,6 +197,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n", type=int, default=40, help="New brains.")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--people", type=int, default=30, help="Test people who are changed.")
     parser.add_argument("--sampling", type=int, default=50, help="DDIM steps of a new brain.")
     parser.add_argument("--inversion", type=int, default=25, help="DDIM steps there, and back.")
@@ -211,7 +210,15 @@ def main() -> None:
         train_judge(options.out, options.seed)
         return
     edit = Edit(steps=options.inversion, depth=options.depth, guidance=options.guidance)
-    table(options.out, options.names, options.n, options.people, edit, options.sampling)
+    table(
+        options.out,
+        options.names,
+        options.split,
+        options.n,
+        options.people,
+        edit,
+        options.sampling,
+    )
 
 
 if __name__ == "__main__":

@@ -107,9 +107,13 @@ class FitConfig:
 Prediction = Literal["v", "eps"]
 LossWeights = Literal["uniform", "min-snr"]
 Conditioning = Literal["attention", "norm", "both"]
+# Latents are standardised by a spread for each channel, or by one for all: then a channel counts in
+# the loss as much as it varies.
+LatentScale = Literal["channel", "all"]
 PREDICTION: Prediction = "v"
 LOSS_WEIGHTS: LossWeights = "uniform"
 CONDITIONING: Conditioning = "attention"
+LATENT_SCALE: LatentScale = "channel"
 
 # The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
 # Eq. 2 is printed, 'factual' c.

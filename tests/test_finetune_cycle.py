@@ -111,3 +111,29 @@ def test_a_bundle_without_its_parts(cfgen, tiny_bundle, images, tmp_path, missin
     )
     assert code == 4
     assert f"has no part '{missing}'" in err
+
+
+def test_train_ldm_says_in_the_bundle_how_it_was_trained(cfgen, tiny_bundle, images, tmp_path):
+    code, _, said = cfgen(
+        *("train-ldm", "--manifest", manifest(tmp_path, images), "--bundle", tiny_bundle.path),
+        *("--out", tmp_path / "made", "--steps", 1, "--batch-size", 1, "--threads", 1),
+        *("--conditioning", "both", "--prediction", "eps", "--loss-weights", "min-snr"),
+    )
+    assert code == 0, said
+    part = read_bundle(tmp_path / "made").part("unet").config
+    assert part["net"]["conditioning"] == "both"
+    assert part["schedule"]["prediction"] == "eps"
+    assert part["loss_weights"] == "min-snr"
+    models = load_models(read_bundle(tmp_path / "made"), torch.device("cpu"))
+    code, _, said = cfgen(
+        *("train-ldm", "--manifest", manifest(tmp_path, images), "--bundle", tiny_bundle.path),
+        *("--out", tmp_path / "on", "--steps", 1, "--batch-size", 1, "--threads", 1),
+        *("--learning-rate", 0, "--init", tmp_path / "made"),
+    )
+    assert code == 0, said
+    on = read_bundle(tmp_path / "on")
+    assert on.part("unet").config == part
+    assert on.part("unet").sha256 == read_bundle(tmp_path / "made").part("unet").sha256
+    assert hasattr(models.unet, "condition_embed")
+    with (tmp_path / "made-training" / "unet" / "report.csv").open(newline="") as file:
+        assert "error_t700" in next(csv.DictReader(file))

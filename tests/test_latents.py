@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from cfgen.config import FitConfig
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
-from cfgen.train.latent_diffusion import sampled_figures
-from cfgen.train.latents import PENALTIES, LatentReader, cached_views, encode_views, fit_reader
+from cfgen.train.latent_diffusion import (
+    LatentDiffusionConfig,
+    LatentDiffusionTask,
+    sampled_figures,
+)
+from cfgen.train.latents import (
+    PENALTIES,
+    LatentData,
+    LatentReader,
+    cached_views,
+    encode_views,
+    fit_mean,
+    fit_reader,
+)
 
 CPU = torch.device("cpu")
 
@@ -82,13 +95,36 @@ def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
     assert reader.error == pytest.approx(float(found.abs().mean()), rel=1e-4)
     read, true = (y - found) - (y - found).mean(), y - y.mean()
     assert reader.slope == pytest.approx(float((read @ true) / (true @ true)), rel=1e-3)
+    slopes = (c[:, 1] - c[:, 1].mean()) @ (latents - latents.mean(0)).flatten(1)
+    slopes = slopes / (c[:, 1] - c[:, 1].mean()).square().sum()
+    assert torch.allclose(reader.shift.flatten(), 2 * slopes, atol=1e-5)
     assert torch.corrcoef(torch.stack([reader.read(latents), c[:, 1]]))[0, 1] > 0.95
 
 
 def test_figures_of_new_latents_are_slope_and_correlation():
-    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 1.0)
+    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 1.0, torch.ones(1))
     asked = torch.tensor([[-1.0], [0], [1], [2]])
     latents = (0.5 * asked).reshape(4, 1, 1, 1, 1)
     figures = sampled_figures(reader, latents, asked)
     assert figures == pytest.approx({"read_slope": 0.5, "read_r": 1.0})
     assert sampled_figures(reader, latents, torch.ones(4, 1)) == {}
+
+
+@pytest.mark.parametrize("part", [0.0, 0.4, 1.0])
+def test_a_network_is_heard_as_far_as_it_moves_along_the_data(part):
+    """One that knows the difference between young and old, and says a part of it."""
+    generator = torch.Generator().manual_seed(0)
+    c = torch.randn(12, 2, generator=generator)
+    latents = torch.randn(12, 1, 3, 8, 8, 8, generator=generator)
+    data = LatentData(latents, c, torch.ones(12), latents[:, 0], c)
+    reader = fit_reader(latents[:, 0], c, 1)
+    mean = fit_mean(latents, c, torch.ones(12), torch.zeros(2, dtype=torch.bool), False)
+    task = LatentDiffusionTask(data, mean, CPU, FitConfig(1, 1e-3), LatentDiffusionConfig(), reader)
+
+    def network(zt, level, tokens):
+        value = tokens[:, 1, 2][:, None, None, None, None]
+        z0 = part * value * reader.shift / 2 / mean.sigma
+        return task.schedule.target(z0, (zt - signal * z0) / noise, level + 1)
+
+    signal, noise = task.schedule.levels(torch.tensor([900]), latents[:1, 0])
+    assert task._heard(network, reader, latents[:, 0], c) == pytest.approx(part, abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,10 @@ def train_ldm(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Bundle whose diffusion model the training goes on from."),
+    ] = None,
     preset: Preset = cfg.DEFAULT_GRID,
     latent_mean: Annotated[
         str | None,
@@ -44,6 +49,12 @@ def train_ldm(
             show_default="the preset's",
         ),
     ] = None,
+    latent_scale: Annotated[
+        cfg.LatentScale,
+        typer.Option(
+            "--latent-scale", help="What latents are divided by: a spread a channel, or one."
+        ),
+    ] = cfg.LATENT_SCALE,
     prediction: Annotated[
         cfg.Prediction | None,
         typer.Option(
@@ -109,6 +120,7 @@ def train_ldm(
     fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
     diffusion = diffusion_config(
         latent_mean == "ridge",
+        latent_scale,
         prediction or usual.prediction,
         loss_weights,
         conditioning,
@@ -116,7 +128,7 @@ def train_ldm(
         checkpointing=checkpointing,
     )
     if dry_run:
-        trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion)
+        trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)
         print_trial(trial.text(), asdict(trial), as_json)
         return
-    print_bundle(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion).path)
+    print_bundle(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion, init).path)

@@ -12,9 +12,9 @@ from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, wri
 from cfgen.config import CYCLE, Cycle, FitConfig
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
-from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import Models, load_models
 from cfgen.errors import BundleError, ManifestError, UsageError
+from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
@@ -57,7 +57,7 @@ def finetune_cycle(
     check_cohort(manifest, bundle.schema, train, config.batch_size)
     val, views = val.spaced(1, HELD_OUT), LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
-    how = replace(diffusion_of(bundle), checkpointing=checkpointing)
+    how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     reader = age_reader(bundle.schema, data)
     task = _task(models, data, torch_device, config, how, cycle, reader)
     net = fit(task, config, runs)
@@ -89,7 +89,7 @@ def try_cycle(
     few = train.spaced(1, TRIED)
     latents = encode_views(models.autoencoder, few.images, 1, torch_device, config.seed)
     data = LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
-    how = replace(diffusion_of(bundle), checkpointing=checkpointing)
+    how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     return try_steps("cycle", _task(models, data, torch_device, config, how, cycle), config)
 
 
@@ -119,15 +119,6 @@ def _task(
 ) -> CycleTask:
     mean = models.latent_mean.to(torch.device("cpu"))
     return CycleTask(models.unet.train(), data, mean, device, config, how, cycle, reader)
-
-
-def diffusion_of(bundle: Bundle) -> LatentDiffusionConfig:
-    """How the diffusion model of a bundle was trained, as far as its loss is concerned."""
-    known = bundle.part("unet").config
-    return LatentDiffusionConfig(
-        ScheduleConfig(**known["schedule"]),
-        loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
-    )
 
 
 def check_cycle(cycle: Cycle) -> None:

@@ -20,11 +20,23 @@ from cfgen.bundle import (
 )
 from cfgen.causal.gain import fit_gain
 from cfgen.causal.latent_mean import fit_plain_mean
-from cfgen.config import DEFAULT_GRID, GRIDS, Conditioning, FitConfig, LossWeights, Prediction
+from cfgen.config import (
+    DEFAULT_GRID,
+    GRIDS,
+    Conditioning,
+    FitConfig,
+    LatentScale,
+    LossWeights,
+    Prediction,
+)
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
+from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_autoencoder
+from cfgen.errors import BundleError
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.condition import token_width
+from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits, splined
 from cfgen.train.fit import fit
@@ -33,7 +45,6 @@ from cfgen.train.latent_diffusion import (
     LatentDiffusionConfig,
     LatentDiffusionTask,
     schedule_for,
-    unet_config,
 )
 from cfgen.train.latents import LatentData, age_reader, encode_views, fit_mean, latent_data
 from cfgen.train.presets import NETWORKS
@@ -52,6 +63,7 @@ HELD_OUT = 100
 
 def diffusion_config(
     latent_mean: bool,
+    latent_scale: LatentScale,
     prediction: Prediction,
     loss_weights: LossWeights,
     conditioning: Conditioning,
@@ -64,6 +76,7 @@ def diffusion_config(
         NETWORKS[preset].diffusion,
         schedule=schedule_for(prediction),
         latent_mean=latent_mean,
+        latent_scale=latent_scale,
         loss_weights=loss_weights,
         conditioning=conditioning,
         checkpointing=checkpointing,
@@ -77,11 +90,13 @@ def train_latent_diffusion(
     config: FitConfig,
     device: str,
     diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+    init: Path | None = None,
 ) -> Bundle:
     """Add the latent mean and the UNet to a bundle that has an autoencoder.
 
-    Without `diffusion.latent_mean` it is the papers' plain diffusion. Latents lie in a file beside
-    the bundle, which the next run with the same autoencoder and scans takes up. Of several
+    Without `diffusion.latent_mean` it is the papers' plain diffusion. `init` is a bundle whose UNet
+    the training goes on from, with its network, schedule and loss weights. Latents lie in a file
+    beside the bundle, which the next run with the same autoencoder and scans takes up. Of several
     processes the first writes.
     """
     check_batch(config.batch_size)
@@ -94,12 +109,20 @@ def train_latent_diffusion(
     val = val.spaced(1, HELD_OUT)
     data = latent_data(train, val, autoencoder, diffusion.views, torch_device, config.seed, runs)
     mean = fit_mean(
-        data.latents, data.conditions, data.weights, splined(bundle.schema), diffusion.latent_mean
+        data.latents,
+        data.conditions,
+        data.weights,
+        splined(bundle.schema),
+        diffusion.latent_mean,
+        diffusion.latent_scale,
     )
     if diffusion.latent_mean:
         mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
+    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    if init is not None:
+        diffusion = diffusion_of(read_bundle(init), diffusion)
     task = LatentDiffusionTask(
-        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data)
+        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data), first
     )
     net = fit(task, config, runs)
     if not leads():
@@ -108,8 +131,7 @@ def train_latent_diffusion(
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
-    network = net_config(unet_config(data.conditions.shape[1], data.shape, diffusion))
-    description = network | {
+    description = net_config(task.net.config) | {
         "schedule": asdict(diffusion.schedule),
         "loss_weights": diffusion.loss_weights,
     }
@@ -122,6 +144,7 @@ def try_latent_diffusion(
     config: FitConfig,
     device: str,
     diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+    init: Path | None = None,
 ) -> Trial:
     """Two steps of it on the first two scans, of which nothing is left."""
     check_batch(config.batch_size)
@@ -134,8 +157,41 @@ def try_latent_diffusion(
     del autoencoder
     data = LatentData(latents, train.conditions, train.weights, latents[:, 0], train.conditions)
     mean = fit_plain_mean(latents[:, 0], train.conditions.shape[1])
-    task = LatentDiffusionTask(data, mean, torch_device, config, diffusion)
+    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    task = LatentDiffusionTask(data, mean, torch_device, config, diffusion, net=first)
     return try_steps("latent diffusion", task, config)
+
+
+def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:
+    """`usual` with the schedule and the loss weights of a bundle's diffusion model."""
+    known = bundle.part("unet").config
+    return replace(
+        usual,
+        schedule=ScheduleConfig(**known["schedule"]),
+        loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
+    )
+
+
+def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:
+    """The UNet of a bundle, to be trained on. Raises BundleError when it is for other latents or
+    other conditions."""
+    net = init.network("unet", UNet, UNetConfig, device)
+    width = token_width(data.conditions.shape[1])
+    takes: dict[str, tuple[object, object]] = {
+        "channels of the latent": (net.config.in_channels, data.shape[0]),
+        "width of a condition": (net.config.context_dim, width),
+    }
+    if net.config.positions is not None:
+        takes["voxels of the latent"] = (net.config.positions, data.shape[1:])
+    for what, (found, expected) in takes.items():
+        if found != expected:
+            raise BundleError(
+                init.path,
+                f"its UNet has {found} as {what}",
+                f"{expected}, those of the bundle that is trained",
+                "train from scratch, without --init",
+            )
+    return net.train()
 
 
 def _gain(

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import (
     CONDITIONING,
+    LATENT_SCALE,
     LOSS_WEIGHTS,
     Conditioning,
     FitConfig,
+    LatentScale,
     LossWeights,
     Prediction,
 )
@@ -43,6 +45,7 @@ class LatentDiffusionConfig:
     # Latents a subject: itself, its mirror image, and warped views.
     views: int = 4
     latent_mean: bool = True
+    latent_scale: LatentScale = LATENT_SCALE
     loss_weights: LossWeights = LOSS_WEIGHTS
     conditioning: Conditioning = CONDITIONING
     # Whether each voxel of the latent has features of its own in the network.
@@ -129,7 +132,7 @@ class LatentDiffusionTask:
         if net is None:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
         set_checkpointing(net, config.checkpointing)
-        self.net = channels_last(net, device)
+        self.net: UNet = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(generator).part(my_part(self.fit.batch_size))
@@ -191,7 +194,27 @@ class LatentDiffusionTask:
         _draw(picture, new[:DRAWN])
         if self.reader is not None:
             figures |= sampled_figures(self.reader, new, asked)
+            figures["heard"] = self._heard(net, self.reader, r[:SAMPLED], c[:SAMPLED])
         return figures
+
+    def _heard(self, net: nn.Module, reader: LatentReader, r: Tensor, c: Tensor) -> float:
+        """How far the network's z0 moves when in noise it is told a high value instead of a low
+        one, along the training latents' own difference, and over it: 1 where nothing else can tell
+        the value, 0 where the condition is not heard."""
+        t = torch.full((len(r),), round(HEARD_AT * self.schedule.T))
+        eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES, step=2))
+        zt = self.schedule.add_noise(r, t, eps).to(self.device)
+        ends = []
+        for value in (-1.0, 1.0):
+            told = c.clone()
+            told[:, reader.variable] = value
+            tokens = Condition(told).to(self.device).tokens()
+            with autocast(self.device):
+                output = net(zt, (t - 1).to(self.device), tokens).float()
+            estimate, _ = self.schedule.z0_and_eps(output, zt, t)
+            ends.append(self.mean.latent(estimate.cpu(), told))
+        moved = ends[1] - ends[0]
+        return float((moved * reader.shift).sum() / (len(r) * reader.shift.square().sum()))
 
     def _sample(self, net: nn.Module, c: Tensor) -> Tensor:
         """New latents, one for each condition."""
@@ -214,6 +237,8 @@ class LatentDiffusionTask:
 
 # New latents of a report: so many are drawn, so many read, in so many steps.
 DRAWN, SAMPLED, SAMPLED_STEPS = 4, 32, 12
+# Of the noise levels, the one at which it is asked whether the condition is heard.
+HEARD_AT = 0.9
 
 
 def sampled_figures(reader: LatentReader, latents: Tensor, c: Tensor) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cfgen.causal.latent_mean import LatentMean, fit_latent_mean, fit_plain_mean
+from cfgen.config import LATENT_SCALE, LatentScale
 from cfgen.data.conditions import Schema
 from cfgen.device import autocast
 from cfgen.nets.autoencoder import Autoencoder
@@ -131,9 +132,24 @@ def _fingerprint(autoencoder: Autoencoder, images: Tensor, views: int, seed: int
 
 
 def fit_mean(
-    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
+    latents: Tensor,
+    conditions: Tensor,
+    weights: Tensor,
+    continuous: Tensor,
+    use_conditions: bool,
+    scale: LatentScale = LATENT_SCALE,
 ) -> LatentMean:
     """The latent mean over all views; without conditions it is the mean and scale alone."""
+    mean = _mean(latents, conditions, weights, continuous, use_conditions)
+    if scale == "channel":
+        return mean
+    sigma = mean.sigma.square().mean().sqrt().expand_as(mean.sigma)
+    return replace(mean, sigma=sigma.clone())
+
+
+def _mean(
+    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
+) -> LatentMean:
     views = latents.shape[1]
     z0 = latents.flatten(0, 1)
     if not use_conditions:
@@ -158,6 +174,8 @@ class LatentReader:
     offset: float
     error: float
     slope: float
+    # Change of latents (C, d, h, w) from one standard deviation below to one above, on average.
+    shift: Tensor
 
     def read(self, latents: Tensor) -> Tensor:
         """(N,) of latents (N, C, d, h, w)."""
@@ -169,7 +187,13 @@ def age_reader(schema: Schema, data: LatentData) -> LatentReader | None:
     if "age" not in schema.names:
         return None
     before = schema.variables[: schema.names.index("age")]
-    return fit_reader(data.latents[:, 0], data.conditions, sum(v.width for v in before))
+    some = slice(None, None, -(-len(data.latents) // READ_FROM))
+    variable = sum(v.width for v in before)
+    return fit_reader(data.latents[some, 0], data.conditions[some], variable)
+
+
+# Scans that the reader is fitted to, at most: all of them are in memory at once.
+READ_FROM = 1000
 
 
 PENALTIES: Sequence[float] = tuple(10.0**n for n in range(-3, 4))
@@ -202,6 +226,7 @@ def fit_reader(latents: Tensor, conditions: Tensor, variable: int) -> LatentRead
     alpha = vectors @ (turned / (eigenvalues + best * unit))
     errors = left_out(best)
     slope = float(((y - errors) * y).sum() / y.square().sum())
+    shift = (2 * (y.float() @ x) / y.square().sum()).reshape(z.shape[1:]).float()
     return LatentReader(
-        variable, centre, x.T @ alpha.float(), offset, float(errors.abs().mean()), slope
+        variable, centre, x.T @ alpha.float(), offset, float(errors.abs().mean()), slope, shift
     )

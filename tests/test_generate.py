@@ -208,6 +208,7 @@ def test_a_batch_goes_on_where_it_was_stopped(cfgen, tiny_bundle, tmp_path, monk
         (["--manifest", "case.csv"], 2, "name the subjects apart"),
         (["--age", "30", "--sex", "M", "--bundle", "no-unet"], 4, "has no part 'unet'"),
         (["--age", "30", "--sex", "M", "--bundle", "no-autoencoder"], 4, "'autoencoder'"),
+        (["--age", "30", "--sex", "M", "--bundle", "deaf"], 4, "its UNet takes no conditions"),
     ],
 )
 def test_refusals(cfgen, tiny_bundle, tmp_path, monkeypatch, arguments, code, said):
@@ -221,10 +222,18 @@ def test_refusals(cfgen, tiny_bundle, tmp_path, monkeypatch, arguments, code, sa
     monkeypatch.chdir(tmp_path)
     for name, text in tables.items():
         (tmp_path / name).write_text(text)
-    for part in ("unet", "autoencoder"):
-        copied = copy_bundle(tiny_bundle, tmp_path / f"no-{part}")
+    changes = {
+        "no-unet": lambda parts: parts.pop("unet"),
+        "no-autoencoder": lambda parts: parts.pop("autoencoder"),
+        "deaf": lambda parts: (
+            parts["unet"]["config"]["net"].update(context_dim=None),
+            parts["latent_mean"]["config"].update(conditional=False),
+        ),
+    }
+    for name, change in changes.items():
+        copied = copy_bundle(tiny_bundle, tmp_path / name)
         info = json.loads((copied.path / "bundle.json").read_text())
-        del info["parts"][part]
+        change(info["parts"])
         (copied.path / "bundle.json").write_text(json.dumps(info))
     if "--bundle" not in arguments:
         arguments = [*arguments, "--bundle", str(tiny_bundle.path)]

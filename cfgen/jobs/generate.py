@@ -89,6 +89,14 @@ def check_generation(
     steps, names of files. Raises BundleError, UsageError and ImageError."""
     for part in PARTS:
         bundle.part(part)
+    told = bundle.part("unet").config["net"].get("context_dim") is not None
+    if not (told or bundle.part("latent_mean").config.get("conditional", True)):
+        raise BundleError(
+            bundle.path,
+            "its UNet takes no conditions",
+            "one that does",
+            "train it: cfgen train-ldm",
+        )
     last = int(bundle.part("unet").config["schedule"].get("T", 1000))
     if options.how.steps > last:
         raise UsageError("--steps", f"{options.how.steps}", f"1 to {last}")

@@ -92,7 +92,7 @@ PresetBatch = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Examples a step.", show_default=_OWN)
 ]
 Checkpointing = Annotated[
-    bool, typer.Option("--checkpointing", help="A third less speed for far less memory.")
+    bool, typer.Option("--checkpointing", help="Keep less in memory; a fifth to a third more time.")
 ]
 TryOut = Annotated[
     bool,

@@ -126,5 +126,5 @@ def test_a_network_is_heard_as_far_as_it_moves_along_the_data(part):
         z0 = part * value * reader.shift / 2 / mean.sigma
         return task.schedule.target(z0, (zt - signal * z0) / noise, level + 1)
 
-    signal, noise = task.schedule.levels(torch.tensor([900]), latents[:1, 0])
+    signal, noise = task.schedule.levels(torch.tensor([990]), latents[:1, 0])
     assert task._heard(network, reader, latents[:, 0], c) == pytest.approx(part, abs=1e-4)

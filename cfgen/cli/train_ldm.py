@@ -48,6 +48,14 @@ def train_ldm(
     prediction: Annotated[
         cfg.Prediction, typer.Option("--prediction", help="What the network says: v or eps.")
     ] = cfg.PREDICTION,
+    noise_shift: Annotated[
+        float,
+        typer.Option(
+            "--noise-shift",
+            help="How many times noisier every time is than on the usual schedule; more for larger "
+            "latents.",
+        ),
+    ] = cfg.NOISE_SHIFT,
     loss_weights: Annotated[
         cfg.LossWeights,
         typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
@@ -81,6 +89,6 @@ def train_ldm(
 
     fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
     diffusion = diffusion_config(
-        latent_mean == "ridge", latent_scale, prediction, loss_weights, conditioning
+        latent_mean == "ridge", latent_scale, prediction, noise_shift, loss_weights, conditioning
     )
     print(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion, init).path)

@@ -50,13 +50,14 @@ def diffusion_config(
     latent_mean: bool,
     latent_scale: LatentScale,
     prediction: Prediction,
+    noise_shift: float,
     loss_weights: LossWeights,
     conditioning: Conditioning,
 ) -> LatentDiffusionConfig:
     """What the command's options say; the rest as usual."""
     return replace(
         LATENT_DIFFUSION,
-        schedule=schedule_for(prediction),
+        schedule=replace(schedule_for(prediction), shift=noise_shift),
         latent_mean=latent_mean,
         latent_scale=latent_scale,
         loss_weights=loss_weights,

@@ -224,7 +224,7 @@ class LatentDiffusionTask:
 # New latents of a report: so many are drawn, so many read, in so many steps.
 DRAWN, SAMPLED, SAMPLED_STEPS = 4, 32, 12
 # Of the noise levels, the one at which it is asked whether the condition is heard.
-HEARD_AT = 0.9
+HEARD_AT = 0.99
 
 
 def sampled_figures(reader: LatentReader, latents: Tensor, c: Tensor) -> dict[str, float]:

@@ -101,13 +101,15 @@ def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
     assert torch.corrcoef(torch.stack([reader.read(latents), c[:, 1]]))[0, 1] > 0.95
 
 
-def test_figures_of_new_latents_are_slope_and_correlation():
-    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 1.0, torch.ones(1))
-    asked = torch.tensor([[-1.0], [0], [1], [2]])
-    latents = (0.5 * asked).reshape(4, 1, 1, 1, 1)
-    figures = sampled_figures(reader, latents, asked)
-    assert figures == pytest.approx({"read_slope": 0.5, "read_r": 1.0})
-    assert sampled_figures(reader, latents, torch.ones(4, 1)) == {}
+def test_figures_of_new_latents_are_the_slope_over_the_readers_own():
+    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 0.5, torch.ones(1))
+    young = torch.tensor([-0.3, 0.2, 0.6]).reshape(3, 1, 1, 1, 1)
+    figures = sampled_figures(
+        reader, young, young + torch.tensor([0.4, 0.6, 0.8])[:, None, None, None, None]
+    )
+    # Differences of 0.4, 0.6 and 0.8 over two standard deviations, where true ones show half.
+    assert figures["read_slope"] == pytest.approx(0.6)
+    assert figures["read_slope_se"] == pytest.approx(0.2 / 3**0.5)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.4, 1.0])

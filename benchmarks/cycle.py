@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--report-every", type=int, default=500)
     parser.add_argument("--prediction", choices=("v", "eps"), default="v")
+    parser.add_argument("--shift", type=float, default=1.0)
     parser.add_argument("--loss-weights", choices=("uniform", "min-snr"), default="uniform")
     parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
     parser.add_argument("--no-positions", action="store_true")
@@ -187,7 +188,7 @@ def main() -> None:
     )
     how = replace(
         LATENT_DIFFUSION,
-        schedule=schedule_for(options.prediction),
+        schedule=replace(schedule_for(options.prediction), shift=options.shift),
         loss_weights=options.loss_weights,
         conditioning=options.conditioning,
         positions=not options.no_positions,

@@ -52,10 +52,7 @@ def rows_of(people: People, split: str) -> list[Row]:
             subject=f"sub-{number:05d}",
             image=Path("images.npy"),
             split=split,
-            values={
-                "age": float(people.table[number]["age"]),
-                "sex": "M" if float(people.table[number]["male"]) else "F",
-            },
+            values=people.values(number),
         )
         for number in people.rows(split)
     ]

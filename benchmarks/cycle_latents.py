@@ -39,14 +39,7 @@ def latents_of(out: Path, split: str) -> tuple[Tensor, list[int]]:
 
 
 def conditions_of(people: People, schema: Schema, numbers: list[int]) -> Tensor:
-    values = [
-        {
-            "age": float(people.table[n]["age"]),
-            "sex": "M" if float(people.table[n]["male"]) else "F",
-        }
-        for n in numbers
-    ]
-    return torch.from_numpy(np.stack([schema.encode(v) for v in values]))
+    return torch.from_numpy(np.stack([schema.encode(people.values(n)) for n in numbers]))
 
 
 def encode_all(out: Path) -> None:

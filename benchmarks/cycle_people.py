@@ -15,6 +15,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class People:
         """Which people of a split there are."""
         there = [n for n, p in enumerate(self.table) if p["split"] == split and p["made"] == "1"]
         return np.array(there)
+
+    def values(self, number: int) -> dict[str, Any]:
+        """Age and sex of a person, as a manifest has them."""
+        person = self.table[number]
+        return {"age": float(person["age"]), "sex": "M" if float(person["male"]) else "F"}
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         return np.array([float(self.table[n][name]) for n in rows])

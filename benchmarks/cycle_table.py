@@ -17,6 +17,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,8 +104,9 @@ def generated(models: Models, c: Tensor, steps: int, guidance: float, seed: int)
 
 
 def spaced(schema: Schema, n: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Conditions of `n` brains of nobody: ages 20 to 90, either sex in turn."""
-    ages = np.linspace(20, 90, n)
+    """Conditions of `n` brains of nobody: ages of the support, either sex in turn."""
+    low, high = schema.variable("age").support
+    ages = np.linspace(low, high, n)
     female = np.arange(n) % 2
     sexes = ["F" if f else "M" for f in female]
     vectors = [schema.encode({"age": a, "sex": s}) for a, s in zip(ages, sexes, strict=True)]
@@ -122,56 +124,40 @@ def table(
     latents, numbers = latents_of(out, split)
     latents, numbers = latents[:people_n, 0].float(), numbers[:people_n]
     real = np.array(numbers)
-    lines = [
-        {"what": "real", "task": "test brains"}
-        | reading(judges, torch.from_numpy(people.images[real]), people, real)
-    ]
+    images = torch.from_numpy(people.images[real])
     first = load_models(read_bundle(out / names[0]), CPU)
     decoded = torch.cat([first.decode(z[None])[:, 0] for z in latents])
-    lines.append(
-        {"what": "autoencoder", "task": "test brains"} | reading(judges, decoded, people, real)
-    )
+    lines = [
+        {"what": "real", "task": split} | reading(judges, images, people, real),
+        {"what": "autoencoder", "task": split} | reading(judges, decoded, people, real),
+    ]
+    values = [people.values(n) for n in numbers]
+    asked = list(zip(latents, values, strict=True))
     for name in names:
         bundle = read_bundle(out / name)
-        models = load_models(bundle, CPU)
-        c, ages, female = spaced(bundle.schema, n)
-        new = generated(models, c, steps, edit.guidance, 0)
-        guess = judges.judge(torch.cat([models.decode(z[None])[:, 0] for z in new]))
-        right = float(((guess["sex"] > 0.5) == (female == 1)).mean())
-        lines.append(
-            {"what": name, "task": "direct"} | figures(ages, guess["age"]) | {"sex": right}
-        )
-        lines += counterfactuals(
-            models, bundle.schema, judges, people, latents, numbers, edit, name
-        )
-    for entry in lines:
-        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in entry.items()}))
-    with (out / "table.csv").open("w", newline="") as file:
-        columns = dict.fromkeys(k for entry in lines for k in entry)
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(lines)
+        models, schema = load_models(bundle, CPU), bundle.schema
+        made = direct(models, schema, judges, n, steps, edit.guidance)
+        found = [made, *counterfactuals(models, schema, judges, asked, edit)]
+        lines += [{"what": name} | line for line in found]
+    show(lines, out / "table.csv")
 
 
 def counterfactuals(
     models: Models,
     schema: Schema,
     judges: Judges,
-    people: People,
-    latents: Tensor,
-    numbers: list[int],
+    people: list[tuple[Tensor, dict[str, Any]]],
     edit: Edit,
-    name: str,
 ) -> list[dict]:
     """How far the read age moves, against how far it was asked to, beside the reconstruction's."""
+    low, high = schema.variable("age").support
     asked, read, target, found = [], [], [], []
-    for z0, number in zip(latents, numbers, strict=True):
-        age = float(people.table[number]["age"])
-        sex = "M" if float(people.table[number]["male"]) else "F"
-        deltas = [d for d in DELTAS if 20 <= age + d <= 90]
+    for z0, values in people:
+        age = values["age"]
+        deltas = [d for d in DELTAS if low <= age + d <= high]
 
-        def condition(a: float, sex: str = sex) -> Condition:
-            return Condition(torch.from_numpy(schema.encode({"age": a, "sex": sex}))[None])
+        def condition(a: float, known: dict[str, Any] = values) -> Condition:
+            return Condition(torch.from_numpy(schema.encode(known | {"age": a}))[None])
 
         made = edit_latent(
             models, z0[None], condition(age), [condition(age + d) for d in deltas], edit
@@ -185,9 +171,30 @@ def counterfactuals(
     change = figures(np.array(asked, float), np.array(read))
     after = figures(np.array(target), np.array(found))
     return [
-        {"what": name, "task": "counterfactual change"} | change,
-        {"what": name, "task": "counterfactual age"} | after | {"n": len(numbers)},
+        {"task": "counterfactual change"} | change,
+        {"task": "counterfactual age"} | after | {"n": len(people)},
     ]
+
+
+def direct(
+    models: Models, schema: Schema, judges: Judges, n: int, steps: int, guidance: float
+) -> dict:
+    """The age and sex that are read in `n` brains of nobody."""
+    c, ages, female = spaced(schema, n)
+    new = generated(models, c, steps, guidance, 0)
+    guess = judges.judge(torch.cat([models.decode(z[None])[:, 0] for z in new]))
+    right = float(((guess["sex"] > 0.5) == (female == 1)).mean())
+    return {"task": "direct"} | figures(ages, guess["age"]) | {"sex": right, "n": n}
+
+
+def show(lines: list[dict], path: Path) -> None:
+    for entry in lines:
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in entry.items()}))
+    with path.open("w", newline="") as file:
+        columns = dict.fromkeys(k for entry in lines for k in entry)
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def main() -> None:

@@ -114,6 +114,8 @@ PREDICTION: Prediction = "v"
 LOSS_WEIGHTS: LossWeights = "uniform"
 CONDITIONING: Conditioning = "attention"
 LATENT_SCALE: LatentScale = "channel"
+# Of the noise schedule (diffusion/schedule.py).
+NOISE_SHIFT = 1.0
 
 # The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
 # Eq. 2 is printed, 'factual' c.

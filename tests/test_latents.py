@@ -101,13 +101,15 @@ def test_the_error_of_a_reader_is_that_of_fits_without_each_latent():
     assert torch.corrcoef(torch.stack([reader.read(latents), c[:, 1]]))[0, 1] > 0.95
 
 
-def test_figures_of_new_latents_are_slope_and_correlation():
-    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 1.0, torch.ones(1))
-    asked = torch.tensor([[-1.0], [0], [1], [2]])
-    latents = (0.5 * asked).reshape(4, 1, 1, 1, 1)
-    figures = sampled_figures(reader, latents, asked)
-    assert figures == pytest.approx({"read_slope": 0.5, "read_r": 1.0})
-    assert sampled_figures(reader, latents, torch.ones(4, 1)) == {}
+def test_figures_of_new_latents_are_the_slope_over_the_readers_own():
+    reader = LatentReader(0, torch.zeros(1), torch.ones(1), 3.0, 0.0, 0.5, torch.ones(1))
+    young = torch.tensor([-0.3, 0.2, 0.6]).reshape(3, 1, 1, 1, 1)
+    figures = sampled_figures(
+        reader, young, young + torch.tensor([0.4, 0.6, 0.8])[:, None, None, None, None]
+    )
+    # Differences of 0.4, 0.6 and 0.8 over two standard deviations, where true ones show half.
+    assert figures["read_slope"] == pytest.approx(0.6)
+    assert figures["read_slope_se"] == pytest.approx(0.2 / 3**0.5)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.4, 1.0])
@@ -126,5 +128,5 @@ def test_a_network_is_heard_as_far_as_it_moves_along_the_data(part):
         z0 = part * value * reader.shift / 2 / mean.sigma
         return task.schedule.target(z0, (zt - signal * z0) / noise, level + 1)
 
-    signal, noise = task.schedule.levels(torch.tensor([900]), latents[:1, 0])
+    signal, noise = task.schedule.levels(torch.tensor([990]), latents[:1, 0])
     assert task._heard(network, reader, latents[:, 0], c) == pytest.approx(part, abs=1e-4)

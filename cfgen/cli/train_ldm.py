@@ -61,6 +61,14 @@ def train_ldm(
             "--prediction", help="What the network says: v or eps.", show_default="the preset's"
         ),
     ] = None,
+    noise_shift: Annotated[
+        float,
+        typer.Option(
+            "--noise-shift",
+            help="How many times noisier every time is than on the usual schedule; more for larger "
+            "latents.",
+        ),
+    ] = cfg.NOISE_SHIFT,
     loss_weights: Annotated[
         cfg.LossWeights,
         typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
@@ -122,6 +130,7 @@ def train_ldm(
         latent_mean == "ridge",
         latent_scale,
         prediction or usual.prediction,
+        noise_shift,
         loss_weights,
         conditioning,
         preset=preset,

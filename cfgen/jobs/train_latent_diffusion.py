@@ -65,6 +65,7 @@ def diffusion_config(
     latent_mean: bool,
     latent_scale: LatentScale,
     prediction: Prediction,
+    noise_shift: float,
     loss_weights: LossWeights,
     conditioning: Conditioning,
     *,
@@ -74,7 +75,7 @@ def diffusion_config(
     """What the command's options say; the rest as the preset has it."""
     return replace(
         NETWORKS[preset].diffusion,
-        schedule=schedule_for(prediction),
+        schedule=replace(schedule_for(prediction), shift=noise_shift),
         latent_mean=latent_mean,
         latent_scale=latent_scale,
         loss_weights=loss_weights,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -189,13 +188,22 @@ class LatentDiffusionTask:
             with autocast(self.device):
                 error = self._error(net, r, Condition(c), t, eps)
             figures[f"error_t{level}"] = float(error.mean())
-        asked = c[: SAMPLED if self.reader else DRAWN]
-        new = self._sample(net, asked)
-        _draw(picture, new[:DRAWN])
-        if self.reader is not None:
-            figures |= sampled_figures(self.reader, new, asked)
-            figures["heard"] = self._heard(net, self.reader, r[:SAMPLED], c[:SAMPLED])
-        return figures
+        if self.reader is None:
+            _draw(picture, self._sample(net, c[:DRAWN]))
+            return figures
+        young, old = (self._sample(net, told) for told in self._ends(self.reader, c))
+        _draw(picture, torch.cat([young[: DRAWN // 2], old[: DRAWN // 2]]))
+        heard = self._heard(net, self.reader, r[:SAMPLED], c[:SAMPLED])
+        return figures | sampled_figures(self.reader, young, old) | {"heard": heard}
+
+    def _ends(self, reader: LatentReader, c: Tensor) -> list[Tensor]:
+        """Held-out conditions with one standard deviation less, and more, than the mean."""
+        ends = []
+        for value in (-1.0, 1.0):
+            told = c[:SAMPLED].clone()
+            told[:, reader.variable] = value
+            ends.append(told)
+        return ends
 
     def _heard(self, net: nn.Module, reader: LatentReader, r: Tensor, c: Tensor) -> float:
         """How far the network's z0 moves when in noise it is told a high value instead of a low
@@ -205,9 +213,7 @@ class LatentDiffusionTask:
         eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES, step=2))
         zt = self.schedule.add_noise(r, t, eps).to(self.device)
         ends = []
-        for value in (-1.0, 1.0):
-            told = c.clone()
-            told[:, reader.variable] = value
+        for told in self._ends(reader, c):
             tokens = Condition(told).to(self.device).tokens()
             with autocast(self.device):
                 output = net(zt, (t - 1).to(self.device), tokens).float()
@@ -217,7 +223,7 @@ class LatentDiffusionTask:
         return float((moved * reader.shift).sum() / (len(r) * reader.shift.square().sum()))
 
     def _sample(self, net: nn.Module, c: Tensor) -> Tensor:
-        """New latents, one for each condition."""
+        """New latents, one for each condition, always of the same noises."""
         generator = torch_stream(0, Purpose.PICTURES, step=1)
         noise = torch.randn((len(c), *self.data.shape), generator=generator)
         times = time_grid(SAMPLED_STEPS, len(self.schedule.alpha_bar) - 1)
@@ -235,20 +241,18 @@ class LatentDiffusionTask:
         return torch.cat(made)
 
 
-# New latents of a report: so many are drawn, so many read, in so many steps.
-DRAWN, SAMPLED, SAMPLED_STEPS = 4, 32, 12
+# New latents of a report: so many are drawn, so many pairs are read, in so many steps.
+DRAWN, SAMPLED, SAMPLED_STEPS = 4, 16, 16
 # Of the noise levels, the one at which it is asked whether the condition is heard.
-HEARD_AT = 0.9
+HEARD_AT = 0.99
 
 
-def sampled_figures(reader: LatentReader, latents: Tensor, c: Tensor) -> dict[str, float]:
-    """Slope and correlation of what is read in latents on what was asked for."""
-    asked = c[:, reader.variable].numpy()
-    read = reader.read(latents).numpy()
-    if asked.std() == 0:
-        return {}
-    slope = float(np.cov(asked, read)[0, 1] / asked.var(ddof=1))
-    return {"read_slope": slope, "read_r": float(np.corrcoef(asked, read)[0, 1])}
+def sampled_figures(reader: LatentReader, young: Tensor, old: Tensor) -> dict[str, float]:
+    """Slope of what is read on what was asked for, of new latents of the same noises that were
+    asked for -1 and for 1, over the reader's slope on true ones; and its standard error."""
+    slopes = (reader.read(old) - reader.read(young)) / (2 * reader.slope)
+    error = float(slopes.std() / len(slopes) ** 0.5) if len(slopes) > 1 else float("nan")
+    return {"read_slope": float(slopes.mean()), "read_slope_se": error}
 
 
 def _draw(picture: Path, latents: Tensor) -> None:

@@ -78,14 +78,14 @@ def test_two_processes_have_the_losses_of_one(pair, one, tmp_path, name):
 
 def test_what_was_stopped_ends_alike_in_any_number_of_processes(pair, one, tmp_path, monkeypatch):
     """Two are killed and go on: the same bytes. One goes on for two, and two for one."""
-    whole = pair / "latent_diffusion"
-    killed = two(("latent_diffusion", tmp_path / "killed"), die=5)
+    whole = pair / "cycle"
+    killed = two(("cycle", tmp_path / "killed"), die=5)
     assert killed.returncode != 0
     assert "SIGKILL" in killed.stderr
     # The last checkpoint was at step 3.
     assert len(curve(tmp_path / "killed")["loss"]) == 3
     shutil.copytree(tmp_path / "killed", tmp_path / "one for two")
-    one("latent_diffusion", tmp_path / "one for two")
+    one("cycle", tmp_path / "one for two")
     same_curves(tmp_path / "one for two", whole)
 
     class StoppedError(Exception):
@@ -96,12 +96,12 @@ def test_what_was_stopped_ends_alike_in_any_number_of_processes(pair, one, tmp_p
             raise StoppedError
         return loss(step, generator)
 
-    task = together.latent_diffusion()
+    task = together.cycle()
     loss, task.loss = task.loss, stopping
-    monkeypatch.setitem(together.TASKS, "latent_diffusion", lambda: task)
+    monkeypatch.setitem(together.TASKS, "cycle", lambda: task)
     with pytest.raises(StoppedError):
-        one("latent_diffusion", tmp_path / "two for one")
-    ended = two(*(("latent_diffusion", tmp_path / n) for n in ("killed", "two for one")))
+        one("cycle", tmp_path / "two for one")
+    ended = two(*(("cycle", tmp_path / n) for n in ("killed", "two for one")))
     assert ended.returncode == 0, ended.stderr
     same_curves(tmp_path / "two for one", whole)
     for file in (CHECKPOINT, "log.csv"):

@@ -119,6 +119,8 @@ def go_on(
     write_part(copied, "unet", half(trained), about, bundle.part("unet").trained)
 
 
+# It divides by the signal: less of a shift leaves some.
+EPS = schedule_for("eps")
 # Settings that are compared on a small network: name -> changes of the first.
 PAIRS: dict[str, dict] = {
     "both": {},
@@ -128,8 +130,9 @@ PAIRS: dict[str, dict] = {
     "attention": {"conditioning": "attention"},
     "norm": {"conditioning": "norm"},
     "both, min-snr": {"loss_weights": "min-snr"},
-    "both, eps": {"schedule": schedule_for("eps")},
-    "both, eps, min-snr": {"schedule": schedule_for("eps"), "loss_weights": "min-snr"},
+    "both, eps": {"schedule": EPS},
+    "both, eps, min-snr": {"schedule": EPS, "loss_weights": "min-snr"},
+    "both, no shift": {"schedule": schedule_for("v")},
 }
 
 

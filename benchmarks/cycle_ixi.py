@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--source")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=LATENT_DIFFUSION_FIT.learning_rate)
+    parser.add_argument("--shift", type=float, default=8.0)
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--people", type=int, default=31)
@@ -57,6 +58,7 @@ def main() -> None:
     )
     how = replace(
         LATENT_DIFFUSION,
+        schedule=replace(LATENT_DIFFUSION.schedule, shift=options.shift),
         latent_mean=False,
         latent_scale="all",
         conditioning="both",

@@ -3,6 +3,8 @@
     python benchmarks/cycle_table.py judge --out build/cycle
     python benchmarks/cycle_table.py table --out build/cycle --names plain more cycle
 
+`sheet --names plain` draws brains of nobody at eight ages.
+
 `judge` trains one network of the judge on the train people. `table` makes new brains of 20 to 90
 years and counterfactuals of test people with each bundle, and prints slope, correlation and error
 of the age that is read on the age that was asked for. The first lines are the judge's own on test
@@ -87,12 +89,13 @@ def figures(asked: np.ndarray, read: np.ndarray) -> dict[str, float]:
     return {"slope": float(slope), "r": float(r), "mae": float(np.abs(asked - read).mean())}
 
 
-def generated(models: Models, c: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
-    """New latents, one for each condition, by DDIM from the noise of its own seed."""
+def generated(
+    models: Models, c: Tensor, steps: int, guidance: float, seed: int, *, one_noise: bool = False
+) -> Tensor:
+    """New latents, one for each condition, by DDIM from a noise of its own, or from one for all."""
     shape = models.latent_mean.coefficients.shape[1:]
-    noise = [
-        torch.randn(shape, generator=torch_stream(seed, Purpose.SAMPLES, n)) for n in range(len(c))
-    ]
+    subjects = [0] * len(c) if one_noise else range(len(c))
+    noise = [torch.randn(shape, generator=torch_stream(seed, Purpose.SAMPLES, n)) for n in subjects]
     times = time_grid(steps, models.schedule.T)
     made = []
     with torch.inference_mode():
@@ -187,6 +190,25 @@ def direct(
     return {"task": "direct"} | figures(ages, guess["age"]) | {"sex": right, "n": n}
 
 
+def sheet(out: Path, names: list[str], steps: int, guidance: float, seed: int) -> None:
+    """OUT/sheet-NAME.png: brains of nobody, all of one noise, at eight ages from left to right;
+    an axial and a coronal slice through the ventricles."""
+    from matplotlib.image import imsave
+
+    for name in names:
+        bundle = read_bundle(out / name)
+        models = load_models(bundle, CPU)
+        low, high = bundle.schema.variable("age").support
+        asked = [{"age": age, "sex": "F"} for age in np.linspace(low, high, 8)]
+        c = torch.from_numpy(np.stack([bundle.schema.encode(v) for v in asked]))
+        new = generated(models, c, steps, guidance, seed, one_noise=True)
+        images = torch.cat([models.decode(z[None])[0] for z in new])
+        axial = [x[:, :, 46].T.flip(0) for x in images]
+        coronal = [x[:, 52, :].T.flip(0) for x in images]
+        rows = torch.cat([torch.cat(axial, 1), torch.cat(coronal, 1)])
+        imsave(out / f"sheet-{name}.png", rows.numpy(), cmap="gray", vmin=0, vmax=1.1)
+
+
 def show(lines: list[dict], path: Path) -> None:
     for entry in lines:
         print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in entry.items()}))
@@ -199,7 +221,7 @@ def show(lines: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("judge", "table"))
+    parser.add_argument("stage", choices=("judge", "table", "sheet"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs="*", default=[])
     parser.add_argument("--seed", type=int, default=0)
@@ -215,6 +237,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.stage == "judge":
         train_judge(options.out, options.seed)
+        return
+    if options.stage == "sheet":
+        sheet(options.out, options.names, options.sampling, options.guidance, options.seed)
         return
     edit = Edit(steps=options.inversion, depth=options.depth, guidance=options.guidance)
     table(

@@ -207,7 +207,7 @@ FIT = FitConfig(
 )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """As if by SIGKILL: nothing is done any more."""
 
 
@@ -216,7 +216,7 @@ def told_to_stop():
 
 
 def killed():
-    raise Killed
+    raise KilledError
 
 
 def task(cycle=Cycle(), stop_after=None, stop=told_to_stop):
@@ -246,7 +246,7 @@ def task(cycle=Cycle(), stop_after=None, stop=told_to_stop):
     return made
 
 
-@pytest.mark.parametrize(("stop", "error"), [(told_to_stop, Interrupted), (killed, Killed)])
+@pytest.mark.parametrize(("stop", "error"), [(told_to_stop, Interrupted), (killed, KilledError)])
 def test_a_broken_run_ends_with_the_same_bytes_and_logs_each_term(tmp_path, stop, error):
     """Stopped, with a checkpoint; or killed a step after the last one."""
     fit(task(), FIT, tmp_path / "whole")

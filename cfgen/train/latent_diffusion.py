@@ -227,8 +227,9 @@ class LatentDiffusionTask:
         return torch.cat(made)
 
 
-# New latents of a report: so many are drawn, so many pairs are read, in so many steps.
-DRAWN, SAMPLED, SAMPLED_STEPS = 4, 16, 16
+# New latents of a report: so many are drawn, so many pairs are read, in so many steps. They cost as
+# much as some forty steps of training.
+DRAWN, SAMPLED, SAMPLED_STEPS = 4, 6, 10
 # Of the noise levels, the one at which it is asked whether the condition is heard.
 HEARD_AT = 0.99
 

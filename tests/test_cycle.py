@@ -207,7 +207,19 @@ FIT = FitConfig(
 )
 
 
-def task(cycle=Cycle(), stop_after=None):
+class KilledError(Exception):
+    """As if by SIGKILL: nothing is done any more."""
+
+
+def told_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed():
+    raise KilledError
+
+
+def task(cycle=Cycle(), stop_after=None, stop=told_to_stop):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(5, 2, 4, 8, 8, 8, generator=generator).half()
     c = torch.randn(5, 2, generator=generator)
@@ -227,17 +239,19 @@ def task(cycle=Cycle(), stop_after=None):
 
         def stopped(step, generator):
             if step == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
+                stop()
             return loss(step, generator)
 
         made.loss = stopped
     return made
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes_and_logs_each_term(tmp_path):
+@pytest.mark.parametrize(("stop", "error"), [(told_to_stop, Interrupted), (killed, KilledError)])
+def test_a_broken_run_ends_with_the_same_bytes_and_logs_each_term(tmp_path, stop, error):
+    """Stopped, with a checkpoint; or killed a step after the last one."""
     fit(task(), FIT, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        fit(task(stop_after=3), FIT, tmp_path / "broken")
+    with pytest.raises(error):
+        fit(task(stop_after=3, stop=stop), FIT, tmp_path / "broken")
     fit(task(), FIT, tmp_path / "broken")
     name = "checkpoint.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()

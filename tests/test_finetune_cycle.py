@@ -13,7 +13,10 @@ import torch
 from cfgen.bundle import read_bundle, tuples
 from cfgen.data.volume import Volume, write_new
 from cfgen.edit.latent import load_models
+from cfgen.errors import BundleError
+from cfgen.jobs.train_latent_diffusion import _first_net
 from cfgen.space.grids import model_grid
+from cfgen.train.latents import LatentData
 
 PEOPLE = (("train", 30, "M"), ("train", 70, "F"), ("train", 50, "M"), ("val", 40, "F"))
 
@@ -139,3 +142,14 @@ def test_train_ldm_says_in_the_bundle_how_it_was_trained(cfgen, tiny_bundle, ima
     assert hasattr(models.unet, "condition_embed")
     with (tmp_path / "made-training" / "unet" / "report.csv").open(newline="") as file:
         assert "error_t700" in next(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("channels", "variables", "said"),
+    [(4, 2, "its UNet has 8 as channels of the latent"), (8, 3, "as width of a condition")],
+)
+def test_a_network_for_other_latents_is_not_gone_on_from(tiny_bundle, channels, variables, said):
+    latents, c = torch.zeros(3, 1, channels, 8, 8, 8), torch.zeros(3, variables)
+    data = LatentData(latents, c, torch.ones(3), latents[:, 0], c)
+    with pytest.raises(BundleError, match=said):
+        _first_net(tiny_bundle, data, torch.device("cpu"))

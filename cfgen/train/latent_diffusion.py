@@ -193,7 +193,7 @@ class LatentDiffusionTask:
             return figures
         young, old = (self._sample(net, told) for told in self._ends(self.reader, c))
         _draw(picture, torch.cat([young[: DRAWN // 2], old[: DRAWN // 2]]))
-        heard = self._heard(net, self.reader, r[:SAMPLED], c[:SAMPLED])
+        heard = self._heard(net, self.reader, r, c)
         return figures | sampled_figures(self.reader, young, old) | {"heard": heard}
 
     def _ends(self, reader: LatentReader, c: Tensor) -> list[Tensor]:
@@ -209,6 +209,7 @@ class LatentDiffusionTask:
         """How far the network's z0 moves when in noise it is told a high value instead of a low
         one, along the training latents' own difference, and over it: 1 where nothing else can tell
         the value, 0 where the condition is not heard."""
+        r = r[:SAMPLED]
         t = torch.full((len(r),), round(HEARD_AT * self.schedule.T))
         eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES, step=2))
         zt = self.schedule.add_noise(r, t, eps).to(self.device)
@@ -241,8 +242,9 @@ class LatentDiffusionTask:
         return torch.cat(made)
 
 
-# New latents of a report: so many are drawn, so many pairs are read, in so many steps.
-DRAWN, SAMPLED, SAMPLED_STEPS = 4, 16, 16
+# New latents of a report: so many are drawn, so many pairs are read, in so many steps. They cost as
+# much as some forty steps of training.
+DRAWN, SAMPLED, SAMPLED_STEPS = 4, 6, 10
 # Of the noise levels, the one at which it is asked whether the condition is heard.
 HEARD_AT = 0.99
 

@@ -8,8 +8,12 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from cfgen.batch.lists import write_lists
 from cfgen.batch.rows import Made, run_rows
+from cfgen.data.conditions import default_schema
+from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row
 from cfgen.errors import ImageError
 
@@ -113,3 +117,62 @@ def test_a_signal_stops_between_two_items_and_the_rest_is_left():
     assert (outcome.done, outcome.failed) == (["a", "b"], [])
     assert [r.subject for r in outcome.left] == ["c", "d"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+EDIT = ("--age", "+5")
+SHRINK = ("--set", "hippocampus=-10%")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "lists"),
+    [
+        ("counterfactual", EDIT, True),
+        ("counterfactual", (*EDIT, "--dry-run"), False),
+        ("segment", (), True),
+        ("preprocess", (), True),
+        ("preprocess", ("--check",), False),
+        ("edit-masks", SHRINK, True),
+        ("edit-masks", (*SHRINK, "--dry-run"), False),
+        ("report", ("--no-regions",), True),
+    ],
+)
+def test_a_row_without_its_file_fails_and_the_batch_goes_on(
+    cfgen, segmenter_bundle, tmp_path, command, options, lists
+):
+    (tmp_path / "empty.nii.gz").touch()
+    manifest, out = tmp_path / "cohort.csv", tmp_path / "out"
+    manifest.write_text(
+        "subject,image,labels,age,sex\n"
+        "gone,none.nii.gz,none.nii.gz,40,M\n"
+        "empty,empty.nii.gz,empty.nii.gz,50,F\n"
+    )
+    bundle = () if command == "edit-masks" else ("--bundle", segmenter_bundle.path)
+    code, printed, err = cfgen(command, "--manifest", manifest, "--out", out, *bundle, *options)
+    assert code == 1
+    said = printed + err
+    assert "no such file" in said
+    # The next row had its turn.
+    assert "empty.nii.gz: " in said or "empty.json" in said
+    assert (out / "failed.csv").exists() == lists
+    if lists:
+        again = read_manifest(out / "failed.csv", default_schema(), keep_missing=True)
+        assert [row.subject for row in again] == ["gone", "empty"]
+
+
+def test_what_failed_for_want_of_its_file_stays_listed(tmp_path):
+    gone = [Row("a", tmp_path / "none.nii", extra={"error": "no such file"})]
+    write_lists(tmp_path, [], gone, gone)
+    other = made(tmp_path, "b/")
+    write_lists(tmp_path, other, [], other)
+    assert listed(tmp_path, "failed.csv") == [("a", "", "no such file")]
+
+
+def test_what_is_true_of_every_target_is_said_once(cfgen, tiny_bundle, stripped_scan, tmp_path):
+    ask = ["counterfactual", "--in", stripped_scan, "--from", "age=88,sex=F", "--out", tmp_path]
+    ask += ["--bundle", tiny_bundle.path, "--age", "+1", "--age", "+2", "--age", "80", "--dry-run"]
+    code, _, err = cfgen(*ask)
+    assert code == 0
+    of_the_scan = f"{stripped_scan.name}: warning: the subject's age 88 is outside"
+    assert [err.count(text) for text in (of_the_scan, "the subject's age 88")] == [1, 1]
+    assert "age+1.nii.gz: warning: age 89 is outside" in err
+    assert "age+2.nii.gz: warning: age 90 is outside" in err

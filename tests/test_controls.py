@@ -20,7 +20,7 @@ from cfgen.evaluate.controls import Floor, control_results, repeatability
 from cfgen.evaluate.due import due_results
 from cfgen.evaluate.figures import _years
 from cfgen.evaluate.files import SENTENCES, intervals_text
-from cfgen.evaluate.longitudinal import within_people
+from cfgen.evaluate.longitudinal import PARTS, WHOLES, within_people
 from cfgen.evaluate.scans import Made, Real, Seen, copies
 from cfgen.evaluate.tables import tables
 from cfgen.metrics.result import Result
@@ -110,6 +110,21 @@ def test_images_of_other_tools_have_nothing_due(due, tmp_path):
     for path in tmp_path.glob("*.json"):
         path.unlink()
     assert due_results("ours", due) == []
+
+
+def test_a_year_of_grey_matter_is_that_of_its_parts_together():
+    made = []
+    for k in range(4):
+        r = person(k, age=70.0 + k)
+        sizes = dict.fromkeys(PARTS["grey"], 1000.0) | {"cortex": 9000.0, "tiv": 1.4e6}
+        r = replace(r, seen=seen(sizes))
+        made.append(edited(r, {"age": 80.0 + k}, {"cortex": -10.0}, Path("/x.nii")))
+    results = within_people("ours", made, (*WHOLES[:2], "tiv"))
+    others = 1000 * (len(PARTS["grey"]) - 1)
+    lost = np.log((9000 * np.exp(-0.1) + others) / (9000 + others))
+    assert of(results, "change_per_year", "grey").value == pytest.approx(10 * lost)
+    assert of(results, "change_per_year", "tiv").value == 0
+    assert abs(of(results, "change_per_year", "tiv", "real").value) < 0.1
 
 
 def test_a_year_of_edits_beside_a_year_of_people():

@@ -130,7 +130,7 @@ def test_unknown_age_is_predicted_and_said(engine, stripped_scan, tmp_path):
     assert said["Factual"]["sex"] == {"Value": "F", "Unit": "", "Source": "--from"}
 
 
-@pytest.mark.parametrize("codes", ["LAS", "PSR", "RPI"])
+@pytest.mark.parametrize("codes", ["LAS", "PSR"])
 def test_orientation_of_the_file_does_not_matter(engine, stripped_scan, edited, tmp_path, codes):
     """The same brain stored along other axes gets the same change in the same place."""
     folder, _ = edited

@@ -382,6 +382,32 @@ def test_a_world_that_somebody_cannot_be_in_is_left_out_for_them_alone(tmp_path)
     assert "-5" in answers.failed[0]
 
 
+def test_the_other_sex_keeps_the_head_unless_it_is_to_follow(tmp_path):
+    """ln tiv differs by 0.12 between the sexes, and volumes go with it."""
+    table = wide(tmp_path / "in.csv")
+    scm, asked = law(members=ensemble()), Asked(sex="M")
+    kept = answer(scm, question(scm, default_schema(), table, asked)).lines
+    asked = replace(asked, scale_head=True)
+    followed = answer(scm, question(scm, default_schema(), table, asked)).lines
+    # The second is a man already.
+    for i, (a, b, moved) in enumerate(zip(kept, followed, (np.exp(0.12), 1.0), strict=True)):
+        for name in ("tiv", *SLOPES):
+            assert float(a[name]) == pytest.approx(PEOPLE[name][i], rel=1e-4)
+            assert float(b[name]) == pytest.approx(PEOPLE[name][i] * moved, rel=1e-4)
+
+
+def test_an_unknown_head_is_kept_too(tmp_path):
+    table, scm = wide(tmp_path / "in.csv", tiv=""), law(members=ensemble())
+    asked = Asked(sex="M", missing=["tiv"])
+    (line, _) = answer(scm, question(scm, default_schema(), table, asked)).lines
+    assert line["tiv"] == line["tiv_low95"] == line["tiv_high95"] == ""
+    for end in ("", "_low95", "_high95"):
+        assert float(line[f"hippocampus{end}"]) == pytest.approx(PEOPLE["hippocampus"][0], rel=1e-4)
+    asked = replace(asked, scale_head=True)
+    (line, _) = answer(scm, question(scm, default_schema(), table, asked)).lines
+    assert float(line["hippocampus"]) > 1.1 * PEOPLE["hippocampus"][0]
+
+
 def test_the_command(cfgen, scm_bundle, tmp_path):
     table, out = wide(tmp_path / "in.csv"), tmp_path / "out.csv"
     ask = ["counterfactual", "--bundle", scm_bundle.path, "--table", table, "--age", "+15"]
@@ -452,9 +478,9 @@ def test_a_site_that_nobody_speaks_of_is_unknown_by_itself(cfgen, tmp_path):
     assert "own.csv:2 column site: missing" in err
 
 
-@pytest.mark.parametrize("option", ["--diff", "--report", "--field", "--scale-head"])
+@pytest.mark.parametrize("option", ["--diff", "--report", "--field", "--move-noise", "--depth=0"])
 def test_what_is_of_images_is_not_asked_of_a_table(cfgen, tmp_path, option):
     asked = ("counterfactual", "--table", tmp_path / "x.csv", "--age", "+5", option)
     code, _, err = cfgen(*asked, "--out", tmp_path / "out.csv")
     assert code == 2
-    assert f"{option}: beside --table" in err
+    assert f"{option.partition('=')[0]}: beside --table" in err

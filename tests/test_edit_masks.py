@@ -19,7 +19,7 @@ from cfgen.causal.scm import load_scm
 from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.data.parcellation import SIDED, STRUCTURES
 from cfgen.data.volume import Volume, write_new
-from cfgen.data.volume_targets import parse_change, parse_region
+from cfgen.data.volume_targets import parse_changes, parse_region
 from cfgen.edit.volumes import Law, world
 from cfgen.errors import UsageError
 from cfgen.measure.channels import channel_regions
@@ -283,20 +283,30 @@ def test_a_target_too_far_is_refused_unless_best_effort(cfgen, scan, tmp_path):
 
 
 def test_changes_and_neighbours_in_words():
-    change = parse_change("left_hippocampus=-10%")
-    assert change.region == ("hippocampus", "left")
-    assert change.apply(3000.0) == pytest.approx(2700)
-    assert parse_change("third_ventricle=900").apply(5.0) == 900
-    assert parse_change("third_ventricle=+9.5").apply(5.0) == 14.5
+    for text, region, now, then in (
+        ("left_hippocampus=-10%", ("hippocampus", "left"), 3000.0, 2700.0),
+        ("third_ventricle=900", ("third_ventricle", "both"), 5.0, 900.0),
+        ("third_ventricle=+9.5", ("third_ventricle", "both"), 5.0, 14.5),
+    ):
+        ((found, change),) = parse_changes([text]).items()
+        assert found == region
+        assert change.apply({change.name: now}) == pytest.approx(then)
     assert parse_region("Right  Thalamus", "x") == ("thalamus", "right")
     for text, said in (
         ("hippocampus=10%", "has no sign"),
-        ("hippocampus", "expected REGION=mm3"),
+        ("hippocampus=-100%", "leaves nothing of it"),
+        ("hippocampus", "is no assignment"),
+        ("hippocampus=3,5", "write 3.5"),
         ("csf=+10%", "'csf' follows from the others"),
         ("hipocampus=-10%", "no region 'hipocampus'"),
     ):
         with pytest.raises(UsageError, match=said):
-            parse_change(text)
+            parse_changes([text])
+    with pytest.raises(UsageError, match="left hippocampus twice"):
+        parse_changes(["left hippocampus=-10%", "left_hippocampus=+3"])
+    (change,) = parse_changes(["amygdala=-2000"]).values()
+    with pytest.raises(UsageError, match="amygdala 1500 would become -500"):
+        change.apply({"amygdala": 1500.0})
     assert parse_partners(["caudate=cerebral_wm, csf"]) == {"caudate": ("cerebral_wm", "csf")}
     with pytest.raises(UsageError, match="no structure 'fluid'"):
         parse_partners(["caudate=fluid"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume, read_volume, write_new
 from cfgen.errors import BundleError, ManifestError
 from cfgen.evaluate import edits, sets, truth
+from cfgen.evaluate.figures import _bars
 from cfgen.evaluate.files import methods_text, write_evaluation
 from cfgen.evaluate.pairs import Truths, pair, read_truths
 from cfgen.evaluate.read import make
@@ -483,6 +485,15 @@ def evaluation(tools: Instruments, people: list[Real], results: list[Result]) ->
     return Evaluation(results, people, {"ours": [oracle(people[0], 10.0)]}, tools)
 
 
+def test_one_bar_is_drawn_without_a_warning(recwarn):
+    bar = Result("mae", "age", method="ours", by="judge", value=4.0, low=3.0, high=6.0, asked=20.0)
+    figure = _bars([bar, replace(bar, method="theirs", low=math.nan, high=math.nan)])
+    figure.canvas.draw()
+    assert [str(w.message) for w in recwarn.list] == []
+    (axes,) = figure.axes
+    assert axes.dataLim.y1 == 6.0
+
+
 def test_the_methods_say_what_was_computed_and_nothing_else(tools, people, tmp_path):
     quick = [
         *effectiveness(tools, "ours", [oracle(r, 10.0) for r in people], people),
@@ -633,8 +644,11 @@ def measured(segmenter_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_an_evaluation_end_to_end(cfgen, measured, tmp_path):
+def test_an_evaluation_end_to_end(cfgen, measured, tmp_path, monkeypatch):
     """Truths as counterfactuals: the oracle of a simulated cohort, through the command."""
+    # One brain is enough for what is edited there and back, and for what is measured again.
+    monkeypatch.setattr("cfgen.evaluate.axioms.SUBJECTS", 1)
+    monkeypatch.setattr("cfgen.evaluate.controls.AGAIN", 1)
     known = cohort.schema(graph())
     (older,) = parse_interventions(known, ages=["50"])
     (elsewhere,) = parse_interventions(known, sets=["manufacturer=GE"])

@@ -104,6 +104,16 @@ def test_a_card_holds_the_measures_without_a_fixed_range():
     assert card["likeness"] == (1.0, 3.0)
 
 
+@pytest.mark.parametrize("white", [1.14, 1.28, 1.55, 1.82])
+def test_the_contrast_of_other_t1w_scanners_is_not_odd(white):
+    """A card of three scanners: that another's white matter is brighter says nothing."""
+    seen = {"white": white, "median": 1.4 - 0.5 * white, "fluid": 0.2}
+    card = {"white": (1.23, 1.32), "median": (0.62, 0.77), "fluid": (0.5, 0.9)}
+    assert verdict(judge(seen, card)) == "ok"
+    assert verdict(judge({"white": 1.07}, card)) == "warn"
+    assert verdict(judge({"white": 1.0}, card)) == "refuse"
+
+
 def _scan(data, affine):
     return Volume(np.ascontiguousarray(data, np.float32), affine)
 

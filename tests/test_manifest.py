@@ -103,6 +103,20 @@ def test_all_faults_come_together(tmp_path):
         assert part in said
 
 
+def test_files_that_are_not_there_may_wait_for_their_turn(tmp_path):
+    text = "subject,image,mask\n1,t1/none.nii.gz,t1/nor.nii.gz\n2,t1/a.nii.gz,\n"
+    path = manifest(tmp_path, text)
+    first, second = read_manifest(path, SCHEMA, keep_missing=True)
+    assert (first.image, first.mask) == (tmp_path / "t1/none.nii.gz", tmp_path / "t1/nor.nii.gz")
+    assert second.image.exists()
+    assert "2 faults" in faults(path)
+    # What can't be an image is a fault of the table all the same.
+    with pytest.raises(ManifestError, match=r"'t1/none\.png'; expected one of"):
+        read_manifest(
+            manifest(tmp_path, "subject,image\n1,t1/none.png\n"), SCHEMA, keep_missing=True
+        )
+
+
 def test_twenty_faults_are_shown_and_the_rest_counted(tmp_path):
     lines = "".join(f"{i},t1/a.nii.gz,old\n" for i in range(57))
     said = faults(manifest(tmp_path, "subject,image,age\n" + lines))

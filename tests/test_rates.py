@@ -107,6 +107,10 @@ def test_a_year_is_said_as_it_was_measured():
     assert (found.percent, found.se) == (pytest.approx(3.6, abs=0.3), pytest.approx(0.25, abs=0.05))
     assert yearly("cortex_insula").measured_on == "cortex"
     assert yearly("csf") is None
+    # A head that changed in size would say that the measurement drifts.
+    assert abs(yearly("tiv").percent) < 2 * yearly("tiv").se
+    assert yearly("brain").percent < -3 * yearly("brain").se
+    assert within("brain") == within("grey") == UNMEASURED
 
 
 def test_change_scales_in_logarithms():

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from cfgen.data.record import Software, Source, from_json, key, read_record, to_json, write_record
+from cfgen.data.record import (
+    Software,
+    SourceFile,
+    from_json,
+    key,
+    read_record,
+    to_json,
+    write_record,
+)
 from cfgen.edit.sidecar import (
     BundleName,
     FactualValue,
@@ -28,7 +36,7 @@ PLAIN = Sidecar(
     synthetic=True,
     description="SYNTHETIC: café",
     generated_by=[Software("cfgen", "1.0")],
-    sources=[Source("a_T1w.nii.gz", "ab12")],
+    sources=[SourceFile("a_T1w.nii.gz", "ab12")],
     bundle=BundleName("default", "cd34"),
     intervention="age+20",
     factual={"age": FactualValue(50.0, "years", "--from"), "sex": FactualValue("F", "", "--from")},
@@ -85,14 +93,14 @@ class Odd:
     """What may be None and has to be said, and what is left out where it is."""
 
     must: float | None
-    may: list[Source] | None = None
+    may: list[SourceFile] | None = None
     pair: tuple[float, ...] = (1.0, 2.0)
     sha: str = key("SHA256", "none")
 
 
 def test_none_is_said_where_it_is_no_default():
     assert to_json(Odd(None)) == {"Must": None, "Pair": [1.0, 2.0], "SHA256": "none"}
-    for odd in (Odd(None), Odd(2.0, [Source("a", "b")], (3.0,), "c")):
+    for odd in (Odd(None), Odd(2.0, [SourceFile("a", "b")], (3.0,), "c")):
         assert from_json(Odd, json.loads(json.dumps(to_json(odd)))) == odd
     assert from_json(Odd, {"Must": 1}) == Odd(1.0)
     with pytest.raises(KeyError, match="Must"):

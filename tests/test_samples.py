@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from cfgen.config import EDIT
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import file_sha256, read_volume
 from cfgen.data.volumes import RegionVolume, sums
@@ -30,7 +31,7 @@ from cfgen.scan.render import render
 pytestmark = pytest.mark.usefixtures("prepared_once")
 CPU = torch.device("cpu")
 GIVEN = {"age": 50.0, "sex": "F"}
-COUNT = 3
+COUNT = 2
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def alone(engine, stripped_scan):
     images = []
     for k in range(COUNT):
         noise = sample_noise(z0.shape, 0, subject, k, CPU)
-        made = edit_latent(models, z0, c, [target], Options().edit, noise)
+        made = edit_latent(models, z0, c, [target], EDIT, noise)
         pair = (made.reconstruction, made.counterfactuals[0])
         factual, changed = (models.decode(z)[0, 0].numpy() for z in pair)
         images.append(render(scan, prepared, factual, changed, "residual"))
@@ -155,9 +156,9 @@ def test_the_same_noise_goes_into_reconstruction_and_targets(engine):
     z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
     c = condition_of(engine.bundle.schema, GIVEN, CPU)
     noise = sample_noise(z0.shape, 0, "a", 1, CPU)
-    made = edit_latent(models, z0, c, [c], Options().edit, noise)
+    made = edit_latent(models, z0, c, [c], EDIT, noise)
     assert torch.equal(made.reconstruction, made.counterfactuals[0])
-    other = edit_latent(models, z0, c, [], Options().edit, sample_noise(z0.shape, 0, "a", 2, CPU))
+    other = edit_latent(models, z0, c, [], EDIT, sample_noise(z0.shape, 0, "a", 2, CPU))
     assert not torch.equal(made.reconstruction, other.reconstruction)
 
 
@@ -165,7 +166,7 @@ def test_at_depth_0_the_edit_is_the_latent_means(engine):
     models, schema = engine.models, engine.bundle.schema
     z0 = torch.randn((1, 8, 20, 24, 22), generator=torch.Generator().manual_seed(0))
     c, target = (condition_of(schema, {"age": age, "sex": "F"}, CPU) for age in (50.0, 70.0))
-    made = edit_latent(models, z0, c, [target], replace(Options().edit, depth=0.0))
+    made = edit_latent(models, z0, c, [target], replace(EDIT, depth=0.0))
     assert made.round_trip < 1e-6
     due = models.latent_mean.mean(target.vector) - models.latent_mean.mean(c.vector)
     # The gain of this bundle is 1 everywhere.

@@ -21,7 +21,7 @@ from cfgen.errors import UsageError
 from cfgen.metrics.image import ssim
 from cfgen.scan.brain import stripped_mask
 from cfgen.sim import cohort
-from cfgen.sim.anatomy import make_anatomy, no_shape, sample_shape, scale_to_rendered
+from cfgen.sim.anatomy import make_anatomy, sample_shape, scale_to_rendered
 from cfgen.sim.graph import graph
 from cfgen.sim.physics import Acquisition, acquire
 from cfgen.sim.reference import CORTEX, reference
@@ -74,7 +74,7 @@ def test_a_volume_out_of_reach_is_refused(head, subject):
     regions[0, MODEL.regions.index("ventricles")] = 600
     volumes = replace(subject.volumes, regions=regions)
     with pytest.raises(UsageError, match=r"ventricles: .* mL cannot be reached by this head"):
-        make_anatomy(MODEL, head, no_shape(head), volumes)
+        make_anatomy(MODEL, head, sample_shape(head, 7, 0), volumes)
 
 
 def test_nothing_done_is_nothing_changed(head, subject):

@@ -15,6 +15,7 @@ from scipy import ndimage
 from cfgen.bundle import read_bundle
 from cfgen.causal.scm import Scm, load_scm
 from cfgen.cli.options import DEFAULT_BUNDLE
+from cfgen.config import Edit
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
 from cfgen.data.volume import read_volume
@@ -194,6 +195,10 @@ def test_a_volume_that_does_not_fit_is_refused_and_leaves_nothing(engine, stripp
         (Options(field=True, scale_head=True), "--field"),
         (Options(render="residual", field=True), "--field"),
         (Options(render="latent", rates="within"), "--rates"),
+        (Options(render="warp", keep_noise=False), "--move-noise"),
+        (Options(edit=Edit(steps=3, depth=0)), "--steps, --depth: with --render tissue"),
+        # What was said is refused even where it is what is done anyway.
+        (Options(edit=Edit()), "--steps, --depth, --guidance: with --render tissue"),
     ],
 )
 def test_what_a_render_does_not_have_is_refused(engine, stripped_scan, tmp_path, options, said):

@@ -13,28 +13,23 @@ from cfgen.errors import ManifestError
 
 
 def write_lists(
-    folder: Path,
-    done: Sequence[Row],
-    failed: Sequence[Row],
-    tried: Sequence[Row],
-    *,
-    failed_images: bool = True,
+    folder: Path, done: Sequence[Row], failed: Sequence[Row], tried: Sequence[Row]
 ) -> list[Path]:
     """manifest.csv of what is in the folder and, where rows failed, failed.csv: manifests again.
 
-    What an earlier run listed stays, as long as its image is there; of `tried` rows the new word
-    counts. Without `failed_images` the rows that failed have none, as their image was to be made.
-    Gives the paths that were written.
+    What an earlier run listed stays, what was done as long as its image is there; of `tried` rows
+    the new word counts. Gives the paths that were written.
     """
     tried_keys = {(row.subject, row.session) for row in tried}
     written = []
     with _locked(folder):
-        for name, rows, gone, images in (
+        for name, rows, gone, with_image in (
             ("manifest.csv", done, {(row.subject, row.session) for row in done}, True),
-            ("failed.csv", failed, tried_keys, failed_images),
+            ("failed.csv", failed, tried_keys, False),
         ):
             path = folder / name
-            lines = [*_kept(path, gone, images), *manifest_lines(rows, folder)]
+            kept = _kept(path, gone, with_image=with_image)
+            lines = [*kept, *manifest_lines(rows, folder)]
             if lines:
                 write_lines(path, lines)
                 written.append(path)
@@ -43,9 +38,9 @@ def write_lists(
     return written
 
 
-def _kept(path: Path, gone: set[tuple[str, str]], images: bool) -> list[dict[str, str]]:
-    """The lines of an earlier list, but for those of `gone` and, where they have `images`, of those
-    that are no more."""
+def _kept(path: Path, gone: set[tuple[str, str]], *, with_image: bool) -> list[dict[str, str]]:
+    """The lines of an earlier list, but for those of `gone`, and `with_image` of images that are no
+    more."""
     if not path.exists():
         return []
     try:
@@ -56,7 +51,7 @@ def _kept(path: Path, gone: set[tuple[str, str]], images: bool) -> list[dict[str
         {name: text for name, text in cells.items() if text}
         for _, cells in table.lines
         if (table.cell(cells, "subject"), table.cell(cells, "session")) not in gone
-        and (not images or (path.parent / table.cell(cells, "image")).exists())
+        and ((path.parent / table.cell(cells, "image")).exists() or not with_image)
     ]
 
 

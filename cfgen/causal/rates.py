@@ -51,12 +51,13 @@ UNMEASURED = Ratio(TARGET, None, 0)
 
 @dataclass(frozen=True)
 class Yearly:
-    """Change in one person, percent a year, of 60 to 97 year olds; `measured_on` is the structure
-    that stands for it."""
+    """Change in one person, percent a year, of so many `people` of 60 to 97 years; `measured_on` is
+    the structure that stands for it."""
 
     percent: float
     se: float
     measured_on: str
+    people: int
 
 
 @cache
@@ -70,15 +71,19 @@ def _ratios() -> dict[str, Ratio]:
     return {
         name: Ratio(float(row["shrunk"]), float(row["shrunk_se"]), int(row["people"]))
         for name, row in _rows().items()
+        # Head size, brain and grey matter as wholes were measured, but no law moves them so.
+        if row["shrunk"]
     }
 
 
 def yearly(region: str) -> Yearly | None:
-    """What was measured in OASIS-2, not shrunk; None where nothing was."""
+    """What was measured in OASIS-2, not shrunk, also of 'brain', 'grey' and 'tiv'; None where
+    nothing was."""
     row = _rows().get(region)
     if row is None:
         return None
-    return Yearly(float(row["within_percent_a_year"]), float(row["within_se"]), row["measured_on"])
+    percent, se = float(row["within_percent_a_year"]), float(row["within_se"])
+    return Yearly(percent, se, row["measured_on"], int(row["people"]))
 
 
 def within(region: str) -> Ratio:

@@ -42,9 +42,13 @@ class Scm:
     mechanisms: Mechanisms
     members: tuple[Mechanisms, ...] = ()
 
+    def member(self, number: int) -> Scm:
+        """The model of one member, with the same graph."""
+        return Scm(self.graph, {**self.mechanisms, **self.members[number]})
+
     def ensemble(self) -> list[Scm]:
-        """A model a member, each with the same graph."""
-        return [Scm(self.graph, {**self.mechanisms, **member}) for member in self.members]
+        """A model a member."""
+        return [self.member(number) for number in range(len(self.members))]
 
     def abduct(self, observed: Columns) -> dict[str, np.ndarray]:
         """The exogenous noise by node: (n,) of numbers and volumes, Gumbel noise (n, levels) of

@@ -20,6 +20,7 @@ from cfgen.causal.rates import change, draw
 from cfgen.causal.scm import Scm
 from cfgen.config import Rates
 from cfgen.data.schema import VOLUME_UNIT, Schema, Values, Variable, number_text
+from cfgen.data.volume_columns import HEAD
 from cfgen.streams import Purpose, stream
 
 # Of the intervals.
@@ -83,6 +84,18 @@ def counterfactual(
     cohort = {name: np.log(aged[name] / observed[name]) for name in moved}
     own = change(cohort, rates, ratios)
     return after | {name: after[name] * np.exp(own[name] - cohort[name]) for name in moved}
+
+
+def keeping_head(scm: Scm, observed: Columns, do: Columns) -> tuple[Columns, Columns]:
+    """What is observed and what is set so that heads keep their size, unless `do` sets it.
+
+    The direct effect, of sex above all: its total effect acts through the head's size too. A head
+    that is unknown is taken at its median given its parents, before and after.
+    """
+    if HEAD not in scm.graph.names or HEAD in do:
+        return observed, do
+    head = scm.acting(observed)[HEAD]
+    return {**observed, HEAD: head}, {**do, HEAD: head}
 
 
 def interval(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,7 +87,10 @@ def counterfactual(
         ),
     ] = None,
     scale_head: Annotated[
-        bool, typer.Option("--scale-head", help="Let the head's size follow too (sex).")
+        bool,
+        typer.Option(
+            "--scale-head", help="Let the head's size follow (sex), of scans and --table alike."
+        ),
     ] = False,
     keep_noise: Annotated[
         bool,
@@ -98,17 +101,32 @@ def counterfactual(
         typer.Option("--field", help="Also write displacement and log-Jacobian, for ANTs."),
     ] = False,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of the sampler.")
-    ] = cfg.EDIT.steps,
-    depth: Annotated[
-        float,
+        int | None,
         typer.Option(
-            "--depth", min=0, max=1, help="Share of the noising an edit goes through; 0: none."
+            "--steps",
+            min=1,
+            help="Steps of the sampler of latent edits.",
+            show_default=str(cfg.EDIT.steps),
         ),
-    ] = cfg.EDIT.depth,
+    ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(
+            "--depth",
+            min=0,
+            max=1,
+            help="Share of the noising a latent edit goes through; 0: none.",
+            show_default=str(cfg.EDIT.depth),
+        ),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance weight.")
-    ] = cfg.EDIT.guidance,
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="Classifier-free guidance weight of latent edits.",
+            show_default=str(cfg.EDIT.guidance),
+        ),
+    ] = None,
     samples: Annotated[
         int,
         typer.Option("--samples", min=1, help="Mean, SD and intervals of so many samples."),
@@ -147,6 +165,8 @@ def counterfactual(
       cfgen counterfactual --table volumes.csv --age +15 --rates within --out answers.csv
     """
     setup(threads, verbose, quiet)
+    latent: dict[str, Any] = {"steps": steps, "depth": depth, "guidance": guidance}
+    sampler = {name: value for name, value in latent.items() if value is not None}
     if table is not None:
         from cfgen.jobs.counterfactual_table import Asked, outputs
 
@@ -154,16 +174,22 @@ def counterfactual(
             raise UsageError("--table", "beside --in or --mask", "a table alone")
         of_images = {
             "--render": render is not None,
-            "--scale-head": scale_head,
             "--samples": samples > 1,
+            "--move-noise": not keep_noise,
             **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
             "--report": report,
+            **{f"--{name}": True for name in sampler},
         }
         if any(of_images.values()):
             raise UsageError(
                 next(n for n, on in of_images.items() if on), "beside --table", "scans"
             )
-        asked = Asked(age or [], sex, change or [], factual, manifest, missing or [], rates, seed)
+        asked = Asked(
+            *(age or [], sex, change or [], factual, manifest, missing or []),
+            rates=rates,
+            seed=seed,
+            scale_head=scale_head,
+        )
         files = outputs(out, overwrite)
         worlds_failed = _answer(bundle, table, asked, None if dry_run else files)
         print_paths([str(file) for file in files], as_json)
@@ -192,11 +218,11 @@ def counterfactual(
         rows = [replace(single_row(image, mask), values=values)]
     else:
         assert manifest is not None
-        rows = read_manifest(manifest, schema)
+        rows = read_manifest(manifest, schema, keep_missing=True)
     plans = plan(rows, interventions, out)
     options = Options(
         render=render,
-        edit=replace(cfg.EDIT, steps=steps, depth=depth, guidance=guidance),
+        edit=replace(cfg.EDIT, **sampler) if sampler else None,
         difference=diff,
         picture=not no_picture,
         overwrite=overwrite,

@@ -114,7 +114,7 @@ def edit_masks(
     from cfgen.data.manifest import read_manifest
     from cfgen.data.table import Row
     from cfgen.data.volume import strip_suffix
-    from cfgen.data.volume_targets import parse_change, read_volume_table
+    from cfgen.data.volume_targets import parse_changes, read_volume_table
     from cfgen.jobs.edit_masks import Wish, causal_wish, check_scans, edit_scans
     from cfgen.jobs.label_files import LabelFiles, name_files
 
@@ -128,7 +128,7 @@ def edit_masks(
     if manifest is not None:
         if posteriors is not None or image is not None:
             raise UsageError("--manifest", "beside --posteriors or --image", "columns of them")
-        rows = read_manifest(manifest, default_schema())
+        rows = read_manifest(manifest, default_schema(), keep_missing=True)
     else:
         assert labels is not None
         name = strip_suffix(labels)
@@ -137,15 +137,16 @@ def edit_masks(
         raise UsageError("--out-posteriors", "no posteriors to edit", "--posteriors, or the column")
     wish = Wish(
         read_volume_table(targets) if targets is not None else None,
-        tuple(parse_change(text) for text in change or []),
+        parse_changes(change or []),
         causal_wish(bundle, age, sex, factual, rates) if age or sex else None,
         parse_partners(pair or []),
         best_effort,
     )
     files = name_files(rows, LabelFiles(out, out_posteriors, not no_picture), single)
     if dry_run:
-        check_scans(rows, files, wish, overwrite)
-        print_paths([str(f.labels) for f in files], as_json)
+        checked = check_scans(rows, files, wish, keep_going=not single, overwrite=overwrite)
+        print_paths([str(f.labels) for f in checked.done], as_json)
+        end_batch(len(checked.failed), len(checked.left), manifest)
         return
     outcome = edit_scans(rows, files, wish, keep_going=not single, overwrite=overwrite)
     if not single:

@@ -111,7 +111,8 @@ def evaluate(
     check_folder(out)
     refuse_existing(out / "metrics.csv", overwrite)
     schema = conditions_of(read_bundle(bundle))
-    rows = [r for r in read_manifest(real, schema) if split in ("", r.split)]
+    scans = read_manifest(real, schema, keep_missing=True)
+    rows = [r for r in scans if split in ("", r.split)]
     if not rows:
         raise UsageError("--split", f"no row of {real} is '{split}'", "a split that it has")
     asked = Asked(

@@ -92,7 +92,7 @@ def preprocess(
         rows = [single_row(image, mask)]
     else:
         assert manifest is not None
-        rows = read_manifest(manifest, default_schema())
+        rows = read_manifest(manifest, default_schema(), keep_missing=True)
     model = read_bundle(bundle)
     finder = BrainFinder(method)
     if any(row.mask is None and row.labels is None for row in rows):

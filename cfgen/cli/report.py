@@ -84,6 +84,8 @@ def report(
     assert manifest is not None
     if factual or targets:
         raise UsageError("report", "--factual or --targets beside --manifest", "--in")
-    result = report_group(read_manifest(manifest, model.schema), out, ruler, overwrite)
+    result = report_group(
+        read_manifest(manifest, model.schema, keep_missing=True), out, ruler, overwrite
+    )
     print_paths([str(result.index)], as_json)
     end_batch(len(result.failed), len(result.left), manifest)

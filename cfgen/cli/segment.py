@@ -101,7 +101,7 @@ def segment(
     one_source("segment", image, manifest)
     single = image is not None and not image.is_dir()
     if manifest is not None:
-        rows = read_manifest(manifest, default_schema())
+        rows = read_manifest(manifest, default_schema(), keep_missing=True)
     else:
         assert image is not None
         rows = [single_row(image, None)] if single else folder_rows(image)

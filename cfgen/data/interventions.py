@@ -112,10 +112,10 @@ def parse_interventions(
     relative too, those of volumes also in percent: 'hippocampus=-10%'. Raises UsageError.
     """
     targets = [target for text in ages for target in _age_changes(schema, text)]
-    common = [] if sex is None else [_change(schema, "sex", sex, f"--sex {sex}")]
+    common = [] if sex is None else [read_change(schema, "sex", sex, f"--sex {sex}")]
     for text in sets:
-        name, value = _split_assignment(text, f"--set {text}")
-        common.append(_change(schema, name, value, f"--set {text}"))
+        name, value = split_assignment(text, f"--set {text}")
+        common.append(read_change(schema, name, value, f"--set {text}"))
     given = Counter(c.name for c in common) + Counter(["age"] if ages else [])
     double = [name for name, n in given.items() if n > 1]
     if double:
@@ -138,14 +138,15 @@ def parse_values(schema: Schema, text: str, where: object) -> dict[str, Value]:
     """Factual conditions from 'age=62,sex=F'. Raises UsageError."""
     values: dict[str, Value] = {}
     for part in text.split(","):
-        name, value = _split_assignment(part, where)
+        name, value = split_assignment(part, where)
         if name in values:
             raise UsageError(where, f"{name} given twice", "one value for each variable")
         values[name] = schema.check_value(name, value, where)
     return values
 
 
-def _split_assignment(text: str, where: object) -> tuple[str, str]:
+def split_assignment(text: str, where: object) -> tuple[str, str]:
+    """'NAME=VALUE' -> NAME and VALUE, neither empty. Raises UsageError."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals and value):
         raise UsageError(where, f"'{text}' is no assignment", "NAME=VALUE, for example age=62")
@@ -155,7 +156,7 @@ def _split_assignment(text: str, where: object) -> tuple[str, str]:
 def _age_changes(schema: Schema, text: str) -> list[Change]:
     where = f"--age {text}"
     if ":" not in text:
-        return [_change(schema, "age", text, where)]
+        return [read_change(schema, "age", text, where)]
     form = "LOW:HIGH:STEP, such as 20:80:10 or -20:+40:10"
     parts = [p.strip() for p in text.split(":")]
     if len(parts) != 3 or not all(NUMBER.fullmatch(p) for p in parts):
@@ -177,10 +178,12 @@ def _age_changes(schema: Schema, text: str) -> list[Change]:
         raise UsageError(where, f"has {steps + 1} ages", f"at most {_MOST_STEPS}", "widen STEP")
     sign = "+" if signed[0] else ""
     ends = [round(low + i * step, 9) + 0.0 for i in range(steps + 1)]
-    return [_change(schema, "age", f"{x:{sign}.10g}", where) for x in ends]
+    return [read_change(schema, "age", f"{x:{sign}.10g}", where) for x in ends]
 
 
-def _change(schema: Schema, name: str, text: str, where: object) -> Change:
+def read_change(schema: Schema, name: str, text: str, where: object) -> Change:
+    """A variable set to '75' or 'F', or changed by '+10', or '-10%' of a volume. Raises
+    UsageError."""
     variable = schema.variable(name, where)
     text = text.strip()
     if variable.kind == "categorical":

@@ -55,13 +55,14 @@ def _in_names(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMNS"
 
 
-def read_manifest(path: Path | str, schema: Schema) -> list[Row]:
+def read_manifest(path: Path | str, schema: Schema, *, keep_missing: bool = False) -> list[Row]:
     """The rows of a CSV or TSV manifest, or of a BIDS folder or its `participants.tsv`.
 
     Comma, semicolon and tab are recognised, column names in any case. Blank, n/a, NA and nan cells
     are missing. BIDS gives a row for every session's first T1w by name (run-1 before run-2);
     participants without one are left out with a warning. A JSON sidecar beside an image only warns
-    here, where it contradicts the table (`bids.py`). Raises ManifestError with every fault as
+    here, where it contradicts the table (`bids.py`). With `keep_missing` a file that is not there
+    is no fault: its row fails when its turn comes. Raises ManifestError with every fault as
     'file:line column ...'.
     """
     path = Path(path)
@@ -77,6 +78,7 @@ def read_manifest(path: Path | str, schema: Schema) -> list[Row]:
         else:
             rows = _rows(table, schema, faults)
     faults += _name_clashes(rows)
+    faults += [] if keep_missing else _missing_files(rows)
     refuse(path, faults)
     rows = [replace(r, notes=(*r.notes, *sidecar_notes(r.image, r.values, schema))) for r in rows]
     _say_notes(rows)
@@ -185,13 +187,23 @@ def _path(
         expanded, problem = expand_path(text)
         if problem:
             faults.append(f"{source} column {name}: '{text}': {problem}")
-            return path
+            return None
         path = table.path.parent / expanded
     if not is_image_path(path):
         faults.append(f"{source} column {name}: '{text}'; expected one of {', '.join(SUFFIXES)}")
-    elif not os.path.isfile(path):  # Path.is_file raises for a name that is too long.
-        faults.append(f"{source} column {name}: no such file '{path}'; expected an image")
     return path
+
+
+def _missing_files(rows: Iterable[Row]) -> list[str]:
+    faults = []
+    for row in rows:
+        for name in PATHS:
+            path = getattr(row, name)
+            # Path.is_file raises for a name that is too long.
+            if path is not None and is_image_path(path) and not os.path.isfile(path):
+                found = f"no such file '{path}'; expected an image"
+                faults.append(f"{row.source} column {name}: {found}")
+    return faults
 
 
 def _say_notes(rows: Iterable[Row]) -> None:

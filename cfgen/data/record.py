@@ -139,7 +139,7 @@ def this_software() -> list[Software]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file by its name, never its path: the same run writes the same bytes anywhere."""
 
     file: str

@@ -145,11 +145,6 @@ def volumes_mm3(labels: np.ndarray, voxel_mm3: float, table_name: str) -> dict[s
     return _totals(table(table_name), ((c, n * voxel_mm3) for c, n in counts.items()))
 
 
-def soft_volumes_mm3(posteriors: Any, voxel_mm3: float) -> dict[str, float]:
-    """Volume of every group from SynthSeg posteriors; see `soft_code_volumes_mm3`."""
-    return _totals(table("freesurfer"), soft_code_volumes_mm3(posteriors, voxel_mm3).items())
-
-
 def soft_code_volumes_mm3(
     posteriors: Any, voxel_mm3: float, where: object = "posteriors"
 ) -> dict[int, float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from cfgen.data.interventions import Change, read_change, split_assignment
 from cfgen.data.parcellation import SIDES, region_text
 from cfgen.data.parcellation import SidedStructure as Region
+from cfgen.data.schema import VOLUME_UNIT, Schema, Variable
 from cfgen.data.table import read_table, refuse
 from cfgen.data.volume_columns import HEAD, PLAUSIBLE, REGIONS
 from cfgen.data.volumes import read_region_volume
@@ -18,23 +20,6 @@ from cfgen.errors import ManifestError, UsageError
 # Sums, and what the others leave: lines of `cfgen segment --volumes` that are no targets.
 FOLLOWING = ("csf", "brain", HEAD)
 STRUCTURES = tuple(n for n in REGIONS if n not in FOLLOWING)
-_VALUE = re.compile(r"([+-]?)(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(%?)")
-
-
-@dataclass(frozen=True)
-class VolumeChange:
-    """A region's volume set to `value` mm3; or, `relative`, changed by so many mm3, or by so many
-    percent of itself."""
-
-    region: Region
-    value: float
-    relative: bool
-    percent: bool
-
-    def apply(self, mm3: float) -> float:
-        if self.percent:
-            return mm3 * (1 + self.value / 100)
-        return mm3 + self.value if self.relative else self.value
 
 
 def parse_region(text: str, where: object) -> Region:
@@ -57,19 +42,19 @@ def parse_region(text: str, where: object) -> Region:
     return structure, side
 
 
-def parse_change(text: str) -> VolumeChange:
-    """'hippocampus=-10%', 'left hippocampus=+120' or 'third_ventricle=900', mm3. Raises
+def parse_changes(texts: Sequence[str]) -> dict[Region, Change]:
+    """'hippocampus=-10%', 'left hippocampus=+120' or 'third_ventricle=900', mm3, by region. Raises
     UsageError."""
-    where = f"--set {text}"
-    name, _, value = text.partition("=")
-    match = _VALUE.fullmatch(value.strip())
-    if match is None:
-        raise UsageError(where, f"'{value}'", "REGION=mm3, REGION=+mm3 or REGION=-10%")
-    sign, number, percent = match.groups()
-    if percent and not sign:
-        raise UsageError(where, f"'{value}' has no sign", "a change such as +10% or -10%")
-    amount = -float(number) if sign == "-" else float(number)
-    return VolumeChange(parse_region(name, where), amount, bool(sign), bool(percent))
+    changes: dict[Region, Change] = {}
+    for text in texts:
+        where = f"--set {text}"
+        name, value = split_assignment(text, where)
+        region = parse_region(name, where)
+        if region in changes:
+            raise UsageError("--set", f"{region_text(region)} twice", "it once")
+        volume = Variable(region_text(region), "continuous", VOLUME_UNIT, low=0.0)
+        changes[region] = read_change(Schema((volume,)), volume.name, value, where)
+    return changes
 
 
 @dataclass(frozen=True)

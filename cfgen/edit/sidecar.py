@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cfgen.bundle import Bundle
 from cfgen.causal.centiles import CentileRecord
 from cfgen.config import Edit, Render
-from cfgen.data.record import Software, Source, key, read_record
+from cfgen.data.record import Software, SourceFile, key, read_record
 from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
 from cfgen.data.volumes import RegionVolume, sums
@@ -121,7 +121,7 @@ class Sidecar:
     synthetic: bool
     description: str
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     bundle: BundleName
     intervention: str
     factual: dict[str, FactualValue]

@@ -9,9 +9,10 @@ import numpy as np
 
 from cfgen.causal.causal_graph import AGE
 from cfgen.causal.centiles import CentileRecord, compare
+from cfgen.causal.design import Columns
 from cfgen.causal.rates import MEANING
 from cfgen.causal.scm import Scm
-from cfgen.causal.worlds import column, counterfactual, outside, volume_names
+from cfgen.causal.worlds import column, counterfactual, keeping_head, outside, volume_names
 from cfgen.config import Rates
 from cfgen.data.conditions import Values
 from cfgen.data.volume_columns import HEAD
@@ -80,11 +81,13 @@ def world(law: Law, factual: Values, target: Values, member: int | None = None) 
     `member` is one of the laws fitted to resampled people. Raises UsageError where the model can't
     take a value.
     """
-    scm = law.scm if member is None else law.scm.ensemble()[member]
-    observed = {n: column(scm.graph, n, [factual]) for n in scm.graph.names if n in factual}
-    do = {n: column(scm.graph, n, [target]) for n in observed if target[n] != factual[n]}
-    if not law.scale_head and HEAD in observed:
-        do.setdefault(HEAD, observed[HEAD])
+    scm = law.scm if member is None else law.scm.member(member)
+    observed: Columns = {
+        n: column(scm.graph, n, [factual]) for n in scm.graph.names if n in factual
+    }
+    do: Columns = {n: column(scm.graph, n, [target]) for n in observed if target[n] != factual[n]}
+    if not law.scale_head:
+        observed, do = keeping_head(scm, observed, do)
     after = counterfactual(scm, observed, do, law.rates)
     volumes = {n: float(after[n][0]) for n in volume_names(scm.graph) if n in factual}
     changes = {n: float(np.log(v / float(factual[n]))) for n, v in volumes.items()}

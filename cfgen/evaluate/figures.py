@@ -84,19 +84,11 @@ def _bars(results: Sequence[Result]) -> Any:
         by_change = {r.asked: r for r in rows if r.method == method}
         at = [i for i, years in enumerate(changes) if years in by_change]
         bars = [by_change[changes[i]] for i in at]
-        values = np.array([r.value for r in bars])
-        reach = np.abs(np.array([[r.low, r.high] for r in bars]).T - values)
         place = np.array(at) + (k - (len(methods) - 1) / 2) * width
         colour = COLOURS[k % len(COLOURS)]
-        axes.bar(
-            place,
-            values,
-            width,
-            color=colour,
-            label=method,
-            yerr=np.nan_to_num(reach),
-            error_kw={"lw": 0.8},
-        )
+        axes.bar(place, [r.value for r in bars], width, color=colour, label=method)
+        ends = np.array([[r.low, r.high] for r in bars]).T
+        axes.vlines(place, *ends, color="#000000", lw=0.8)
     floor = next((r for r in judged if r.method == REAL), None)
     if floor is not None:
         axes.axhline(floor.value, color="#555555", ls="--", lw=1, label="judge on real scans")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cfgen.causal.rates import within, yearly
-from cfgen.evaluate.scans import Made, people
+from cfgen.causal.rates import yearly
+from cfgen.evaluate.scans import Made, log_ratio, people
 from cfgen.metrics.result import REAL, Result
 from cfgen.metrics.statistics import NORMAL, Estimate, ratio_over_people
 
@@ -15,6 +15,15 @@ CHANGE_PER_YEAR = "change_per_year"
 # People of OASIS-2 without dementia: their ages, by whom their volumes are, who they are.
 AGES = (60.0, 97.0)
 THEIRS, STUDY = "freesurfer", "OASIS-2"
+# What FreeSurfer adds up to a whole, and no map has by itself.
+PARTS = {
+    "grey": (
+        *("cortex", "cerebellum_gm", "hippocampus", "amygdala"),
+        *("thalamus", "caudate", "putamen", "pallidum", "accumbens"),
+    )
+}
+# Beside the structures: tissue, grey matter, and the head, which stays as large as it is.
+WHOLES = ("cortex", "grey", "brain", "tiv")
 
 
 def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) -> list[Result]:
@@ -36,7 +45,7 @@ def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) ->
         # A part that the whole stands for was not measured.
         if known is None or known.measured_on != region:
             continue
-        logs = np.array([m.log_change(region) for m in aged])
+        logs = np.array([_log_change(m, region) for m in aged])
         slope = ratio_over_people(100 * years * logs, years**2, whose)
         note = f"edits whose middle is {low:g} to {high:g} years"
         made = Result(
@@ -46,7 +55,7 @@ def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) ->
         wide = 1.96 * known.se
         theirs = Estimate(known.percent, known.percent - wide, known.percent + wide, NORMAL)
         real = Result(
-            n=within(region).people,
+            n=known.people,
             method=REAL,
             region=region,
             by=THEIRS,
@@ -56,3 +65,11 @@ def within_people(method: str, edits: Sequence[Made], regions: Sequence[str]) ->
         note = f"within people of {low:g} to {high:g} years who were scanned again"
         results.append(real.named(CHANGE_PER_YEAR, theirs, "", "%", note))
     return results
+
+
+def _log_change(m: Made, region: str) -> float:
+    parts = PARTS.get(region, (region,))
+    after, before = (
+        {region: sum(seen.volumes[p] for p in parts)} for seen in (m.seen, m.real.seen)
+    )
+    return log_ratio(after, before, region)

@@ -20,7 +20,7 @@ from cfgen.evaluate import edits, sets
 from cfgen.evaluate.axioms import axioms
 from cfgen.evaluate.controls import STILL, control_results, repeatability
 from cfgen.evaluate.due import due_results
-from cfgen.evaluate.longitudinal import within_people
+from cfgen.evaluate.longitudinal import WHOLES, within_people
 from cfgen.evaluate.pairs import read_truths
 from cfgen.evaluate.read import read_made, read_real
 from cfgen.evaluate.regions import cohort_response, region_response, untouched_regions
@@ -185,7 +185,7 @@ def _of_edits(
         *region_response(name, counterfactuals, REGIONS),
         *untouched_regions(name, counterfactuals, REGIONS),
         *due_results(name, counterfactuals),
-        *within_people(name, counterfactuals, (*REGIONS, "cortex")),
+        *within_people(name, counterfactuals, (*REGIONS, *WHOLES)),
         *edits.minimality(tools, name, counterfactuals, real),
         *edits.identity(name, counterfactuals, real),
         *edits.trajectories(name, counterfactuals, real, TRAJECTORY),

@@ -15,9 +15,9 @@ from cfgen.batch.resume import digests
 from cfgen.bundle import Bundle
 from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import settable
-from cfgen.config import Render
+from cfgen.config import EDIT, Render
 from cfgen.data.conditions import Intervention, Values
-from cfgen.data.record import Source, this_software, write_record
+from cfgen.data.record import SourceFile, this_software, write_record
 from cfgen.data.volume import file_sha256, read_volume
 from cfgen.device import number_type
 from cfgen.edit.edits import (
@@ -144,12 +144,16 @@ def checked_render(
         raise UsageError("--samples", f"{options.samples}", "1 or more")
     how = render_of(bundle, options.render)
     if how == "tissue":
-        if options.reconstruction:
-            raise UsageError(
-                "--reconstruction",
-                "moved tissue is not rebuilt by a model",
-                fix="--render residual, warp or latent",
-            )
+        for name, asked in {
+            "--reconstruction": options.reconstruction,
+            sampler_options(options): options.edit is not None,
+        }.items():
+            if asked:
+                raise UsageError(
+                    name,
+                    "with --render tissue, where no model makes the image",
+                    "--render residual, warp or latent",
+                )
         if options.field and options.scale_head:
             raise UsageError("--field", "beside --scale-head", "one of them")
         if options.samples > 1:
@@ -159,12 +163,20 @@ def checked_render(
     for name, asked in {
         "--field": options.field,
         "--scale-head": options.scale_head,
+        "--move-noise": not options.keep_noise,
         "--rates": options.rates != "cohort",
         f"--set {', '.join(sorted(regions))}": bool(regions),
     }.items():
         if asked:
             raise UsageError(name, f"not with --render {how}", "--render tissue")
     return how
+
+
+def sampler_options(options: Options) -> str:
+    """Which of them say something new; all where what they say is what it is anyway."""
+    names = ("steps", "depth", "guidance")
+    new = [n for n in names if getattr(options.sampler, n) != getattr(EDIT, n)]
+    return ", ".join(f"--{name}" for name in new or names)
 
 
 @dataclass(frozen=True)
@@ -194,7 +206,7 @@ class _Run:
             return TissueEdits(
                 self.opened, law, self.values, targets, options.samples, options.keep_noise
             )
-        drawing = Drawing(options.edit, options.samples, options.seed, self.digest)
+        drawing = Drawing(options.sampler, options.samples, options.seed, self.digest)
         edits = edit_latents(
             self.engine, self.opened, self.factual.values, targets, drawing, self.how
         )
@@ -225,7 +237,7 @@ class _Run:
             synthetic=True,
             description="Counterfactual MRI made by a model; research use, not for diagnosis",
             generated_by=this_software(),
-            sources=[Source(path.name, self.digest)],
+            sources=[SourceFile(path.name, self.digest)],
             bundle=BundleName.of(bundle),
             intervention="",
             factual={
@@ -237,7 +249,7 @@ class _Run:
             target={},
             round_trip_error=None if round_trip is None else round(round_trip, 6),
             render=self.how,
-            sampler=None if isinstance(edits, TissueEdits) else Sampler.of(options.edit),
+            sampler=None if isinstance(edits, TissueEdits) else Sampler.of(options.sampler),
             seed=options.seed,
             skull_stripping=SkullStripping(opened.brain.source, opened.brain.note),
             preprocessing={

@@ -38,7 +38,8 @@ class Options:
 
     # None: moved tissue where the bundle can, else the residual of a latent edit.
     render: Render | None = None
-    edit: Edit = EDIT
+    # Of latent edits alone; None: as it comes.
+    edit: Edit | None = None
     difference: bool = False
     picture: bool = True
     overwrite: bool = False
@@ -57,6 +58,10 @@ class Options:
     keep_noise: bool = True
     field: bool = False
 
+    @property
+    def sampler(self) -> Edit:
+        return self.edit or EDIT
+
 
 @dataclass(frozen=True)
 class Images:
@@ -73,7 +78,7 @@ def request(
     """The fingerprint of one target: all that decides its image, before anything is computed;
     `hashes` are SHA-256 of the scan and of its mask, if there is one."""
     how = render_of(engine.bundle, options.render)
-    recipe = [engine.bundle.identity, engine.finder.how, how, asdict(options.edit)]
+    recipe = [engine.bundle.identity, engine.finder.how, how, asdict(options.sampler)]
     tissue = [options.rates, options.scale_head, options.keep_noise] if how == "tissue" else []
     return fingerprint(
         hashes, [*recipe, *tissue, options.seed, options.samples, dict(known), label]

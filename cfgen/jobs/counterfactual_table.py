@@ -14,7 +14,15 @@ from cfgen.bundle import Bundle
 from cfgen.causal import centiles, rates
 from cfgen.causal.design import Columns
 from cfgen.causal.scm import Scm
-from cfgen.causal.worlds import column, counterfactual, interval, outside, settable, volume_names
+from cfgen.causal.worlds import (
+    column,
+    counterfactual,
+    interval,
+    keeping_head,
+    outside,
+    settable,
+    volume_names,
+)
 from cfgen.data.conditions import (
     Intervention,
     Schema,
@@ -25,15 +33,18 @@ from cfgen.data.conditions import (
 )
 from cfgen.data.names import check_outputs
 from cfgen.data.people_table import NOISE, Person, read_people
-from cfgen.data.record import Software, Source, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.table import write_table
 from cfgen.data.volume import file_sha256, refuse_existing
+from cfgen.data.volume_columns import HEAD
 from cfgen.edit.sidecar import BundleName
 from cfgen.errors import UsageError
 
 log = logging.getLogger("cfgen")
 
 Cells = dict[str, str]
+# Low and high (n,) by volume.
+Ends = dict[str, tuple[np.ndarray, np.ndarray]]
 
 # What the columns of a table of answers are; NAME is a node of the causal graph.
 COLUMNS = {
@@ -72,12 +83,13 @@ class TableRecord:
 
     synthetic: bool
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     bundle: BundleName
     worlds: list[str]
     people: int
     rates: str
     rates_meaning: str
+    head: str
     ratios: list[RatioRecord]
     interval: str
     centiles: str
@@ -99,16 +111,18 @@ class Asked:
     missing: Sequence[str] = ()
     rates: cfg.Rates = cfg.RATES
     seed: int = cfg.SEED
+    scale_head: bool = False
 
 
 @dataclass(frozen=True)
 class Question:
-    """People, worlds, and how to answer."""
+    """People, worlds, and how to answer; with `scale_head` head size follows its causes."""
 
     people: Sequence[Person]
     interventions: Sequence[Intervention]
     rates: cfg.Rates = cfg.RATES
     seed: int = cfg.SEED
+    scale_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ def question(scm: Scm, schema: Schema, table: Path, asked: Asked) -> Question:
     # An intercept is the same at any age: a scanner that training did not see.
     free = [n.name for n in scm.graph.nodes if n.intercept and n.kind == "discrete"]
     people = read_people(table, variables, given, asked.manifest, asked.missing, free)
-    return Question(people, interventions, asked.rates, asked.seed)
+    return Question(people, interventions, asked.rates, asked.seed, asked.scale_head)
 
 
 def answer(scm: Scm, question: Question) -> Answers:
@@ -155,8 +169,7 @@ def answer(scm: Scm, question: Question) -> Answers:
         failed += faults.values()
         # Everybody goes along, those who cannot as they are: the noise of a category is numbered.
         do = {c.name: column(scm.graph, c.name, targets) for c in intervention.changes}
-        after = counterfactual(scm, observed, do, question.rates)
-        ends = interval(scm, observed, do, question.rates, question.seed)
+        after, ends = _world(scm, observed, do, question)
         for i, person in enumerate(people):
             if i in faults:
                 continue
@@ -179,6 +192,26 @@ def answer(scm: Scm, question: Question) -> Answers:
                 | {f"{NOISE}{name}": _cell(e[i], ".5f") for name, e in noise.items()}
             )
     return Answers([line for own in lines for line in own], failed, beyond)
+
+
+def _world(
+    scm: Scm, observed: Columns, do: Columns, question: Question
+) -> tuple[dict[str, np.ndarray], Ends]:
+    """Everybody's values (n,) in a world, and the ends of their intervals."""
+    if question.scale_head:
+        asked, held = observed, do
+    else:
+        asked, held = keeping_head(scm, observed, do)
+    after = counterfactual(scm, asked, held, question.rates)
+    ends = interval(scm, asked, held, question.rates, question.seed)
+    if HEAD in held and HEAD not in do:
+        # What is unknown acts, but has no answer.
+        unknown = np.isnan(observed[HEAD])
+        after[HEAD] = np.where(unknown, np.nan, after[HEAD])
+        if HEAD in ends:
+            low, high = (np.where(unknown, np.nan, end) for end in ends[HEAD])
+            ends[HEAD] = (low, high)
+    return after, ends
 
 
 def columns(scm: Scm, people: Sequence[Person]) -> dict[str, np.ndarray]:
@@ -238,7 +271,7 @@ def _centiles(scm: Scm, observed: Columns, after: Columns, i: int) -> Cells:
     return cells
 
 
-def _ends(ends: Mapping[str, tuple[np.ndarray, np.ndarray]], i: int) -> Cells:
+def _ends(ends: Ends, i: int) -> Cells:
     cells: Cells = {}
     for name, (low, high) in ends.items():
         cells |= {f"{name}_low95": _cell(low[i], ".1f"), f"{name}_high95": _cell(high[i], ".1f")}
@@ -257,12 +290,13 @@ def record(
     return TableRecord(
         synthetic=True,
         generated_by=this_software(),
-        sources=[Source(table.name, file_sha256(table))],
+        sources=[SourceFile(table.name, file_sha256(table))],
         bundle=BundleName.of(bundle),
         worlds=[i.label() for i in question.interventions],
         people=len(question.people),
         rates=question.rates,
         rates_meaning=rates.MEANING[question.rates],
+        head="scaled" if question.scale_head else "kept",
         ratios=ratios if question.rates == "within" else [],
         interval=INTERVAL if len(scm.members) > 1 else NO_INTERVAL,
         centiles=centiles.SOURCE,

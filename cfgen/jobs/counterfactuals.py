@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cfgen.data.table import Row
 from cfgen.data.volume import header_notices, is_image_path, refuse_existing, strip_suffix
 from cfgen.edit.engine import Engine, variables_of
 from cfgen.edit.sidecar import Sidecar
-from cfgen.errors import CfgenError, UsageError
+from cfgen.errors import CfgenError, Notice, UsageError
 from cfgen.jobs.counterfactual import Result, checked_render, counterfactual
 from cfgen.jobs.counterfactual_files import Options, output_files, request
 from cfgen.scan.factual import check_targets, known_conditions
@@ -120,13 +120,14 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
                     log.warning("%s: warning: %s", image.name, notice.text)
             known = known_conditions(bundle, row.image, row.values, row.source or "--from")
             check_targets(list(scan_plan.outputs), known, bundle)
+            strange: dict[Path, list[Notice]] = {}
             for intervention, image in scan_plan.outputs.items():
                 if not bundle.schema.missing(known.values):
                     target = intervention.only(known.values).apply(known.values)
-                    for notice in schema.extrapolations(known.values, target):
-                        log.warning("%s: warning: %s", image.name, notice.text)
+                    strange[image] = schema.extrapolations(known.values, target)
                 for path in output_files(image, options).values():
                     refuse_existing(path, options.overwrite)
+            _warn(row.image, strange)
         except CfgenError as error:
             failed.append(failed_row(row, reason(error)))
     return failed
@@ -174,10 +175,18 @@ def _make(engine: Engine, scan_plan: Plan, options: Options, source: str) -> lis
         mask_path=scan_plan.row.mask or scan_plan.row.labels,
         options=options,
     )
-    for result in results:
-        for notice in result.notices:
-            log.warning("%s: warning: %s", result.image.name, notice.text)
+    _warn(scan_plan.row.image, {result.image: result.notices for result in results})
     return [_row(scan_plan.row, result) for result in results]
+
+
+def _warn(scan: Path, notices: Mapping[Path, Sequence[Notice]]) -> None:
+    """What is said of every target is said once, of the scan."""
+    lists = list(notices.values())
+    shared = [n for n in lists[0] if all(n in others for others in lists)] if lists else []
+    for image, own in {scan: shared, **notices}.items():
+        for notice in own:
+            if image == scan or notice not in shared:
+                log.warning("%s: warning: %s", image.name, notice.text)
 
 
 def _made_before(engine: Engine, scan_plan: Plan, options: Options) -> list[Row]:

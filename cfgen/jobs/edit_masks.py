@@ -18,10 +18,16 @@ from cfgen.causal.partners import PARTNERS
 from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import settable
 from cfgen.config import Rates
-from cfgen.data.conditions import Intervention, Values, parse_interventions, parse_values
+from cfgen.data.conditions import (
+    Change,
+    Intervention,
+    Values,
+    parse_interventions,
+    parse_values,
+)
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.parcellation import region_text
-from cfgen.data.record import Software, Source, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
@@ -34,7 +40,7 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
-from cfgen.data.volume_targets import VolumeChange, VolumeTable, refuse_ml
+from cfgen.data.volume_targets import VolumeTable, refuse_ml
 from cfgen.edit.engine import conditions_of
 from cfgen.edit.volumes import Law, both_sides, world
 from cfgen.errors import ImageError, Notice, UsageError
@@ -116,7 +122,7 @@ class Wish:
     """What regions are to become: volumes of a table, changes, or by a causal model; and how."""
 
     table: VolumeTable | None = None
-    changes: tuple[VolumeChange, ...] = ()
+    changes: Mapping[Region, Change] = field(default_factory=dict)
     causal: CausalWish | None = None
     partners: Mapping[str, Sequence[str]] = field(default_factory=dict)
     best_effort: bool = False
@@ -131,11 +137,9 @@ class Wish:
             refuse_ml(self.table.path, asked, volumes)
             return asked
         wanted: dict[Region, float] = {}
-        for change in self.changes:
-            if change.region in wanted:
-                raise UsageError("--set", f"{region_text(change.region)} twice", "it once")
-            now = sum(volumes[part] for part in parts_of(change.region, volumes))
-            wanted[change.region] = change.apply(now)
+        for region, change in self.changes.items():
+            now = sum(volumes[part] for part in parts_of(region, volumes))
+            wanted[region] = float(change.apply({change.name: now}))
         asked = whole_targets(wanted, volumes)
         refuse_ml("--set", asked, volumes)
         return asked
@@ -151,7 +155,7 @@ class Wish:
     def recipe(self) -> list[object]:
         """What decides whether finished work can be kept."""
         table = digests(self.table.path) if self.table else []
-        changes = [[*c.region, c.value, c.relative, c.percent] for c in self.changes]
+        changes = [[*r, c.value, c.relative, c.percent] for r, c in self.changes.items()]
         partners = {name: list(others) for name, others in self.partners.items()}
         causal = self.causal.recipe() if self.causal else []
         return [table, changes, causal, partners, self.best_effort]
@@ -188,7 +192,7 @@ class MasksRecord:
 
     synthetic: bool
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     table: str
     targets: str
     posteriors: str
@@ -198,15 +202,26 @@ class MasksRecord:
 
 
 def check_scans(
-    rows: Sequence[Row], outputs: Sequence[LabelFiles], wish: Wish, overwrite: bool
-) -> None:
-    """Everything but the edit: maps are read and targets worked out. Raises CfgenError."""
-    for row, files in zip(rows, outputs, strict=True):
+    rows: Sequence[Row],
+    outputs: Sequence[LabelFiles],
+    wish: Wish,
+    *,
+    keep_going: bool,
+    overwrite: bool,
+) -> Outcome[LabelFiles]:
+    """Everything but the edit: maps are read and targets worked out. The files that are due;
+    `keep_going` as in `edit_scans`."""
+
+    def work(item: tuple[Row, LabelFiles]) -> Made[LabelFiles]:
+        row, files = item
         for path in files.paths():
             refuse_existing(path, overwrite)
         labels = read_label_map(_labels_of(row), row.posteriors)
         targets = wish.targets(row, labels.volumes_mm3())
-        log.info("%s: %s", row.subject, ", ".join(map(region_text, sorted(targets))))
+        return Made(files, f"can be edited: {', '.join(map(region_text, sorted(targets)))}")
+
+    items = list(zip(rows, outputs, strict=True))
+    return run_rows(items, lambda item: item[0], work, lambda _, made: made, keep_going=keep_going)
 
 
 def edit_scans(
@@ -323,7 +338,7 @@ def _record(
     return MasksRecord(
         synthetic=True,
         generated_by=this_software(),
-        sources=[Source(path.name, file_sha256(path)) for path in files],
+        sources=[SourceFile(path.name, file_sha256(path)) for path in files],
         table=labels.table,
         targets=wish.source(),
         posteriors=labels.posteriors.name

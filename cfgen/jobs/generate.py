@@ -211,7 +211,7 @@ def write_outcome(outcome: Outcome[Row], people: Sequence[Nobody], out: Path) ->
     back as a table of conditions."""
     failed = [replace(row, extra=_without_synthetic(row)) for row in outcome.failed]
     tried = [row_of(p, out) for p in people]
-    return write_lists(out, outcome.done, failed, tried, failed_images=False)
+    return write_lists(out, outcome.done, failed, tried)
 
 
 def _without_synthetic(row: Row) -> dict[str, str]:

@@ -16,7 +16,7 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
 from cfgen.data.parcellation import BRAIN_FROM, SIDED, STRUCTURES, region_text
-from cfgen.data.record import Software, Source, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     Volume,
@@ -57,7 +57,7 @@ class SegmentationRecord:
     """The record of a segmented scan."""
 
     generated_by: list[Software]
-    sources: list[Source]
+    sources: list[SourceFile]
     segmenter: str
     labels: dict[str, list[int]]
     posterior_channels: list[str]
@@ -207,7 +207,7 @@ def _record(
     sides = {s.name: [s.left] if s.left == s.right else [s.left, s.right] for s in STRUCTURES}
     return SegmentationRecord(
         generated_by=this_software(),
-        sources=[Source(scan.path.name, file_sha256(scan.path))],
+        sources=[SourceFile(scan.path.name, file_sha256(scan.path))],
         segmenter=segmentation.source,
         labels={name: codes for name, codes in sides.items() if name != "head"},
         posterior_channels=[region_text(region) for region in SIDED],

@@ -115,11 +115,6 @@ def sample_shape(head: Reference, seed: int, subject: int) -> Shape:
     return Shape(turn.float(), displacement)
 
 
-def no_shape(head: Reference) -> Shape:
-    """The reference itself."""
-    return Shape(torch.eye(3), torch.zeros(3, *head.grid.shape))
-
-
 def smooth_noise(draw: np.random.Generator, grid: Grid, every_mm: float, rms_mm: float) -> Tensor:
     """(3, D, H, W) mm: white noise every so many mm, cubic in between; the same at any spacing."""
     extent = np.array(grid.shape) * grid.spacing[0]

@@ -32,7 +32,7 @@ from cfgen.edit.engine import Engine, load_engine
 from cfgen.jobs.counterfactual_files import Options
 from cfgen.jobs.counterfactuals import plan, run
 from cfgen.jobs.simulate import Plan, simulate
-from cfgen.jobs.train_autoencoder import train_autoencoder
+from cfgen.jobs.train_autoencoder import Asked, train_autoencoder
 from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
 from cfgen.metrics.morphometry import ventricle_count
 from cfgen.metrics.statistics import Estimate, mean_over_people
@@ -85,7 +85,8 @@ def main() -> None:
         about = {"name": "simulated brains"}
         # A small cohort may have seen one field strength alone.
         varied = [c for c in CONDITIONS if len({r.values[c] for r in learn}) > 1]
-        train_autoencoder(manifest, out / "ae", PREPROCESS, fit, "cpu", about, DEFAULT, varied)
+        wanted = Asked(manifest, PREPROCESS, fit, init=DEFAULT, conditions=varied)
+        train_autoencoder(wanted, out / "ae", "cpu", about)
         fit = replace(LATENT_DIFFUSION_FIT, steps=ldm_steps)
         train_latent_diffusion(manifest, out / "ae", bundle, fit, "cpu")
     table = measure(out, rows, known, bundle, queries)

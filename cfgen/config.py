@@ -70,6 +70,21 @@ class Edit:
 
 EDIT = Edit()
 
+Sampling = Literal["ddim", "dpm++"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a latent is denoised from noise alone."""
+
+    # DPM-Solver++ in 20 steps ends where DDIM does in 50.
+    sampler: Sampling = "ddim"
+    steps: int = 50
+    guidance: float = 1.0
+
+
+GENERATION = Generation()
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -87,9 +102,44 @@ class FitConfig:
     seed: int = 0
 
 
+# What the network of a diffusion model says, how noise levels count in its loss
+# (diffusion/weights.py), and how conditions come into it (nets/unet.py).
+Prediction = Literal["v", "eps"]
+LossWeights = Literal["uniform", "min-snr"]
+Conditioning = Literal["attention", "norm", "both"]
+# Latents are standardised by a spread for each channel, or by one for all: then a channel counts in
+# the loss as much as it varies.
+LatentScale = Literal["channel", "all"]
+PREDICTION: Prediction = "v"
+LOSS_WEIGHTS: LossWeights = "uniform"
+CONDITIONING: Conditioning = "attention"
+LATENT_SCALE: LatentScale = "channel"
+# Of the noise schedule (diffusion/schedule.py).
+NOISE_SHIFT = 1.0
+
+# The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
+# Eq. 2 is printed, 'factual' c.
+FirstTerm = Literal["factual", "target"]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How a diffusion model is fine-tuned with the cycle. `weight` is lambda, which CDM does not
+    state. Times are drawn between two fractions of T."""
+
+    weight: float = 10.0
+    first_term: FirstTerm = "factual"
+    t_low: float = 0.0
+    t_high: float = 1.0
+
+
+CYCLE = Cycle()
+
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
+# 2,000 iterations are CDM's (section 4.3).
+CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
 JUDGE_FIT = FitConfig(
     steps=600,
     learning_rate=2e-3,
@@ -101,6 +151,39 @@ JUDGE_FIT = FitConfig(
     report_every=200,
 )
 SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A grid, and how long each stage is trained there; networks and losses are in
+    train/presets.py. `latent_mean` and `prediction` are of the diffusion model."""
+
+    grid: str
+    autoencoder: FitConfig
+    latent_diffusion: FitConfig
+    latent_mean: str = "ridge"
+    prediction: Prediction = PREDICTION
+
+
+# 'cdm-1mm' is the setting of CDM (section 4.3): 400,000 iterations of one scan. Learning rates are
+# not stated there; these are usual of such networks.
+PRESETS = {
+    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, LATENT_DIFFUSION_FIT),
+    "cdm-1mm": Preset(
+        "cdm-1mm",
+        FitConfig(steps=400_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000),
+        FitConfig(
+            steps=400_000,
+            learning_rate=5e-5,
+            ema_decay=0.9999,
+            checkpoint_every=1000,
+            report_every=10_000,
+        ),
+        latent_mean="none",
+        prediction="eps",
+    ),
+}
+
 # Networks of the judge, which differ by seed.
 JUDGE_NETWORKS = 3
 

@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 from cfgen.errors import UsageError
+from cfgen.processes import count_here, number_here
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is the first CUDA device where there is one, else the CPU."""
+    """'auto' is the first CUDA device where there is one, else the CPU; of several processes on a
+    machine each has a CUDA device of its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count_here() > 1:
+        name = f"cuda:{number_here()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

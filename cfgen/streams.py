@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     SAMPLES = 30
     # Ratios of a person's rate to the cohort's (`causal/rates.py`).
     RATES = 31
+    # Brains of nobody: their seeds (step 0) and noise (step 1).
+    NOBODY = 33
     # The causal model: noise of categories that are observed, and people drawn again.
     GUMBEL = 40
     RESAMPLING = 41

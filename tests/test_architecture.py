@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "cfgen"
 # know each other.
 FLOORS = (
     ("__init__",),
-    ("errors", "config", "streams"),
+    ("errors", "config", "streams", "processes"),
     ("progress",),
     ("data",),
     ("space",),

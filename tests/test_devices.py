@@ -45,7 +45,8 @@ from cfgen.space.warp import exponential, voxels
 from cfgen.train.autoencoder import AutoencoderTask
 from cfgen.train.judge import JudgeTask
 from cfgen.train.judge_data import JudgeData
-from cfgen.train.latent_diffusion import LatentDiffusionTask, encode_views, fit_mean
+from cfgen.train.latent_diffusion import LatentDiffusionTask
+from cfgen.train.latents import LatentData, encode_views, fit_mean
 from cfgen.train.painting import Synthesis
 from cfgen.train.segmenter import LabelledScan, LabelMap, SegmenterTask, meet_volumes
 
@@ -253,7 +254,7 @@ def test_segmenter(far):
 def latent_diffusion(where):
     latents, c, w = draw(6, 2, 4, 6, 5, 4), draw(6, 2, seed=1), torch.ones(6)
     mean = fit_mean(latents, c, w, torch.tensor([True, False]), True)
-    task = LatentDiffusionTask(latents, c, w, (latents[:, 0], c), mean, where, FIT)
+    task = LatentDiffusionTask(LatentData(latents, c, w, latents[:, 0], c), mean, where, FIT)
     randomised(task.net)
     return task
 

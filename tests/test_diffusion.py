@@ -260,6 +260,19 @@ def test_time_grid_is_strict_and_keeps_both_ends():
             time_grid(steps, last, first)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shift_divides_the_ratio_of_signal_to_noise(kind):
+    """As if the data were so many times smaller."""
+    plain = Schedule.make(ScheduleConfig(kind, "v"))
+    shifted = Schedule.make(ScheduleConfig(kind, "v", shift=8.0))
+    before, after = ((s.alpha_bar[1:] / (1 - s.alpha_bar[1:])).sqrt() for s in (plain, shifted))
+    assert torch.allclose(after, before / 8, rtol=1e-9)
+    assert shifted.alpha_bar[0] == 1
+    assert (shifted.alpha_bar.diff() < 0).all()
+    with pytest.raises(UsageError, match="shift 0"):
+        Schedule.make(ScheduleConfig(kind, "v", shift=0.0))
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(UsageError, match="kind"):
         Schedule.make(ScheduleConfig("quadratic", "v"))  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from cfgen.config import FitConfig, Preprocess
 from cfgen.data.conditions import Schema, Variable, default_schema
 from cfgen.data.volume import Volume, write_new
 from cfgen.errors import BundleError, Interrupted, ManifestError
+from cfgen.jobs import train_judge as job
 from cfgen.jobs.train_judge import train_judge
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.measure.judge_errors import category_errors, number_errors
@@ -216,6 +217,27 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(source, tmp_path, m
     assert resumed.part("judge").sha256 == whole.part("judge").sha256
     # Four steps of the first network, two of the second, and the two that were left of it.
     assert calls == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_of_two_processes_each_trains_networks_of_its_own(source, tmp_path, monkeypatch):
+    arguments = (cohort(tmp_path / "scans", people()), ["age", "sex"], source)
+    whole = train_judge(*arguments, tmp_path / "whole", SHORT, "cpu", 2)
+    usual_loss, calls = JudgeTask.loss, []
+    monkeypatch.setattr(
+        JudgeTask, "loss", lambda self, *given: calls.append(given[0]) or usual_loss(self, *given)
+    )
+    # One after the other, instead of at once: nobody has to be waited for.
+    monkeypatch.setattr(job, "join", lambda device: None)
+    monkeypatch.setattr(job, "wait", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    train_judge(*arguments, tmp_path / "two", SHORT, "cpu", 2)
+    assert calls == [0, 1, 2, 3]
+    assert not (tmp_path / "two").exists()
+    monkeypatch.setenv("RANK", "0")
+    two = train_judge(*arguments, tmp_path / "two", SHORT, "cpu", 2)
+    assert calls == [0, 1, 2, 3] * 2
+    assert two.part("judge").sha256 == whole.part("judge").sha256
 
 
 def test_columns_and_volumes_are_targets(tmp_path):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfgen.causal.latent_mean import LatentMean, features, fit_latent_mean
+from cfgen.causal import latent_mean as latent_means
+from cfgen.causal.latent_mean import LatentMean, features, fit_latent_mean, fit_plain_mean
 
 SPLINED = torch.tensor([True, False])
 
@@ -125,3 +126,24 @@ def test_a_variable_of_few_levels_stays_a_straight_line():
     assert mean.knots.isnan().all()
     found = mean.mean(torch.tensor([[5.0]]))
     assert float(found.mean()) == pytest.approx(11, rel=0.02)
+
+
+def test_latents_that_are_looked_at_some_at_a_time_give_the_same_mean(monkeypatch):
+    z0, c, _ = cohort(40)
+    weights = torch.rand(len(c), generator=torch.Generator().manual_seed(1))
+    whole = fit_latent_mean(z0, c, weights, SPLINED)
+    monkeypatch.setattr(latent_means, "CHUNK", 7)
+    parts = fit_latent_mean(z0, c, weights, SPLINED)
+    for a, b in zip(vars(whole).values(), vars(parts).values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, equal_nan=True)
+    # As the error of the latents about what was fitted, one by one.
+    error = (z0 - whole.mean(c)).transpose(0, 1).flatten(1).std(1)
+    assert torch.allclose(whole.sigma.flatten(), error, rtol=1e-4)
+
+
+def test_the_plain_mean_knows_no_conditions():
+    z0, c, _ = cohort(40)
+    plain = fit_plain_mean(z0.half(), 2)
+    assert torch.allclose(plain.mean(c), z0.half().float().mean(0).expand_as(z0), atol=1e-5)
+    r = plain.residual(z0, c)
+    assert torch.allclose(r.transpose(0, 1).flatten(1).std(1), torch.ones(2), rtol=1e-3)

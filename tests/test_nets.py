@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,10 +12,12 @@ from cfgen.nets.autoencoder import (
     AutoencoderConfig,
     kl_divergence,
     pack_voxels,
+    start_from_components,
     start_from_cosines,
     unpack_voxels,
 )
 from cfgen.nets.blocks import Downsample, ResBlock
+from cfgen.nets.condition import Condition
 from cfgen.nets.convert import autoencoder_from_monai, unet_from_monai
 from cfgen.nets.unet import UNet, UNetConfig
 
@@ -190,3 +194,87 @@ def test_kl_of_the_prior_is_zero_and_matches_torch():
     expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0))
     assert torch.allclose(kl_divergence(mean, std), expected.flatten(1).sum(1).mean(), rtol=1e-5)
     assert kl_divergence(torch.zeros_like(mean), torch.ones_like(std)) == 0
+
+
+@pytest.mark.parametrize("conditioning", ["norm", "both"])
+def test_conditions_come_in_through_every_norm(conditioning):
+    """Without attention on any level but the middle's; which variable has a value counts."""
+    net = UNet(UNetConfig(2, 2, (8,), 1, (False,), 8, 4, norm_groups=4, conditioning=conditioning))
+    randomised(net)
+    zt, t = torch.randn(2, 2, 4, 4, 4), torch.tensor([3, 500])
+    tokens = Condition(torch.tensor([[1.0, -1], [0.5, 1]])).tokens()
+    swapped = Condition(torch.tensor([[-1.0, 1], [1, 0.5]])).tokens()
+    with torch.no_grad():
+        out, other = net(zt, t, tokens), net(zt, t, swapped)
+        alone = net(zt[1:], t[1:], tokens[1:])
+        for up in net.up_blocks:
+            for block in up.resnets:
+                block.time_emb_proj.weight.zero_()
+        net.middle_block.resnet_1.time_emb_proj.weight.zero_()
+        net.middle_block.resnet_2.time_emb_proj.weight.zero_()
+        for down in net.down_blocks:
+            for block in down.resnets:
+                block.time_emb_proj.weight.zero_()
+        deaf = relative(net(zt, t, tokens), net(zt, t, swapped))
+    assert relative(out, other) > 1e-4
+    assert relative(out[1:], alone) < 1e-6
+    # What is left is attention's.
+    assert (deaf == 0) == (conditioning == "norm")
+
+
+def test_an_adaptive_block_scales_and_shifts_its_second_norm():
+    block = randomised(ResBlock(4, 4, 2, 1e-6, 3, adaptive=True))
+    x, time = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 3)
+    with torch.no_grad():
+        scale, shift = block.time_emb_proj(torch.nn.functional.silu(time)).split(4, 1)
+        h = block.norm2(block.conv1(torch.nn.functional.silu(block.norm1(x))))
+        h = h * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None]
+        expected = x + block.conv2(torch.nn.functional.silu(h))
+        assert torch.allclose(block(x, time), expected, atol=1e-6)
+
+
+def test_positions_tell_voxels_apart():
+    """Of an input that is the same everywhere, and far from the edges."""
+    shape = (8, 8, 6)
+    config = UNetConfig(1, 1, (4,), 1, (False,), 4, None, norm_groups=2, positions=shape)
+    net = randomised(UNet(config))
+    zt, t = torch.ones(1, 1, *shape), torch.tensor([5])
+    net.positions.data.zero_()
+    with torch.no_grad():
+        without = net(zt, t)
+        net.positions.data[:, :, 4, 4, 3] = 1
+        found = net(zt, t)
+    assert relative(found, without) > 1e-2
+    # Edges that do not halve: the features are continued as the input is.
+    odd = replace(config, channels=(4, 4), attention=(False, False), positions=(5, 6, 7))
+    assert UNet(odd)(torch.ones(1, 1, 5, 6, 7), t).shape == (1, 1, 5, 6, 7)
+
+
+def test_a_folded_latent_of_all_components_loses_nothing_and_fewer_lose_the_least():
+    config = AutoencoderConfig(
+        (8, 16), (1, 1), (False, False), 3, norm_groups=8, pack=2, linear_path=True
+    )
+    inner = randomised(Autoencoder(config))
+    x = torch.rand(6, 1, 16, 16, 16)
+    with torch.no_grad():
+        latents = inner.encode(x)
+        lost = []
+        for channels in (24, 20, 5):
+            net = Autoencoder(replace(config, latent_channels=channels, folded_from=3)).eval()
+            net.load_state_dict(inner.state_dict(), strict=False)
+            start_from_components(net, latents)
+            assert net.config.factor == 8
+            assert net.encode(x).shape == (6, channels, 2, 2, 2)
+            lost.append(float((net.unfold(net.encode(x)) - latents).square().sum()))
+            if channels == 24:
+                assert relative(net(x), inner(x)) < 1e-4
+                # An orthonormal change of coordinates keeps the sum of variances of a block.
+                _, std = net.posterior(x)
+                _, before = inner.posterior(x)
+                assert float(std.square().sum()) == pytest.approx(
+                    float(before.square().sum()), rel=1e-4
+                )
+    blocks = pack_voxels(latents, 2).transpose(0, 1).flatten(1)
+    squares = torch.linalg.svdvals(blocks).square()
+    assert lost[1] == pytest.approx(float(squares[20:].sum()), rel=1e-2)
+    assert lost[2] == pytest.approx(float(squares[5:].sum()), rel=1e-2)

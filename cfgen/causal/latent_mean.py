@@ -100,25 +100,55 @@ def fit_latent_mean(z0: Tensor, c: Tensor, weights: Tensor, splined: Tensor) -> 
     penalty is slight: one chosen by cross-validation over all latent voxels, most of which know
     nothing of age, would take a fifth of the ventricles' change away.
 
-    It is solved, and returned, on the CPU, which has float64.
+    It is solved, and returned, on the CPU, which has float64. Latents may be float16 and lie on
+    disk: they are looked at some at a time.
     """
-    z0, c, weights = z0.cpu(), c.cpu(), weights.cpu()
+    c, weights = c.cpu(), weights.cpu()
     knots = torch.stack([_knots(x, bool(s)) for x, s in zip(c.T, splined, strict=True)])
     phi = features(c, knots).double()
-    y = z0.flatten(1).double()
-    w = (weights / weights.mean()).double()[:, None]
     spread = phi.std(0)
     # A variable without spread keeps its scale; the penalty makes its coefficient 0.
     scale = torch.where(spread > 0, spread, 1.0)
     scale[0] = 1.0
-    design = phi / scale
     penalty = torch.full((len(scale),), RIDGE, dtype=torch.float64)
     penalty[0] = 0.0
-    gram = design.T @ (w * design) + torch.diag(penalty)
-    beta = torch.linalg.solve(gram, design.T @ (w * y)) / scale[:, None]
-    error = (y - phi @ beta).reshape(z0.shape)
-    sigma = error.transpose(0, 1).flatten(1).std(1)
-    coefficients = beta.reshape(-1, *z0.shape[1:])
-    return LatentMean(
-        knots, coefficients.float(), sigma.float()[:, None, None, None], torch.ones(1)
-    )
+    w = (weights / weights.mean()).double()
+    coefficients, sigma = _ridge(z0, phi / scale, w, penalty)
+    shape = (-1, *[1] * (z0.ndim - 1))
+    return LatentMean(knots, (coefficients / scale.reshape(shape)).float(), sigma, torch.ones(1))
+
+
+def fit_plain_mean(z0: Tensor, variables: int) -> LatentMean:
+    """Mean and scale of latents z0 (N, C, D, H, W), whatever the condition, which has so many
+    variables: the papers' plain diffusion."""
+    ones = torch.ones(len(z0), 1, dtype=torch.float64)
+    mean, sigma = _ridge(z0, ones, ones[:, 0], torch.zeros(1, dtype=torch.float64))
+    coefficients = torch.zeros(1 + variables, *z0.shape[1:])
+    coefficients[:1] = mean
+    return LatentMean(torch.full((variables, 4), torch.nan), coefficients, sigma, torch.ones(1))
+
+
+# Latents that are in memory at a time, as float64.
+CHUNK = 64
+
+
+def _ridge(z0: Tensor, design: Tensor, w: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (F, C, D, H, W) float64 of latents (N, C, D, H, W) on a design (N, F), and the
+    standard deviation (C, 1, 1, 1) of what it leaves of each channel."""
+    voxels = z0[0].numel()
+    right = torch.zeros(design.shape[1], voxels, dtype=torch.float64)
+    chunks = [slice(n, n + CHUNK) for n in range(0, len(z0), CHUNK)]
+    for s in chunks:
+        right += design[s].T @ (w[s, None] * z0[s].cpu().flatten(1).double())
+    gram = design.T @ (w[:, None] * design) + torch.diag(penalty)
+    beta = torch.linalg.solve(gram, right)
+    total = torch.zeros(z0.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for s in chunks:
+        error = z0[s].cpu().flatten(1).double() - design[s] @ beta
+        error = error.reshape(len(error), len(total), -1)
+        total += error.sum((0, 2))
+        squares += error.square().sum((0, 2))
+    count = len(z0) * voxels // len(total)
+    variance = (squares - total.square() / count) / (count - 1)
+    return beta.reshape(-1, *z0.shape[1:]), variance.sqrt().float()[:, None, None, None]

@@ -19,7 +19,9 @@ from cfgen import __version__
 from cfgen.cli.counterfactual import counterfactual
 from cfgen.cli.edit_masks import edit_masks
 from cfgen.cli.evaluate import evaluate
+from cfgen.cli.finetune_cycle import finetune_cycle
 from cfgen.cli.fit_scm import fit_scm
+from cfgen.cli.generate import generate
 from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
@@ -50,11 +52,14 @@ app = typer.Typer(
 
 def _help(command: Callable[..., None]) -> str:
     """The docstring, of which lines with a command stay as they are, to be copied."""
-    return re.sub(r"\n\n(?= *cfgen )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or ""))
+    return re.sub(
+        r"\n\n(?= *(?:cfgen|torchrun) )", "\n\n\b\n", inspect.cleandoc(command.__doc__ or "")
+    )
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "counterfactual": counterfactual,
+    "generate": generate,
     "report": report,
     "info": info,
     "preprocess": preprocess,
@@ -65,6 +70,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "undo": undo,
     "train-ae": train_ae,
     "train-ldm": train_ldm,
+    "finetune-cycle": finetune_cycle,
     "train-predictor": train_predictor,
     "train-segmenter": train_segmenter,
     "fit-scm": fit_scm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
@@ -60,6 +61,9 @@ Rates = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
+Shard = Annotated[
+    str, typer.Option("--shard", help="I/N: the I-th of N parts, from 1; auto: of a Slurm array.")
+]
 NoPicture = Annotated[bool, typer.Option("--no-picture", help="Write no PNG.")]
 
 # Training.
@@ -72,6 +76,34 @@ SourceBundle = Annotated[Path, typer.Option("--bundle", help="Bundle to which th
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Training steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", min=0, help="Its highest value.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")]
+# The same, where a preset says what is usual.
+Preset = Annotated[
+    str, typer.Option("--preset", help=f"Networks and training: {' or '.join(config.PRESETS)}.")
+]
+_OWN = "the preset's"
+PresetSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Training steps.", show_default=_OWN)
+]
+PresetRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", min=0, help="Its highest value.", show_default=_OWN),
+]
+PresetBatch = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples a step.", show_default=_OWN)
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Keep less in memory; a fifth to a third more time.")
+]
+TryOut = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check, run two steps, say what they take, and write nothing."),
+]
+
+
+def preset_of(name: str) -> config.Preset:
+    if name not in config.PRESETS:
+        raise UsageError("--preset", f"'{name}'", " or ".join(config.PRESETS))
+    return config.PRESETS[name]
 
 
 def fit_of(
@@ -98,6 +130,20 @@ def skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path |
             return method, mask
     expected = ", ".join(get_args(config.SkullStrip)) + " or mask:FILE"
     raise UsageError("--skull-strip", f"'{text}'", expected)
+
+
+def shard_of(text: str, n: int) -> tuple[int, int]:
+    """'2/4' of n -> the numbers from which and before which the second quarter lies."""
+    if text == "auto":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        task, first, parts = (os.environ.get(name, "") for name in names)
+        if not (task.isdigit() and first.isdigit() and parts.isdigit()):
+            raise UsageError("--shard", "'auto' outside of a Slurm array", "I/N, for example 2/4")
+        text = f"{int(task) - int(first) + 1}/{parts}"
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UsageError("--shard", f"'{text}'", "I/N, for example 2/4, or auto")
+    return n * (int(part) - 1) // int(parts), n * int(part) // int(parts)
 
 
 def one_source(command: str, image: Path | None, manifest: Path | None) -> None:

@@ -16,21 +16,26 @@ import typer
 
 from cfgen import config
 from cfgen.errors import EXIT_SOME_FAILED, Interrupted
+from cfgen.processes import count_here, leads
 from cfgen.progress import listen
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
 log = logging.getLogger("cfgen")
 
 
 def setup(threads: int, verbose: bool, quiet: bool) -> None:
-    """Logging, bars, and the number of threads of every library."""
+    """Logging, bars, and the number of threads of every library; of several processes the first
+    speaks, and those on one machine share its threads."""
+    quiet = quiet or not leads()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     log.handlers = [_handler(quiet)]
-    log.setLevel(level)
+    log.setLevel(level if leads() else logging.ERROR)
     log.propagate = False
-    count = threads or cpu_count()
+    count = threads or max(1, cpu_count() // count_here())
     for name in config.THREAD_VARIABLES:
         os.environ[name] = str(count)
     # Large pages halve the time that convolutions wait for fresh memory.
@@ -63,6 +68,18 @@ def cpu_count() -> int:
 
 def print_paths(paths: list[str], as_json: bool) -> None:
     print(json.dumps({"outputs": paths}, indent=2) if as_json else "\n".join(paths))
+
+
+def print_bundle(path: Path) -> None:
+    """The folder of a bundle that a stage wrote, once."""
+    if leads():
+        print(path)
+
+
+def print_trial(text: str, numbers: dict[str, object], as_json: bool) -> None:
+    """What a step of a training takes, once."""
+    if leads():
+        print(json.dumps(numbers, indent=2) if as_json else text)
 
 
 def print_rich(*parts: RenderableType) -> None:

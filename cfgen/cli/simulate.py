@@ -18,11 +18,12 @@ from cfgen.cli.options import (
     Overwrite,
     Quiet,
     Seed,
+    Shard,
     Threads,
     Verbose,
+    shard_of,
 )
 from cfgen.cli.show import setup
-from cfgen.errors import UsageError
 
 log = logging.getLogger("cfgen")
 
@@ -60,9 +61,7 @@ def simulate(
             help="heteroscedastic, age-sex, skewed, confounded or measured; repeatable.",
         ),
     ] = None,
-    shard: Annotated[
-        str, typer.Option("--shard", help="I/N: the I-th of N parts of the cohort, from 1.")
-    ] = "1/1",
+    shard: Shard = "1/1",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
     overwrite: Overwrite = False,
@@ -95,7 +94,7 @@ def simulate(
 
     variables = cohort.schema(graph())
     truths = [parse_interventions(variables, sets=t.split(","))[0] for t in truth or []]
-    start, stop = _shard(shard, n)
+    start, stop = shard_of(shard, n)
     plan = Plan(
         cohort.preset(preset),
         start,
@@ -127,11 +126,3 @@ def simulate(
         print(json.dumps(summary, indent=2))
     else:
         print(out / "manifest.csv")
-
-
-def _shard(text: str, n: int) -> tuple[int, int]:
-    """'2/4' of n -> the numbers from which and before which the second quarter lies."""
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise UsageError("--shard", f"'{text}'", "I/N, for example 2/4")
-    return n * (int(part) - 1) // int(parts), n * int(part) // int(parts)

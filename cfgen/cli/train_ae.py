@@ -9,27 +9,39 @@ import typer
 
 from cfgen import config as cfg
 from cfgen.cli.options import (
-    Batch,
+    AsJson,
+    Checkpointing,
     Config,
     Device,
-    Grid,
     OutBundle,
+    Preset,
+    PresetBatch,
+    PresetRate,
+    PresetSteps,
     Quiet,
-    Rate,
     Seed,
-    Steps,
     Threads,
     TrainManifest,
+    TryOut,
     Verbose,
     fit_of,
+    preset_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, print_trial, setup
 
 
 def train_ae(
     manifest: TrainManifest,
     out: OutBundle,
-    grid: Grid = cfg.DEFAULT_GRID,
+    preset: Preset = cfg.DEFAULT_GRID,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            help=f"Model grid: {' or '.join(cfg.GRIDS)}.",
+            show_default="the preset's",
+        ),
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
@@ -41,9 +53,12 @@ def train_ae(
     about: Annotated[
         Path | None, typer.Option("--about", help="JSON that names data, licence, attribution.")
     ] = None,
-    steps: Steps = cfg.AUTOENCODER_FIT.steps,
-    learning_rate: Rate = cfg.AUTOENCODER_FIT.learning_rate,
-    batch_size: Batch = cfg.AUTOENCODER_FIT.batch_size,
+    steps: PresetSteps = None,
+    learning_rate: PresetRate = None,
+    batch_size: PresetBatch = None,
+    checkpointing: Checkpointing = False,
+    dry_run: TryOut = False,
+    as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -54,16 +69,34 @@ def train_ae(
     """Train the autoencoder of a new bundle.
 
     The checkpoint, log and pictures lie beside the bundle in OUT-training. The same command goes on
-    after an interruption.
+    after an interruption. Under torchrun several processes share each batch.
+
+    Examples:
+
+      cfgen train-ae --manifest prepared/manifest.csv --out ae/
+
+      cfgen train-ae --manifest prepared/manifest.csv --preset cdm-1mm --out ae/ --dry-run
     """
     setup(threads, verbose, quiet)
+    from dataclasses import asdict
+
     from cfgen.data.names import check_folder
 
+    usual = preset_of(preset)
     check_folder(out)
-    from cfgen.jobs.train_autoencoder import read_about, train_autoencoder
+    from cfgen.jobs.train_autoencoder import Asked, read_about, train_autoencoder, try_autoencoder
 
-    fit = fit_of(cfg.AUTOENCODER_FIT, seed, steps, learning_rate, batch_size)
-    recipe = cfg.Preprocess(grid=grid)
-    names = [name for name in conditions.split(",") if name]
-    bundle = train_autoencoder(manifest, out, recipe, fit, device, read_about(about), init, names)
-    print(bundle.path)
+    asked = Asked(
+        manifest,
+        cfg.Preprocess(grid=grid or usual.grid),
+        fit_of(usual.autoencoder, seed, steps, learning_rate, batch_size),
+        preset,
+        init,
+        [name for name in conditions.split(",") if name],
+        checkpointing,
+    )
+    if dry_run:
+        trial = try_autoencoder(asked, device)
+        print_trial(trial.text(), asdict(trial), as_json)
+        return
+    print_bundle(train_autoencoder(asked, out, device, read_about(about)).path)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cfgen import config as cfg
 from cfgen.cli.options import (
-    Batch,
+    AsJson,
+    Checkpointing,
     Config,
     Device,
     OutBundle,
+    Preset,
+    PresetBatch,
+    PresetRate,
+    PresetSteps,
     Quiet,
-    Rate,
     Seed,
     SourceBundle,
-    Steps,
     Threads,
     TrainManifest,
+    TryOut,
     Verbose,
     fit_of,
+    preset_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, print_trial, setup
 from cfgen.errors import UsageError
 
 
@@ -30,13 +36,57 @@ def train_ldm(
     manifest: TrainManifest,
     bundle: SourceBundle,
     out: OutBundle,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Bundle whose diffusion model the training goes on from."),
+    ] = None,
+    preset: Preset = cfg.DEFAULT_GRID,
     latent_mean: Annotated[
-        str,
-        typer.Option("--latent-mean", help="ridge, or none for the papers' plain diffusion."),
-    ] = "ridge",
-    steps: Steps = cfg.LATENT_DIFFUSION_FIT.steps,
-    learning_rate: Rate = cfg.LATENT_DIFFUSION_FIT.learning_rate,
-    batch_size: Batch = cfg.LATENT_DIFFUSION_FIT.batch_size,
+        str | None,
+        typer.Option(
+            "--latent-mean",
+            help="ridge, or none for the papers' plain diffusion.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    latent_scale: Annotated[
+        cfg.LatentScale,
+        typer.Option(
+            "--latent-scale", help="What latents are divided by: a spread a channel, or one."
+        ),
+    ] = cfg.LATENT_SCALE,
+    prediction: Annotated[
+        cfg.Prediction | None,
+        typer.Option(
+            "--prediction", help="What the network says: v or eps.", show_default="the preset's"
+        ),
+    ] = None,
+    noise_shift: Annotated[
+        float,
+        typer.Option(
+            "--noise-shift",
+            help="How many times noisier every time is than on the usual schedule; more for larger "
+            "latents.",
+        ),
+    ] = cfg.NOISE_SHIFT,
+    loss_weights: Annotated[
+        cfg.LossWeights,
+        typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
+    ] = cfg.LOSS_WEIGHTS,
+    conditioning: Annotated[
+        cfg.Conditioning,
+        typer.Option(
+            "--conditioning",
+            help="How conditions come in: attention (cross-attention), norm (adaptive group norm "
+            "in every block) or both.",
+        ),
+    ] = cfg.CONDITIONING,
+    steps: PresetSteps = None,
+    learning_rate: PresetRate = None,
+    batch_size: PresetBatch = None,
+    checkpointing: Checkpointing = False,
+    dry_run: TryOut = False,
+    as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -44,15 +94,50 @@ def train_ldm(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Add the latent mean and the diffusion model to a bundle that has an autoencoder."""
+    """Add the latent mean and the diffusion model to a bundle that has an autoencoder.
+
+    Checkpoint, latents, log and pictures lie beside the bundle in OUT-training. The same command
+    goes on after an interruption. Under torchrun several processes share each batch.
+
+    Examples:
+
+      cfgen train-ldm --manifest prepared/manifest.csv --bundle ae/ --out bundle/
+
+      cfgen train-ldm --manifest prepared/manifest.csv --preset cdm-1mm --bundle ae/ --out cdm/ \\
+        --checkpointing --dry-run
+
+      torchrun --nproc-per-node 4 -m cfgen.cli train-ldm --manifest prepared/manifest.csv \\
+        --bundle ae/ --out bundle/ --batch-size 16
+    """
     setup(threads, verbose, quiet)
+    from dataclasses import asdict
+
     from cfgen.data.names import check_folder
 
+    usual = preset_of(preset)
     check_folder(out)
+    latent_mean = latent_mean or usual.latent_mean
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
-    from cfgen.jobs.train_latent_diffusion import train_latent_diffusion
+    from cfgen.jobs.train_latent_diffusion import (
+        diffusion_config,
+        train_latent_diffusion,
+        try_latent_diffusion,
+    )
 
-    fit = fit_of(cfg.LATENT_DIFFUSION_FIT, seed, steps, learning_rate, batch_size)
-    ridge = latent_mean == "ridge"
-    print(train_latent_diffusion(manifest, bundle, out, fit, device, latent_mean=ridge).path)
+    fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
+    diffusion = diffusion_config(
+        latent_mean == "ridge",
+        latent_scale,
+        prediction or usual.prediction,
+        noise_shift,
+        loss_weights,
+        conditioning,
+        preset=preset,
+        checkpointing=checkpointing,
+    )
+    if dry_run:
+        trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)
+        print_trial(trial.text(), asdict(trial), as_json)
+        return
+    print_bundle(train_latent_diffusion(manifest, bundle, out, fit, device, diffusion, init).path)

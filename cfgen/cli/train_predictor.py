@@ -19,7 +19,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, setup
 from cfgen.errors import UsageError
 
 # The judge's; the ridge predictor has nothing to set.
@@ -95,11 +95,10 @@ def train_predictor(
             raise UsageError("train-predictor", options, "--target: they are the judge's")
         from cfgen.jobs.train_predictor import train_predictor as predictor
 
-        print(predictor(manifest, bundle, out).path)
+        print_bundle(predictor(manifest, bundle, out).path)
         return
     fit = fit_of(cfg.JUDGE_FIT, seed, steps, learning_rate, batch_size)
     from cfgen.jobs.train_judge import train_judge
 
-    print(
-        train_judge(manifest, target, bundle, out, fit, device, networks or cfg.JUDGE_NETWORKS).path
-    )
+    count = networks or cfg.JUDGE_NETWORKS
+    print_bundle(train_judge(manifest, target, bundle, out, fit, device, count).path)

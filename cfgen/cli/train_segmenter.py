@@ -9,6 +9,7 @@ import typer
 
 from cfgen import config as cfg
 from cfgen.cli.options import (
+    Batch,
     Config,
     Device,
     OutBundle,
@@ -21,7 +22,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
-from cfgen.cli.show import setup
+from cfgen.cli.show import print_bundle, setup
 
 
 def train_segmenter(
@@ -41,6 +42,7 @@ def train_segmenter(
     ] = None,
     steps: Steps = cfg.SEGMENTER_FIT.steps,
     learning_rate: Rate = cfg.SEGMENTER_FIT.learning_rate,
+    batch_size: Batch = cfg.SEGMENTER_FIT.batch_size,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = cfg.SEED,
@@ -55,5 +57,5 @@ def train_segmenter(
     check_folder(out)
     from cfgen.jobs.train_segmenter import train_segmenter
 
-    fit = fit_of(cfg.SEGMENTER_FIT, seed, steps, learning_rate)
-    print(train_segmenter(manifest, label_maps, bundle, out, fit, device, init).path)
+    fit = fit_of(cfg.SEGMENTER_FIT, seed, steps, learning_rate, batch_size)
+    print_bundle(train_segmenter(manifest, label_maps, bundle, out, fit, device, init).path)

@@ -13,21 +13,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cfgen.config import NOISE_SHIFT, Prediction
 from cfgen.errors import UsageError
 
 Kind = Literal["linear", "scaled_linear", "cosine"]
-Prediction = Literal["eps", "v"]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """`beta_start` and `beta_end` belong to the two linear kinds."""
+    """`beta_start` and `beta_end` belong to the two linear kinds.
+
+    `shift` divides the signal-to-noise ratio of amplitudes at every time (Hoogeboom et al. 2023,
+    section 3.1). What many voxels agree on, such as age, is seen through noise that hides each of
+    them: in a latent of 42,000 numbers it is decided in the last hundredth of an unshifted
+    schedule, where few steps of training or sampling fall.
+    """
 
     kind: Kind
     prediction: Prediction
     T: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0205
+    shift: float = NOISE_SHIFT
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,15 @@ class Schedule:
 
     @staticmethod
     def make(config: ScheduleConfig) -> Schedule:
-        """Raises UsageError for an unknown kind or prediction."""
+        """Raises UsageError for an unknown kind or prediction, or a shift that is not above 0."""
         if config.prediction not in ("eps", "v"):
             raise UsageError("schedule", f"prediction '{config.prediction}'", "eps or v")
-        return Schedule(_alpha_bar(config), config.prediction)
+        if not config.shift > 0:
+            raise UsageError("schedule", f"shift {config.shift:g}", "a number above 0")
+        alpha_bar = _alpha_bar(config)
+        if config.shift != 1:
+            alpha_bar = alpha_bar / (alpha_bar + config.shift**2 * (1 - alpha_bar))
+        return Schedule(alpha_bar, config.prediction)
 
     @property
     def T(self) -> int:

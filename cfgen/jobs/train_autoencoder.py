@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cfgen.bundle import (
     Bundle,
@@ -17,46 +20,58 @@ from cfgen.bundle import (
     write_card,
     write_part,
 )
-from cfgen.config import FitConfig, Preprocess
+from cfgen.config import DEFAULT_GRID, FitConfig, Preprocess
+from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
 from cfgen.errors import UsageError
-from cfgen.train.autoencoder import AUTOENCODER, AutoencoderTask
+from cfgen.processes import leads
+from cfgen.train.autoencoder import AutoencoderTask
 from cfgen.train.card import head_template, training_card
-from cfgen.train.cohort import read_splits, training_schema
+from cfgen.train.cohort import Cohort, read_splits, training_schema
 from cfgen.train.fit import fit
+from cfgen.train.presets import NETWORKS
 from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.together import check_batch, join
+from cfgen.train.trial import Trial, try_steps
 
 log = logging.getLogger("cfgen")
+# Scans that reports look at.
+HELD_OUT = 8
 
 
-def train_autoencoder(
-    manifest: Path,
-    out: Path,
-    recipe: Preprocess,
-    config: FitConfig,
-    device: str,
-    data: dict[str, Any],
-    init: Path | None = None,
-    conditions: Sequence[str] = (),
-) -> Bundle:
+@dataclass(frozen=True)
+class Asked:
+    """What the autoencoder is trained on, how large and how long: `preset` names its network and
+    loss, `init` is a bundle whose autoencoder the training starts from, `conditions` are columns of
+    the manifest beside age and sex that the bundle is to know."""
+
+    manifest: Path
+    recipe: Preprocess
+    config: FitConfig
+    preset: str = DEFAULT_GRID
+    init: Path | None = None
+    conditions: Sequence[str] = ()
+    checkpointing: bool = False
+
+
+def train_autoencoder(asked: Asked, out: Path, device: str, data: dict[str, Any]) -> Bundle:
     """Train the autoencoder of a new bundle on the train split; the val split is for figures.
 
-    `data` describes the training data: name, licence, attribution. `init` is a bundle whose
-    autoencoder the training starts from. `conditions` are columns of the manifest beside age and
-    sex that the bundle is to know.
+    `data` describes the training data: name, licence, attribution. Of several processes the first
+    writes the bundle.
     """
-    torch_device = pick_device(device)
-    schema = training_schema(manifest, conditions)
-    train, val = read_splits(manifest, schema, recipe.grid)
-    task = AutoencoderTask(
-        train.images, train.weights, val.images[::4], val.masks[::4], torch_device, config
-    )
-    if init is not None:
-        read_bundle(init).fill(task.net, "autoencoder")
-    net = fit(task, config, runs_folder(out, "autoencoder"))
-    bundle = new_bundle(out, recipe, schema, data)
+    config, runs = asked.config, runs_folder(out, "autoencoder")
+    task, train, schema = _prepared(asked, pick_device(device), runs)
+    net = fit(task, config, runs)
+    bundle = new_bundle(out, asked.recipe, schema, data)
+    if not leads():
+        return bundle
     bundle = write_part(
-        bundle, "autoencoder", half(net), net_config(AUTOENCODER), trained_on(train.rows, config)
+        bundle,
+        "autoencoder",
+        half(net),
+        net_config(NETWORKS[asked.preset].autoencoder),
+        trained_on(train.rows, config),
     )
     if not all("scan" in row.extra for row in train.rows):
         log.warning("no head template, no training card: the manifest has no 'scan' column")
@@ -64,6 +79,40 @@ def train_autoencoder(
     template = head_template(train.rows)
     bundle = write_part(bundle, "template", template.tensors(), {}, {})
     return write_card(bundle, training_card(train.rows))
+
+
+def try_autoencoder(asked: Asked, device: str) -> Trial:
+    """Two steps of it on the first scans, of which nothing is left."""
+    task, _, _ = _prepared(asked, pick_device(device), None)
+    return try_steps("autoencoder", task, asked.config)
+
+
+def _prepared(
+    asked: Asked, device: torch.device, folder: Path | None
+) -> tuple[AutoencoderTask, Cohort, Schema]:
+    """The task and what it is trained on; without a folder for them, on a few scans."""
+    config, networks = asked.config, NETWORKS[asked.preset]
+    check_batch(config.batch_size)
+    join(device)
+    schema = training_schema(asked.manifest, asked.conditions)
+    most = config.batch_size if folder is None else None
+    train, val = read_splits(asked.manifest, schema, asked.recipe.grid, folder=folder, most=most)
+    held_out = val.spaced(4, HELD_OUT).images
+    task = AutoencoderTask(
+        train.images,
+        train.weights,
+        held_out,
+        held_out > 0,
+        device,
+        config,
+        networks.autoencoder,
+        networks.loss,
+        crop=networks.crop,
+        checkpointing=asked.checkpointing,
+    )
+    if asked.init is not None:
+        read_bundle(asked.init).fill(task.net, "autoencoder")
+    return task, train, schema
 
 
 def read_about(path: Path | None) -> dict[str, Any]:

@@ -19,27 +19,69 @@ from cfgen.bundle import (
     write_part,
 )
 from cfgen.causal.gain import fit_gain
-from cfgen.config import GRIDS, FitConfig
+from cfgen.causal.latent_mean import fit_plain_mean
+from cfgen.config import (
+    DEFAULT_GRID,
+    GRIDS,
+    Conditioning,
+    FitConfig,
+    LatentScale,
+    LossWeights,
+    Prediction,
+)
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
+from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_autoencoder
+from cfgen.errors import BundleError
 from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.condition import token_width
+from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits, splined
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import (
     LATENT_DIFFUSION,
+    LatentDiffusionConfig,
     LatentDiffusionTask,
-    encode_views,
-    fit_mean,
-    unet_config,
+    schedule_for,
 )
+from cfgen.train.latents import LatentData, age_reader, encode_views, fit_mean, latent_data
+from cfgen.train.presets import NETWORKS
 from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.together import check_batch, join
+from cfgen.train.trial import Trial, try_steps
 
 log = logging.getLogger("cfgen")
 
 
 # Fewer subjects cannot tell how far the latent mean moves the ventricles.
 CALIBRATED_LEAST = 5
+# Scans that reports look at, all in one batch.
+HELD_OUT = 100
+
+
+def diffusion_config(
+    latent_mean: bool,
+    latent_scale: LatentScale,
+    prediction: Prediction,
+    noise_shift: float,
+    loss_weights: LossWeights,
+    conditioning: Conditioning,
+    *,
+    preset: str = DEFAULT_GRID,
+    checkpointing: bool = False,
+) -> LatentDiffusionConfig:
+    """What the command's options say; the rest as the preset has it."""
+    return replace(
+        NETWORKS[preset].diffusion,
+        schedule=replace(schedule_for(prediction), shift=noise_shift),
+        latent_mean=latent_mean,
+        latent_scale=latent_scale,
+        loss_weights=loss_weights,
+        conditioning=conditioning,
+        checkpointing=checkpointing,
+    )
 
 
 def train_latent_diffusion(
@@ -48,43 +90,109 @@ def train_latent_diffusion(
     out: Path,
     config: FitConfig,
     device: str,
-    *,
-    latent_mean: bool = LATENT_DIFFUSION.latent_mean,
+    diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+    init: Path | None = None,
 ) -> Bundle:
     """Add the latent mean and the UNet to a bundle that has an autoencoder.
 
-    Without `latent_mean` it is the papers' plain diffusion.
+    Without `diffusion.latent_mean` it is the papers' plain diffusion. `init` is a bundle whose UNet
+    the training goes on from, with its network, schedule and loss weights. Latents lie in a file
+    beside the bundle, which the next run with the same autoencoder and scans takes up. Of several
+    processes the first writes.
     """
-    diffusion = replace(LATENT_DIFFUSION, latent_mean=latent_mean)
-    torch_device = pick_device(device)
+    check_batch(config.batch_size)
+    torch_device, runs = pick_device(device), runs_folder(out, "unet")
+    join(torch_device)
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
-    train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
-    latents = encode_views(autoencoder, train.images, diffusion.views, torch_device, config.seed)
-    held_out = encode_views(autoencoder, val.images, 1, torch_device, config.seed)[:, 0]
+    grid = bundle.preprocess.grid
+    train, val = read_splits(manifest, bundle.schema, grid, folder=runs)
+    val = val.spaced(1, HELD_OUT)
+    data = latent_data(train, val, autoencoder, diffusion.views, torch_device, config.seed, runs)
     mean = fit_mean(
-        latents, train.conditions, train.weights, splined(bundle.schema), diffusion.latent_mean
+        data.latents,
+        data.conditions,
+        data.weights,
+        splined(bundle.schema),
+        diffusion.latent_mean,
+        diffusion.latent_scale,
     )
     if diffusion.latent_mean:
-        mean = replace(mean, gain=_gain(train, latents, autoencoder, torch_device, bundle))
+        mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
+    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    if init is not None:
+        diffusion = diffusion_of(read_bundle(init), diffusion)
     task = LatentDiffusionTask(
-        latents,
-        train.conditions,
-        train.weights,
-        (held_out, val.conditions),
-        mean,
-        torch_device,
-        config,
-        diffusion,
+        data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data), first
     )
-    net = fit(task, config, runs_folder(out, "unet"))
+    net = fit(task, config, runs)
+    if not leads():
+        return bundle
     copied = copy_bundle(bundle, out)
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
-    network = net_config(unet_config(train.conditions.shape[1], latents.shape[2]))
-    description = network | {"schedule": asdict(diffusion.schedule)}
+    description = net_config(task.net.config) | {
+        "schedule": asdict(diffusion.schedule),
+        "loss_weights": diffusion.loss_weights,
+    }
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
+
+
+def try_latent_diffusion(
+    manifest: Path,
+    source: Path,
+    config: FitConfig,
+    device: str,
+    diffusion: LatentDiffusionConfig = LATENT_DIFFUSION,
+    init: Path | None = None,
+) -> Trial:
+    """Two steps of it on the first two scans, of which nothing is left."""
+    check_batch(config.batch_size)
+    torch_device = pick_device(device)
+    bundle = read_bundle(source)
+    autoencoder = load_autoencoder(bundle, torch_device)
+    train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid, most=2)
+    latents = encode_views(autoencoder, train.images, 1, torch_device, config.seed)
+    # What encoding took is not to count.
+    del autoencoder
+    data = LatentData(latents, train.conditions, train.weights, latents[:, 0], train.conditions)
+    mean = fit_plain_mean(latents[:, 0], train.conditions.shape[1])
+    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    task = LatentDiffusionTask(data, mean, torch_device, config, diffusion, net=first)
+    return try_steps("latent diffusion", task, config)
+
+
+def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:
+    """`usual` with the schedule and the loss weights of a bundle's diffusion model."""
+    known = bundle.part("unet").config
+    return replace(
+        usual,
+        schedule=ScheduleConfig(**known["schedule"]),
+        loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
+    )
+
+
+def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:
+    """The UNet of a bundle, to be trained on. Raises BundleError when it is for other latents or
+    other conditions."""
+    net = init.network("unet", UNet, UNetConfig, device)
+    width = token_width(data.conditions.shape[1])
+    takes: dict[str, tuple[object, object]] = {
+        "channels of the latent": (net.config.in_channels, data.shape[0]),
+        "width of a condition": (net.config.context_dim, width),
+    }
+    if net.config.positions is not None:
+        takes["voxels of the latent"] = (net.config.positions, data.shape[1:])
+    for what, (found, expected) in takes.items():
+        if found != expected:
+            raise BundleError(
+                init.path,
+                f"its UNet has {found} as {what}",
+                f"{expected}, those of the bundle that is trained",
+                "train from scratch, without --init",
+            )
+    return net.train()
 
 
 def _gain(

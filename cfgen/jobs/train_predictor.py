@@ -16,6 +16,7 @@ from cfgen.bundle import (
     read_bundle,
     write_part,
 )
+from cfgen.processes import leads
 from cfgen.train.cohort import read_splits
 from cfgen.train.predictor import fit_predictor
 
@@ -23,8 +24,13 @@ log = logging.getLogger("cfgen")
 
 
 def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
-    """Add the predictor of conditions to a bundle; it sees real scans alone."""
+    """Add the predictor of conditions to a bundle; it sees real scans alone.
+
+    It is solved at once: of several processes the first does it, and the others nothing.
+    """
     bundle = read_bundle(source)
+    if not leads():
+        return bundle
     train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
     net, config = fit_predictor(train.images, train.conditions)
     with torch.inference_mode():

@@ -19,10 +19,12 @@ from cfgen.device import pick_device
 from cfgen.errors import ManifestError
 from cfgen.measure.segmenter import segmenter_part
 from cfgen.nets.segmenter import Segmenter
+from cfgen.processes import leads
 from cfgen.train.fit import fit
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.segmenter import GOING_ON, SEGMENTER, SegmenterLoss, SegmenterTask, meet_volumes
 from cfgen.train.segmenter_data import read_label_maps, read_labelled_scans
+from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
 
@@ -44,8 +46,9 @@ def train_segmenter(
 
     Rows of `manifest` without labels, or of another split than train, are not trained on; every
     fourth of the val split is for figures. `init` is a bundle whose segmenter the training goes on
-    from. Raises ManifestError when no val row has labels.
+    from. Of several processes the first writes. Raises ManifestError when no val row has labels.
     """
+    check_batch(config.batch_size)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     rows = read_manifest(manifest, default_schema())
@@ -67,6 +70,8 @@ def train_segmenter(
         read_bundle(init).fill(task.net, "segmenter")
     net = fit(task, config, runs_folder(out, "segmenter"))
     assert isinstance(net, Segmenter)
+    if not leads():
+        return bundle
     meet_volumes(net, scans[:: max(1, len(scans) // CALIBRATED_SCANS)], torch_device)
     trained = {"label_maps": len(maps)} | trained_on(train, config)
     return write_part(

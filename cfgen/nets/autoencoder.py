@@ -1,7 +1,7 @@
 """The autoencoder: image <-> latent, a Gaussian a voxel (Kingma & Welling 2014; Rombach 2022).
 
 With `pack=1` and `linear_path=False` it is the network of MONAI's AutoencoderKL, and equal to it
-once the weights are converted (nets/convert.py). The shipped bundle uses two additions of ours:
+once the weights are converted (nets/convert.py). Bundles of ours use three additions:
 
 `pack` folds p x p x p voxels into channels before the first convolution and unfolds them at the
 end, so that no wide feature map lives at full resolution: four times the voxels a second in
@@ -9,6 +9,9 @@ training. A last full-resolution convolution keeps the unfolding from leaving a 
 
 `linear_path` adds an overlapping linear transform past the networks in both directions. It carries
 the low frequencies from the first step on, and leaves detail to the networks.
+
+`folded_from` puts a linear level under a trained autoencoder: blocks of 2 x 2 x 2 of its latent
+voxels become one, from so many channels to `latent_channels` (`start_from_components`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfgen.nets.blocks import Downsample, ResBlock, Upsample
+from cfgen.nets.blocks import Block, Downsample, ResBlock, Upsample
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,29 @@ class AutoencoderConfig:
     # Channels of the full-resolution map that is left after unpacking.
     unpacked_channels: int = 8
     linear_path: bool = False
+    folded_from: int | None = None
+
+    @property
+    def inner_channels(self) -> int:
+        """Channels of the latent before it is folded."""
+        return self.folded_from or self.latent_channels
+
+    @property
+    def inner_factor(self) -> int:
+        """Voxels of the image along one edge of a voxel of the latent before it is folded."""
+        return int(self.pack * 2 ** (len(self.channels) - 1))
 
     @property
     def factor(self) -> int:
         """Voxels of the image along one edge of a latent voxel."""
-        return int(self.pack * 2 ** (len(self.channels) - 1))
+        return self.inner_factor * (2 if self.folded_from else 1)
 
 
 def _res_block(channels_in: int, channels: int, config: AutoencoderConfig) -> ResBlock:
     return ResBlock(channels_in, channels, config.norm_groups, config.norm_eps)
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Self-attention over all voxels, one head."""
 
     def __init__(self, channels: int, config: AutoencoderConfig) -> None:
@@ -95,7 +109,7 @@ class Encoder(nn.Module):
                 blocks.append(Downsample(width, padding=0))
         blocks += _middle(width, config)
         blocks.append(nn.GroupNorm(config.norm_groups, width, config.norm_eps))
-        blocks.append(nn.Conv3d(width, config.latent_channels, 3, padding=1))
+        blocks.append(nn.Conv3d(width, config.inner_channels, 3, padding=1))
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +122,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.pack = config.pack
         width = config.channels[-1]
-        blocks: list[nn.Module] = [nn.Conv3d(config.latent_channels, width, 3, padding=1)]
+        blocks: list[nn.Module] = [nn.Conv3d(config.inner_channels, width, 3, padding=1)]
         blocks += _middle(width, config)
         for level in reversed(range(len(config.channels))):
             for _ in range(config.res_blocks[level]):
@@ -148,7 +162,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        c, f = config.latent_channels, config.factor
+        c, f = config.inner_channels, config.inner_factor
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv_mu = nn.Conv3d(c, c, 1)
@@ -158,6 +172,10 @@ class Autoencoder(nn.Module):
             # Kernels of two latent voxels overlap by half, which leaves no block edges.
             self.linear_encoder = nn.Conv3d(1, c, 2 * f, stride=f, padding=f // 2)
             self.linear_decoder = nn.ConvTranspose3d(c, 1, 2 * f, stride=f, padding=f // 2)
+        if config.folded_from:
+            outer = config.latent_channels
+            self.fold = nn.Conv3d(c, outer, 2, stride=2, bias=False)
+            self.unfold = nn.ConvTranspose3d(outer, c, 2, stride=2, bias=False)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent, each (B, C, D/f, H/f, W/f)."""
@@ -166,6 +184,10 @@ class Autoencoder(nn.Module):
         log_variance = self.quant_conv_log_sigma(h).clamp(-30.0, 20.0)
         if self.config.linear_path:
             mean = mean + self.linear_encoder(x)
+        if self.config.folded_from:
+            # Independent voxels: variances add up with the squares of the weights.
+            variance = F.conv3d(log_variance.exp(), self.fold.weight.square(), stride=2)
+            return self.fold(mean), variance.sqrt()
         return mean, torch.exp(log_variance / 2)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -173,6 +195,8 @@ class Autoencoder(nn.Module):
         return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
+        if self.config.folded_from:
+            z = self.unfold(z)
         image = self.decoder(self.post_quant_conv(z))
         if self.config.linear_path:
             image = image + self.linear_decoder(z)
@@ -196,7 +220,7 @@ def start_from_cosines(net: Autoencoder) -> None:
     The cosine transform is close to the best linear code of natural images (Ahmed et al. 1974).
     Both networks start at zero, so that training begins at its error, not at a blank image.
     """
-    f, c = net.config.factor, net.config.latent_channels
+    f, c = net.config.inner_factor, net.config.inner_channels
     n = torch.arange(f)
     waves = torch.cos(torch.pi * (n + 0.5) * n[:, None] / f) * (2 / f) ** 0.5
     waves[0] /= 2**0.5
@@ -219,3 +243,19 @@ def start_from_cosines(net: Autoencoder) -> None:
     # A unit posterior would drown the linear path; KL at its weight never asks for one.
     nn.init.zeros_(net.quant_conv_log_sigma.weight)
     nn.init.constant_(net.quant_conv_log_sigma.bias, -12.0)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def start_from_components(net: Autoencoder, inner: Tensor) -> None:
+    """Fold blocks of latents `inner` (N, C, d, h, w), from before the fold, onto their principal
+    components about zero: of all linear levels the one that loses least of them.
+
+    The first component is then close to the mean block: no bias is needed.
+    """
+    blocks = pack_voxels(inner.float(), 2).transpose(0, 1).flatten(1).double()
+    _, vectors = torch.linalg.eigh(blocks @ blocks.T / blocks.shape[1])
+    # eigh gives the largest last.
+    kept = vectors.flip(1)[:, : net.config.latent_channels].T.float()
+    weight = kept.reshape(len(kept), inner.shape[1], 2, 2, 2)
+    net.fold.weight.copy_(weight)
+    net.unfold.weight.copy_(weight)

@@ -11,6 +11,7 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
@@ -26,10 +27,32 @@ _FIRST_NAME = {"nin_shortcut": "skip_connection", "op": "conv"}
 _SECOND_NAME = re.compile(r"\b(nin_shortcut|op)\b")
 
 
-class ResBlock(nn.Module):
+class Block(nn.Module):
+    """A part of a network that may keep its input alone, where `checkpointing` is on, and compute
+    its inner maps again on the way back (Chen et al. 2016)."""
+
+    checkpointing = False
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        call = super().__call__
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(call, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return call(*inputs)  # type: ignore[no-any-return]
+
+
+def set_checkpointing(net: nn.Module, on: bool) -> None:
+    """Memory for time: with it, every block of the network is computed once more a step."""
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.checkpointing = on
+
+
+class ResBlock(Block):
     """Two convolutions, each after a norm and SiLU, past which the input is added.
 
-    With `time_width`, the width of a time embedding, the embedding is added between them.
+    With `time_width`, the width of a time embedding, the embedding is added between them; where it
+    is `adaptive` it scales and shifts what the second norm gives instead (adaptive group norm,
+    Dhariwal & Nichol 2021, section 3.3), as if the network were another one at every embedding.
     """
 
     def __init__(
@@ -39,12 +62,14 @@ class ResBlock(nn.Module):
         groups: int,
         eps: float,
         time_width: int | None = None,
+        adaptive: bool = False,
     ) -> None:
         super().__init__()
+        self.adaptive = adaptive
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv3d(channels_in, channels, 3, padding=1)
         if time_width is not None:
-            self.time_emb_proj = nn.Linear(time_width, channels)
+            self.time_emb_proj = nn.Linear(time_width, channels * (2 if adaptive else 1))
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         if time_width is not None:
@@ -57,10 +82,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        if time is not None:
-            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip_connection(x) + h
+        if time is None:
+            h = self.norm2(h)
+        elif self.adaptive:
+            scale, shift = self.time_emb_proj(F.silu(time))[:, :, None, None, None].chunk(2, 1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + self.time_emb_proj(F.silu(time))[:, :, None, None, None])
+        return self.skip_connection(x) + self.conv2(F.silu(h))
 
 
 def current_name(key: str) -> str:
@@ -138,7 +167,7 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Block):
     """Self-attention, cross-attention to the conditions and feed-forward over all voxels."""
 
     def __init__(
@@ -168,7 +197,7 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(to_voxels(tokens, h.shape))
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(Block):
     """Self-attention over all voxels, for networks without conditions."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:

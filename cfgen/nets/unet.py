@@ -1,7 +1,13 @@
 """The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
 
 The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
-equal once its weights are converted (nets/convert.py).
+equal once its weights are converted (nets/convert.py). Two additions are ours, and off by default.
+
+`conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
+residual block (adaptive group norm), or both.
+
+`positions` gives each voxel of the latent features of its own. Brains are aligned: where a voxel
+lies says what age does to it, and in noise a convolution cannot know that but near the edges.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfgen.config import Conditioning
 from cfgen.nets.blocks import (
     Downsample,
     ResBlock,
@@ -29,6 +36,7 @@ class UNetConfig:
 
     `context_dim` is the width of the condition tokens; None makes a network without conditions.
     `head_channels` is one number, or one a level, of which those without attention mean nothing.
+    `positions` is the shape (D, H, W) of the one latent the network is for; None takes any.
     """
 
     in_channels: int
@@ -41,6 +49,18 @@ class UNetConfig:
     transformer_layers: int = 1
     norm_groups: int = 32
     norm_eps: float = 1e-6
+    conditioning: Conditioning = "attention"
+    positions: tuple[int, int, int] | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether norms follow time and conditions."""
+        return self.conditioning != "attention"
+
+    @property
+    def attended(self) -> int | None:
+        """Width of the tokens that attention looks at; None where it looks at voxels alone."""
+        return None if self.conditioning == "norm" else self.context_dim
 
     def heads(self, level: int) -> int:
         """Heads of the attention on a level."""
@@ -58,6 +78,14 @@ class UNet(nn.Module):
         width = 4 * first
         self.conv_in = nn.Conv3d(config.in_channels, first, 3, padding=1)
         self.time_embed = nn.Sequential(nn.Linear(first, width), nn.SiLU(), nn.Linear(width, width))
+        if config.adaptive and config.context_dim is not None:
+            # A token through a layer of its own before all are added: the value alone would not
+            # say whose value it is.
+            self.condition_embed = nn.Sequential(
+                nn.Linear(config.context_dim, width), nn.SiLU(), nn.Linear(width, width)
+            )
+        if config.positions is not None:
+            self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
         self.down_blocks = nn.ModuleList(_down_levels(config, width))
         self.middle_block = _Middle(last, width, config)
         self.up_blocks = nn.ModuleList(_up_levels(config, width))
@@ -68,10 +96,13 @@ class UNet(nn.Module):
         )
 
     def forward(self, zt: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        shape = zt.shape[2:]
-        zt = _pad_to_multiple(zt, 2 ** (len(self.config.channels) - 1))
+        shape, factor = zt.shape[2:], 2 ** (len(self.config.channels) - 1)
         time = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
-        h = self.conv_in(zt)
+        if self.config.adaptive and context is not None:
+            time = time + self.condition_embed(context).sum(1)
+        h = self.conv_in(_pad_to_multiple(zt, factor))
+        if self.config.positions is not None:
+            h = h + _pad_to_multiple(self.positions, factor)
         skips = [h]
         for down in self.down_blocks:
             h = down(h, time, context, skips)
@@ -93,11 +124,16 @@ def _pad_to_multiple(x: Tensor, factor: int) -> Tensor:
 def _attention(level: int, config: UNetConfig) -> nn.Module:
     channels, heads = config.channels[level], config.heads(level)
     groups, eps = config.norm_groups, config.norm_eps
-    if config.context_dim is None:
+    if config.attended is None:
         return SpatialAttention(channels, heads, groups, eps)
     return SpatialTransformer(
-        channels, heads, config.context_dim, config.transformer_layers, groups, eps
+        channels, heads, config.attended, config.transformer_layers, groups, eps
     )
+
+
+def _res_block(channels_in: int, channels: int, width: int, config: UNetConfig) -> ResBlock:
+    groups, eps = config.norm_groups, config.norm_eps
+    return ResBlock(channels_in, channels, groups, eps, width, config.adaptive)
 
 
 class _Down(nn.Module):
@@ -107,13 +143,7 @@ class _Down(nn.Module):
         super().__init__()
         count = config.res_blocks
         self.resnets = nn.ModuleList(
-            ResBlock(
-                channels_in if i == 0 else channels,
-                channels,
-                config.norm_groups,
-                config.norm_eps,
-                width,
-            )
+            _res_block(channels_in if i == 0 else channels, channels, width, config)
             for i in range(count)
         )
         self.attentions = nn.ModuleList(
@@ -140,10 +170,9 @@ class _Down(nn.Module):
 class _Middle(nn.Module):
     def __init__(self, channels: int, width: int, config: UNetConfig) -> None:
         super().__init__()
-        groups, eps = config.norm_groups, config.norm_eps
-        self.resnet_1 = ResBlock(channels, channels, groups, eps, width)
+        self.resnet_1 = _res_block(channels, channels, width, config)
         self.attention = _attention(-1, config)
-        self.resnet_2 = ResBlock(channels, channels, groups, eps, width)
+        self.resnet_2 = _res_block(channels, channels, width, config)
 
     def forward(self, h: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         out: Tensor = self.resnet_2(self.attention(self.resnet_1(h, time), context), time)
@@ -157,13 +186,7 @@ class _Up(nn.Module):
         super().__init__()
         channels = config.channels[level]
         self.resnets = nn.ModuleList(
-            ResBlock(
-                (channels_in if i == 0 else channels) + skip,
-                channels,
-                config.norm_groups,
-                config.norm_eps,
-                width,
-            )
+            _res_block((channels_in if i == 0 else channels) + skip, channels, width, config)
             for i, skip in enumerate(skips)
         )
         self.attentions = nn.ModuleList(

@@ -37,7 +37,7 @@ def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     return volume.take(index, axis).T
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,7 +77,7 @@ def _show(
     return drawn
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     # No software or date in the file: the same picture has the same bytes.
     write_atomically(
         path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -105,7 +105,7 @@ def counterfactual_picture(
     change = after - before
     window = {"vmin": 0.0, "vmax": float(np.percentile(before[brain], 99.8)), "cmap": "gray"}
     limit = float(np.percentile(np.abs(change[brain]), 99.5)) or 1.0
-    figure, axes = _figure(3, 3, 9.0, 9.6)
+    figure, axes = new_figure(3, 3, 9.0, 9.6)
     drawn = None
     for row, plane in enumerate(PLANES):
         index = best_slice(change, brain, plane[1])
@@ -127,7 +127,7 @@ def counterfactual_picture(
     bar.set_label("counterfactual - factual, units of the scan", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def best_slice(change: np.ndarray, brain: np.ndarray, axis: int) -> int:
@@ -158,7 +158,7 @@ def preparation_picture(
     """
     own, own_spacing = to_ras(scan, native)
     brain, _ = to_ras(mask, native)
-    figure, axes = _figure(3, 3, 9.0, 9.6)
+    figure, axes = new_figure(3, 3, 9.0, 9.6)
     window = float(np.percentile(own, 99.7))
     for row, plane in enumerate(PLANES):
         axis = plane[1]
@@ -188,7 +188,7 @@ def preparation_picture(
     for column, name in enumerate(("scan and brain mask", "prepared", "template")):
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def segmentation_picture(
@@ -201,7 +201,7 @@ def segmentation_picture(
     own, spacing = to_ras(scan, grid)
     regions, _ = to_ras(labels, grid)
     brain = regions > 0
-    figure, axes = _figure(3, 2, 6.4, 9.6)
+    figure, axes = new_figure(3, 2, 6.4, 9.6)
     window = float(np.percentile(own, 99.7))
     for row, plane in enumerate(PLANES):
         axis = plane[1]
@@ -225,7 +225,7 @@ def segmentation_picture(
     for column, name in enumerate(("scan and brain mask", "regions")):
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def masks_picture(
@@ -249,7 +249,7 @@ def masks_picture(
     old, new, own = old[box], new[box], own[box]
     top = float(np.percentile(own, 99.7)) or 1.0
     highest = int(max(old.max(), new.max()))
-    figure, axes = _figure(3, 3, 9.0, 9.6)
+    figure, axes = new_figure(3, 3, 9.0, 9.6)
     for row, plane in enumerate(PLANES):
         axis = plane[1]
         index = best_slice(old != new, old > 0, axis)
@@ -274,4 +274,4 @@ def masks_picture(
     for column, name in enumerate(("factual regions", "edited regions", "changed to")):
         axes[0, column].set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.config import FitConfig
-from cfgen.device import autocast, channels_last
+from cfgen.device import autocast, channels_last, no_autocast
+from cfgen.diffusion.samplers import noise_like
 from cfgen.metrics.image import psnr
 from cfgen.nets.autoencoder import (
     Autoencoder,
@@ -17,8 +18,12 @@ from cfgen.nets.autoencoder import (
     kl_divergence,
     start_from_cosines,
 )
+from cfgen.nets.blocks import set_checkpointing
+from cfgen.train.ahead import Ahead
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
+from cfgen.train.draws import each_its_own
 from cfgen.train.fit import seed_weights
+from cfgen.train.together import my_part
 
 # Four times the voxels a second of a plain stem, and three resolutions down to 20 x 24 x 22. The
 # channels are what the detail of a 2 mm cortex needs: of the 64 cosines of a latent voxel's block
@@ -41,6 +46,8 @@ class AutoencoderLoss:
     # Voxels outside the brain count little: an edit never writes them.
     background: float = 0.05
     kl: float = 1e-7
+    # Of the sum over a latent, as in the code of Pinaya et al. 2022, or of the mean a voxel.
+    kl_summed: bool = False
     adversarial: float = 0.005
     # The adversary joins when the reconstruction is near its final quality.
     adversarial_from: float = 0.9
@@ -64,6 +71,8 @@ class AutoencoderTask:
         net: AutoencoderConfig = AUTOENCODER,
         loss: AutoencoderLoss = AutoencoderLoss(),
         augmentation: Augmentation = AUGMENTATION,
+        crop: tuple[int, int, int] = CROP,
+        checkpointing: bool = False,
     ) -> None:
         from monai.losses import PatchAdversarialLoss
         from monai.networks.nets import PatchDiscriminator
@@ -74,35 +83,29 @@ class AutoencoderTask:
         autoencoder = Autoencoder(net)
         if net.linear_path:
             start_from_cosines(autoencoder)
+        set_checkpointing(autoencoder, checkpointing)
         self.net = channels_last(autoencoder, device)
-        self.crop = tuple(min(c, n) for c, n in zip(CROP, images.shape[1:], strict=True))
+        self.crop = tuple(min(c, n) for c, n in zip(crop, images.shape[1:], strict=True))
         critic = PatchDiscriminator(
             spatial_dims=3, channels=loss.critic_channels, in_channels=1, norm="INSTANCE"
         )
         self.critic: nn.Module | None = channels_last(critic, device)
         self.adversarial = PatchAdversarialLoss(criterion="least_squares")
+        self.ahead = Ahead(self._views, fit.seed, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.multinomial(
-            self.weights, self.fit.batch_size, replacement=True, generator=generator
-        )
-        views = [
-            random_acquisition(
-                random_view(self.images[i].float(), self.crop, generator, self.augmentation),  # type: ignore[arg-type]
-                generator,
-                self.augmentation,
-            )
-            for i in chosen
-        ]
-        x = torch.stack(views)[:, None].to(self.device, memory_format=torch.channels_last_3d)
+        views, own = self.ahead.batch(step, generator)
+        x = views.to(self.device, memory_format=torch.channels_last_3d)
         mean, std = self.net.posterior(x)
-        rec = self.net.decode(mean + std * torch.randn_like(mean)).float()
+        noise = noise_like(mean.float(), own)
+        rec = self.net.decode(mean + std * noise).float()
         weight = torch.where(x > 0, 1.0, self.weight.background)
         l1 = (weight * (rec - x).abs()).mean()
         gradient = _gradient_difference(rec, x, weight)
-        # Per voxel, like the other terms: Rombach's code sums all of them over the image. A KL sum
-        # beside a mean L1 would weigh 1e5 times as much and blur the latent by its own noise.
-        kl = kl_divergence(mean.float(), std.float()) / x[0].numel()
+        kl = kl_divergence(mean.float(), std.float())
+        if not self.weight.kl_summed:
+            # Like the other terms: a sum beside a mean L1 weighs 1e5 times as much.
+            kl = kl / x[0].numel()
         total = l1 + self.weight.gradient * gradient + self.weight.kl * kl
         figures = {"l1": l1.item(), "gradient": gradient.item(), "kl": kl.item()}
         self._pair: tuple[Tensor, Tensor] | None = None
@@ -114,6 +117,24 @@ class AutoencoderTask:
             figures["adversarial"] = fooled.item()
             self._pair = (x, rec.detach())
         return total, figures
+
+    def _views(self, generator: torch.Generator) -> tuple[Tensor, list[torch.Generator]]:
+        """This process's part of a batch (B, 1, D, H, W), and the generator of each element."""
+        size, part = self.fit.batch_size, my_part(self.fit.batch_size)
+        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
+        own = each_its_own(generator, size)[part]
+        # In bf16 a voxel would be looked for a quarter of a voxel beside where it is.
+        with no_autocast(self.device):
+            views = [
+                self._view(self.images[i].float(), g)
+                for i, g in zip(chosen[part].tolist(), own, strict=True)
+            ]
+        return torch.stack(views)[:, None], own
+
+    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        d, h, w = self.crop
+        view = random_view(image, (d, h, w), generator, self.augmentation)
+        return random_acquisition(view, generator, self.augmentation)
 
     def critic_loss(self, step: int) -> Tensor | None:
         if self._pair is None or self.critic is None:

@@ -16,3 +16,9 @@ def uniform(generator: torch.Generator, low: float, high: float, *shape: int) ->
 
 def chance(generator: torch.Generator, probability: float) -> bool:
     return bool(torch.rand(1, generator=generator) < probability)
+
+
+def each_its_own(generator: torch.Generator, size: int) -> list[torch.Generator]:
+    """A generator for every element of a batch, so that a part of it can be drawn alone."""
+    seeds = torch.randint(2**62, (size,), generator=generator)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]

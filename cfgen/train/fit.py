@@ -3,7 +3,7 @@
 A task says what a loss is; the loop does the rest: bf16 autocast, clipping, learning rate, moving
 average of the weights, CSV log, pictures, checkpoints, and a clean stop on SIGTERM or SIGINT. The
 randomness of a step depends on the seed and the step alone, so that a run which was interrupted
-ends with the weights of one that was not.
+ends with the weights of one that was not. Several processes share a batch (`together.py`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from cfgen.config import FitConfig
 from cfgen.data.volume import write_atomically
 from cfgen.device import autocast
 from cfgen.errors import Interrupted, UsageError
+from cfgen.processes import leads
 from cfgen.progress import working
 from cfgen.streams import Purpose, torch_stream
+from cfgen.train.together import any_of, average_figures, average_gradients, check_batch, join
 
 log = logging.getLogger("cfgen")
 CHECKPOINT = "checkpoint.safetensors"
@@ -45,7 +47,11 @@ class Task(Protocol):
     def critic(self) -> nn.Module | None: ...
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a step and figures for the log."""
+        """The loss of a step and figures for the log.
+
+        The batch is drawn whole from `generator`; the loss is the mean over `my_part` of it
+        (`together.py`).
+        """
 
     def critic_loss(self, step: int) -> Tensor | None:
         """The adversary's loss on the same batch; None while it rests."""
@@ -54,19 +60,22 @@ class Task(Protocol):
         """Figures on held-out data with the averaged weights; may draw `picture`."""
 
 
-def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
+def fit(task: Task, config: FitConfig, folder: Path, *, shared: bool = True) -> nn.Module:
     """Train `task.net` and return its moving average, in eval mode.
 
-    Goes on from `folder/checkpoint.safetensors` when it is there. Raises Interrupted (exit code 75)
-    after a checkpoint when the process is told to stop, and UsageError when the folder holds a run
-    of other settings.
+    Goes on from `folder/checkpoint.safetensors` when it is there. Where there are several processes
+    they share each batch, and the first writes; without `shared` this one trains, and writes, by
+    itself. Raises Interrupted (exit code 75) after a checkpoint when a process is told to stop, and
+    UsageError when the folder holds a run of other settings, or a batch cannot be shared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(task.net.parameters()).device
+    writes = leads() or not shared
+    if shared:
+        check_batch(config.batch_size)
+        join(device)
     average = AveragedModel(task.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizers = {"net": _adamw(task.net, config)}
-    if task.critic is not None:
-        optimizers["critic"] = _adamw(task.critic, config)
+    optimizers = adamw(task, config)
     nets = {"net": task.net, "average": average, "critic": task.critic}
     state = _State({k: v for k, v in nets.items() if v is not None}, optimizers, config, folder)
     step = state.load()
@@ -74,31 +83,19 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
     started, first = time.monotonic(), step
     with stop_signal() as stopped, working("training", config.steps, step) as advance:
         while step < config.steps:
-            generator = torch_stream(config.seed, Purpose.BATCHES, step=step)
-            # Losses may draw from the global generator (dropout, randn_like).
-            torch.manual_seed(torch_stream(config.seed, Purpose.LOSS, step=step).initial_seed())
-            task.net.train()
-            with autocast(device):
-                loss, figures = task.loss(step, generator)
-            figures["loss"] = loss.item()
+            figures = train_step(task, optimizers, step, config, shared=shared)
             if not math.isfinite(figures["loss"]):
                 raise UsageError(
                     folder,
                     f"the loss became {figures['loss']} at step {step}",
                     fix="lower --learning-rate and run again in a new folder",
                 )
-            _step(task.net, optimizers["net"], loss, step, config)
             average.update_parameters(task.net)
-            if task.critic is not None:
-                with autocast(device):
-                    critic_loss = task.critic_loss(step)
-                if critic_loss is not None:
-                    figures["critic"] = critic_loss.item()
-                    _step(task.critic, optimizers["critic"], critic_loss, step, config)
             step += 1
             advance()
             journal.add(step, figures)
-            if step % config.report_every == 0 or step == config.steps:
+            stop = any_of(stopped(), device) if shared else stopped()
+            if writes and (step % config.report_every == 0 or step == config.steps):
                 picture = folder / f"step-{step:06d}.png"
                 held_out = task.report(average.module.eval(), picture)
                 pace = (time.monotonic() - started) / (step - first)
@@ -113,10 +110,10 @@ def fit(task: Task, config: FitConfig, folder: Path) -> nn.Module:
                     pace,
                     left,
                 )
-            if step % config.checkpoint_every == 0 or step == config.steps or stopped():
+            if writes and (step % config.checkpoint_every == 0 or step == config.steps or stop):
                 state.save(step)
                 journal.flush()
-            if stopped() and step < config.steps:
+            if stop and step < config.steps:
                 raise Interrupted(
                     folder,
                     f"stopped after step {step} of {config.steps}",
@@ -130,10 +127,48 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(torch_stream(seed, Purpose.WEIGHTS).initial_seed())
 
 
-def _adamw(net: nn.Module, config: FitConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+Optimizers = dict[str, torch.optim.AdamW]
+
+
+def adamw(task: Task, config: FitConfig) -> Optimizers:
+    """Of the net and, where the task has one, of its critic."""
+    nets = {"net": task.net} | ({} if task.critic is None else {"critic": task.critic})
+    rate, decay = config.learning_rate, config.weight_decay
+    return {
+        name: torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
+        for name, net in nets.items()
+    }
+
+
+def train_step(
+    task: Task, optimizers: Optimizers, step: int, config: FitConfig, *, shared: bool
+) -> dict[str, float]:
+    """One step of the net and of its critic; figures for the log, over the whole batch.
+
+    Where the loss is not finite nothing is changed.
+    """
+    device = next(task.net.parameters()).device
+    generator = torch_stream(config.seed, Purpose.BATCHES, step=step)
+    # Networks may draw from the global generator (dropout).
+    torch.manual_seed(torch_stream(config.seed, Purpose.LOSS, step=step).initial_seed())
+    task.net.train()
+    with autocast(device):
+        loss, figures = task.loss(step, generator)
+    figures["loss"] = loss.item()
+    if shared:
+        figures = average_figures(figures, device)
+    if not math.isfinite(figures["loss"]):
+        return figures
+    _descend(task.net, optimizers["net"], loss, step, config, shared)
+    if task.critic is None:
+        return figures
+    with autocast(device):
+        critic_loss = task.critic_loss(step)
+    if critic_loss is None:
+        return figures
+    critic = {"critic": critic_loss.item()}
+    _descend(task.critic, optimizers["critic"], critic_loss, step, config, shared)
+    return figures | (average_figures(critic, device) if shared else critic)
 
 
 def learning_rate(step: int, config: FitConfig) -> float:
@@ -142,13 +177,20 @@ def learning_rate(step: int, config: FitConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def _step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, config: FitConfig
+def _descend(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    step: int,
+    config: FitConfig,
+    shared: bool,
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if shared:
+        average_gradients(net)
     nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
     optimizer.step()
 
@@ -174,7 +216,8 @@ class _State:
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam.{name}/{index}/{k}": v for k, v in moments.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in sorted(tensors.items())}
+        # Nothing is copied that lies in memory as the file wants it, nor on an accelerator.
+        tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
         # One entry: safetensors writes several in an order that changes from run to run.
         meta = {"run": json.dumps({"step": step, "config": self.config})}
         write_atomically(self.path, lambda p: save_file(tensors, p, metadata=meta))

@@ -8,20 +8,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfgen.causal.latent_mean import LatentMean, fit_latent_mean
-from cfgen.config import FitConfig
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import (
+    CONDITIONING,
+    LATENT_SCALE,
+    LOSS_WEIGHTS,
+    Conditioning,
+    FitConfig,
+    LatentScale,
+    LossWeights,
+    Prediction,
+)
 from cfgen.device import autocast, channels_last
 from cfgen.diffusion.samplers import denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
-from cfgen.nets.autoencoder import Autoencoder
+from cfgen.diffusion.weights import loss_weights
+from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
-from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
-from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
 from cfgen.train.fit import seed_weights
+from cfgen.train.latents import LatentData, LatentReader
+from cfgen.train.together import my_part
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
+# A network that says eps divides by the signal: it needs some at the last level.
+SCHEDULES = {"v": SCHEDULE, "eps": ScheduleConfig(kind="scaled_linear", prediction="eps")}
 
 
 @dataclass(frozen=True)
@@ -32,103 +44,115 @@ class LatentDiffusionConfig:
     # Latents a subject: itself, its mirror image, and warped views.
     views: int = 4
     latent_mean: bool = True
+    latent_scale: LatentScale = LATENT_SCALE
+    loss_weights: LossWeights = LOSS_WEIGHTS
+    conditioning: Conditioning = CONDITIONING
+    # Whether each voxel of the latent has features of its own in the network.
+    positions: bool = False
+    # Channels of the network, finest level first; None are those for the size of the latent.
+    channels: tuple[int, ...] | None = None
+    res_blocks: int = 1
+    head_channels: int = 32
+    norm_groups: int = 16
+    # Less memory for more time (nets/blocks.py).
+    checkpointing: bool = False
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
 
 
-def unet_config(variables: int, latent_channels: int) -> UNetConfig:
-    """The shipped network for a latent of 20 x 24 x 22."""
+def schedule_for(prediction: Prediction) -> ScheduleConfig:
+    """The schedule on which a prediction is trained here."""
+    return SCHEDULES[prediction]
+
+
+# Latents of fewer voxels have the network for 10 x 12 x 11, the others that for 20 x 24 x 22.
+SMALL_VOXELS = 3000
+
+
+def unet_config(
+    variables: int, shape: tuple[int, int, int, int], config: LatentDiffusionConfig
+) -> UNetConfig:
+    """The network for so many inputs of the condition vector and latents (C, d, h, w)."""
+    latent_channels, d, h, w = shape
+    usual = (64, 128) if d * h * w < SMALL_VOXELS else (64, 64, 96)
+    channels = config.channels or usual
     return UNetConfig(
         in_channels=latent_channels,
         out_channels=latent_channels,
-        channels=(64, 64, 96),
-        res_blocks=1,
-        attention=(False, True, True),
-        head_channels=32,
+        channels=channels,
+        res_blocks=config.res_blocks,
+        attention=(False, *[True] * (len(channels) - 1)),
+        head_channels=config.head_channels,
         context_dim=token_width(variables),
-        norm_groups=16,
+        norm_groups=config.norm_groups,
+        conditioning=config.conditioning,
+        positions=(d, h, w) if config.positions else None,
     )
 
 
-@torch.inference_mode()
-def encode_views(
-    autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
-) -> Tensor:
-    """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    bank = []
-    for number, image in each(enumerate(images.float()), len(images), "subjects encoded"):
-        generator = torch_stream(seed, Purpose.VIEWS, number)
-        seen = [image, mirror(image)]
-        for _ in range(views - 2):
-            view = random_view(image, shape, generator, AUGMENTATION)
-            seen.append(random_acquisition(view, generator, AUGMENTATION))
-        latents = []
-        for view in seen[:views]:
-            x = view[None, None].to(device, memory_format=torch.channels_last_3d)
-            with autocast(device):
-                latents.append(autoencoder.encode(x)[0].half().cpu())
-        bank.append(torch.stack(latents))
-    return torch.stack(bank)
+@dataclass(frozen=True)
+class Batch:
+    """Residuals `r` (B, C, d, h, w) under conditions `c`, times `t` (B,), noise `eps` as r, and of
+    whom the conditions are withheld (B,)."""
 
+    r: Tensor
+    c: Condition
+    t: Tensor
+    eps: Tensor
+    dropped: Tensor
 
-def fit_mean(
-    latents: Tensor, conditions: Tensor, weights: Tensor, continuous: Tensor, use_conditions: bool
-) -> LatentMean:
-    """The latent mean over all views; without conditions it is the mean and scale alone."""
-    views = latents.shape[1]
-    z0 = latents.flatten(0, 1).float()
-    c = conditions.repeat_interleave(views, 0)
-    w = weights.repeat_interleave(views)
-    if use_conditions:
-        return fit_latent_mean(z0, c, w, continuous)
-    mean = z0.mean(0)
-    sigma = (z0 - mean).transpose(0, 1).flatten(1).std(1)[:, None, None, None]
-    features = 1 + conditions.shape[1]
-    coefficients = torch.zeros(features, *mean.shape)
-    coefficients[0] = mean
-    knots = torch.full((conditions.shape[1], 4), torch.nan)
-    return LatentMean(knots, coefficients, sigma, torch.ones(1))
+    def part(self, which: slice) -> Batch:
+        """Some of its elements."""
+        c = Condition(self.c.vector[which])
+        return Batch(self.r[which], c, self.t[which], self.eps[which], self.dropped[which])
 
 
 class LatentDiffusionTask:
-    """`latents` (N, views, C, d, h, w), `conditions` (N, V) and sampling `weights` (N,)."""
+    """`reader` follows, in reports, how a number that is asked for appears in new latents. With
+    `net` the training goes on from its weights."""
 
     critic: nn.Module | None = None
 
     def __init__(
         self,
-        latents: Tensor,
-        conditions: Tensor,
-        weights: Tensor,
-        held_out: tuple[Tensor, Tensor],
+        data: LatentData,
         latent_mean: LatentMean,
         device: torch.device,
         fit: FitConfig,
         config: LatentDiffusionConfig = LATENT_DIFFUSION,
+        reader: LatentReader | None = None,
+        net: UNet | None = None,
     ) -> None:
         seed_weights(fit.seed)
-        self.latents, self.conditions, self.weights = latents, conditions, weights
-        self.mean, self.held_out, self.device = latent_mean, held_out, device
-        self.fit, self.config = fit, config
+        self.data, self.mean, self.device = data, latent_mean, device
+        self.fit, self.config, self.reader = fit, config, reader
         self.schedule = Schedule.make(config.schedule)
-        net = UNet(unet_config(conditions.shape[1], latents.shape[2]))
-        self.net = channels_last(net, device)
+        if net is None:
+            net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
+        set_checkpointing(net, config.checkpointing)
+        self.net: UNet = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        size = self.fit.batch_size
-        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        views = torch.randint(self.latents.shape[1], (size,), generator=generator)
-        c = self.conditions[chosen]
-        r = self.mean.residual(self.latents[chosen, views].float(), c)
+        batch = self.batch(generator).part(my_part(self.fit.batch_size))
+        error = self._error(self.net, batch.r, batch.c, batch.t, batch.eps, batch.dropped)
+        weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
+        return (weights.to(error) * error).mean(), {}
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        """The whole batch, of which a process takes its part."""
+        size, data = self.fit.batch_size, self.data
+        chosen = torch.multinomial(data.weights, size, replacement=True, generator=generator)
+        views = torch.randint(data.latents.shape[1], (size,), generator=generator)
+        c = data.conditions[chosen]
+        r = self.mean.residual(data.latents[chosen, views].float(), c)
         # Stratified over the batch: the same mean loss with less noise (Kingma et al. 2021).
         spread = (torch.rand(1, generator=generator) + torch.arange(size) / size) % 1
         last = len(self.schedule.alpha_bar) - 1
         t = 1 + (spread * last).long().clamp(max=last - 1)
         eps = torch.randn(r.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
-        return self._error(self.net, r, Condition(c), t, eps, dropped).mean(), {}
+        return Batch(r, Condition(c), t, eps, dropped)
 
     def _error(
         self,
@@ -152,9 +176,10 @@ class LatentDiffusionTask:
 
     @torch.no_grad()
     def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        """Held-out error at fixed noise, at an early, middle and late level."""
-        latents, c = self.held_out
-        r = self.mean.residual(latents.float(), c)
+        """Held-out error at fixed noise, at an early, middle and late level; with a reader, how a
+        number that is asked for appears in new latents (`sampled_figures`)."""
+        c = self.data.held_out_conditions
+        r = self.mean.residual(self.data.held_out.float(), c)
         generator = torch_stream(0, Purpose.PICTURES)
         eps = torch.randn(r.shape, generator=generator)
         figures = {}
@@ -163,25 +188,79 @@ class LatentDiffusionTask:
             with autocast(self.device):
                 error = self._error(net, r, Condition(c), t, eps)
             figures[f"error_t{level}"] = float(error.mean())
-        self._draw(net, picture, c[:4])
-        return figures
+        if self.reader is None:
+            _draw(picture, self._sample(net, c[:DRAWN]))
+            return figures
+        young, old = (self._sample(net, told) for told in self._ends(self.reader, c))
+        _draw(picture, torch.cat([young[: DRAWN // 2], old[: DRAWN // 2]]))
+        heard = self._heard(net, self.reader, r, c)
+        return figures | sampled_figures(self.reader, young, old) | {"heard": heard}
 
-    def _draw(self, net: nn.Module, picture: Path, c: Tensor) -> None:
-        """Middle slices of the first channel of new latents, sampled under held-out conditions."""
-        from matplotlib.image import imsave
+    def _ends(self, reader: LatentReader, c: Tensor) -> list[Tensor]:
+        """Held-out conditions with one standard deviation less, and more, than the mean."""
+        ends = []
+        for value in (-1.0, 1.0):
+            told = c[:SAMPLED].clone()
+            told[:, reader.variable] = value
+            ends.append(told)
+        return ends
 
-        shape = (len(c), *self.latents.shape[2:])
-        generator = torch_stream(0, Purpose.PICTURES, step=1)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        tokens = Condition(c).to(self.device).tokens()
-
-        def denoise(zt: Tensor, t: Tensor) -> Tensor:
+    def _heard(self, net: nn.Module, reader: LatentReader, r: Tensor, c: Tensor) -> float:
+        """How far the network's z0 moves when in noise it is told a high value instead of a low
+        one, along the training latents' own difference, and over it: 1 where nothing else can tell
+        the value, 0 where the condition is not heard."""
+        r = r[:SAMPLED]
+        t = torch.full((len(r),), round(HEARD_AT * self.schedule.T))
+        eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES, step=2))
+        zt = self.schedule.add_noise(r, t, eps).to(self.device)
+        ends = []
+        for told in self._ends(reader, c):
+            tokens = Condition(told).to(self.device).tokens()
             with autocast(self.device):
-                output: Tensor = net(zt, t - 1, tokens).float()
-            return output
+                output = net(zt, (t - 1).to(self.device), tokens).float()
+            estimate, _ = self.schedule.z0_and_eps(output, zt, t)
+            ends.append(self.mean.latent(estimate.cpu(), told))
+        moved = ends[1] - ends[0]
+        return float((moved * reader.shift).sum() / (len(r) * reader.shift.square().sum()))
 
-        times = time_grid(10, len(self.schedule.alpha_bar) - 1)
-        r = denoise_dpmpp_2m(denoise, self.schedule, noise, times).cpu()
-        z0 = self.mean.latent(r, c)[:, 0]
-        middle = z0[..., z0.shape[-1] // 2]
-        imsave(picture, torch.cat(list(middle), 1).numpy(), cmap="gray")
+    def _sample(self, net: nn.Module, c: Tensor) -> Tensor:
+        """New latents, one for each condition, always of the same noises."""
+        generator = torch_stream(0, Purpose.PICTURES, step=1)
+        noise = torch.randn((len(c), *self.data.shape), generator=generator)
+        times = time_grid(SAMPLED_STEPS, len(self.schedule.alpha_bar) - 1)
+        made = []
+        for some, asked in zip(noise.split(8), c.split(8), strict=True):
+            tokens = Condition(asked).to(self.device).tokens()
+
+            def denoise(zt: Tensor, t: Tensor, tokens: Tensor = tokens) -> Tensor:
+                with autocast(self.device):
+                    output: Tensor = net(zt, t - 1, tokens).float()
+                return output
+
+            r = denoise_dpmpp_2m(denoise, self.schedule, some.to(self.device), times).cpu()
+            made.append(self.mean.latent(r, asked))
+        return torch.cat(made)
+
+
+# New latents of a report: so many are drawn, so many pairs are read, in so many steps. They cost as
+# much as some forty steps of training.
+DRAWN, SAMPLED, SAMPLED_STEPS = 4, 6, 10
+# Of the noise levels, the one at which it is asked whether the condition is heard.
+HEARD_AT = 0.99
+
+
+def sampled_figures(reader: LatentReader, young: Tensor, old: Tensor) -> dict[str, float]:
+    """Slope of what is read on what was asked for, of new latents of the same noises that were
+    asked for -1 and for 1, over the reader's slope on true ones; and its standard error."""
+    slopes = (reader.read(old) - reader.read(young)) / (2 * reader.slope)
+    error = float(slopes.std() / len(slopes) ** 0.5) if len(slopes) > 1 else float("nan")
+    return {"read_slope": float(slopes.mean()), "read_slope_se": error}
+
+
+def _draw(picture: Path, latents: Tensor) -> None:
+    """Middle slices of the first channel."""
+    from matplotlib.image import imsave
+
+    z0 = latents[:, 0]
+    middle = z0[..., z0.shape[-1] // 2]
+    imsave(picture, torch.cat(list(middle), 1).numpy(), cmap="gray")

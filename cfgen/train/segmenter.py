@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from cfgen.config import FitConfig
 from cfgen.data.parcellation import BRAIN_FROM, LEFT, NAMES, SETS, membership
 from cfgen.data.volume import Volume
-from cfgen.device import autocast, channels_last
+from cfgen.device import autocast, channels_last, no_autocast
 from cfgen.measure.segmenter import SPACING_MM, posteriors, scaled
 from cfgen.nets.autoencoder import pack_voxels
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
+from cfgen.train.draws import each_its_own
 from cfgen.train.fit import seed_weights
 from cfgen.train.painting import (
     GENTLE,
@@ -37,6 +38,7 @@ from cfgen.train.painting import (
     strip,
     swap_sides,
 )
+from cfgen.train.together import my_part
 
 SEGMENTER = SegmenterConfig(classes=len(NAMES))
 
@@ -103,18 +105,29 @@ class SegmenterTask:
         self.maps, self.scans, self.held_out = maps, scans, held_out
         self.device, self.weight = device, loss
         self.synthesis, self.gentle = synthesis, gentle
-        self.steps = fit.steps
+        self.steps, self.batch_size = fit.steps, fit.batch_size
         self.net = channels_last(Segmenter(net), device)
         self.membership = torch.from_numpy(membership()).to(device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The mean over examples that are looked at one by one."""
+        own = each_its_own(generator, self.batch_size)[my_part(self.batch_size)]
+        losses, each = zip(*(self._example_loss(step, g) for g in own), strict=True)
+        means = {name: sum(figures[name] for figures in each) / len(each) for name in each[0]}
+        return torch.stack(losses).mean(), means
+
+    def _example_loss(
+        self, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         ramp = max(1.0, self.weight.painted_from * self.steps)
         share = self.weight.painted * min(1.0, (step + 1) / ramp)
         painted = bool(torch.rand(1, generator=generator) < share)
         painted = bool(self.maps) and (painted or not self.scans)
         pool: list[LabelMap] | list[LabelledScan] = self.maps if painted else self.scans
         chosen = pool[int(torch.randint(len(pool), (1,), generator=generator))]
-        example = random_example(chosen, generator, self.synthesis if painted else self.gentle)
+        # In bf16 a voxel would be looked for a quarter of a voxel beside where it is.
+        with no_autocast(self.device):
+            example = random_example(chosen, generator, self.synthesis if painted else self.gentle)
         image = example.image[None, None].to(self.device)
         features = self.net.features(image.contiguous(memory_format=torch.channels_last_3d))
         cells = features[0, 0].numel()

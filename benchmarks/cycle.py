@@ -1,0 +1,213 @@
+"""Latent diffusion and cycle fine-tuning on simulated people, stage by stage.
+
+    python benchmarks/cycle_people.py --out build/cycle            # twenty minutes a thousand
+    python benchmarks/cycle_autoencoder.py --out build/cycle --steps 0
+    python benchmarks/cycle_latents.py --out build/cycle
+    python benchmarks/cycle_table.py judge --out build/cycle
+    python benchmarks/cycle.py pairs --out build/cycle --steps 400 --channels 32 64 --ema 0.98
+    python benchmarks/cycle.py ldm --out build/cycle --name plain --steps 20000
+    python benchmarks/cycle.py more --out build/cycle --name more --source plain --steps 2000
+    python benchmarks/cycle.py cycle --out build/cycle --name cycle --source plain --steps 2000
+    python benchmarks/cycle_table.py table --out build/cycle --names plain more cycle
+
+`pairs` compares settings on a small network. `ldm` trains a model whose latent mean has no
+conditions, unless --latent-mean; `more` goes on with plain steps, `cycle` with steps of the cycle,
+as many at the same rate. Every stage goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from cycle_autoencoder import rows_of
+from cycle_latents import AUTOENCODER, conditions_of, latents_of
+from cycle_people import read_people
+
+from cfgen.bundle import copy_bundle, half, net_config, read_bundle, write_part
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
+from cfgen.data.conditions import Schema, default_schema, fit_schema
+from cfgen.edit.latent import load_models
+from cfgen.jobs.train_latent_diffusion import diffusion_of
+from cfgen.train.cohort import splined
+from cfgen.train.cycle import CycleTask
+from cfgen.train.fit import fit
+from cfgen.train.latent_diffusion import (
+    LATENT_DIFFUSION,
+    LatentDiffusionConfig,
+    LatentDiffusionTask,
+    schedule_for,
+    unet_config,
+)
+from cfgen.train.latents import LatentData, LatentReader, age_reader, fit_mean
+from cfgen.train.record import trained_on
+
+CPU = torch.device("cpu")
+CHUNK, VIEWS = 100, 3
+HELD_OUT = 24
+log = logging.getLogger("cfgen")
+
+
+def data_of(out: Path, schema: Schema, n: int) -> tuple[LatentData, LatentReader]:
+    """Latents of the first `n` train people, and the reader of age that they make."""
+    people = read_people(out)
+    latents, numbers = latents_of(out, "train")
+    latents, numbers = latents[:n], numbers[:n]
+    held_out, others = latents_of(out, "val")
+    log.info("%d people to learn from", len(numbers))
+    data = LatentData(
+        latents,
+        conditions_of(people, schema, numbers),
+        torch.ones(len(numbers)),
+        held_out[:HELD_OUT, 0],
+        conditions_of(people, schema, others[:HELD_OUT]),
+    )
+    reader = age_reader(schema, data)
+    assert reader is not None
+    log.info("reader of age, left out: error %.3f, slope %.3f", reader.error, reader.slope)
+    return data, reader
+
+
+def mean_of(data: LatentData, schema: Schema, how: LatentDiffusionConfig) -> LatentMean:
+    linear, conditional = splined(schema), how.latent_mean
+    latents, c, weights = data.latents, data.conditions, data.weights
+    return fit_mean(latents, c, weights, linear, conditional, how.latent_scale)
+
+
+def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfig, n: int) -> None:
+    """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people."""
+    rows = rows_of(read_people(out), "train")[:n]
+    schema = fit_schema(rows, default_schema())
+    data, reader = data_of(out, schema, n)
+    mean = mean_of(data, schema, how)
+    net = fit(
+        LatentDiffusionTask(data, mean, CPU, config, how, reader), config, out / "runs" / name
+    )
+    source = read_bundle(out / AUTOENCODER)
+    bundle = copy_bundle(replace(source, schema=schema), out / name)
+    conditional = {"conditional": how.latent_mean}
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), conditional, {})
+    network = unet_config(data.conditions.shape[1], data.shape, how)
+    about = net_config(network) | {
+        "schedule": asdict(how.schedule),
+        "loss_weights": how.loss_weights,
+    }
+    write_part(bundle, "unet", half(net), about, trained_on(rows, config))
+
+
+def go_on(
+    out: Path, name: str, config: FitConfig, source: str, cycle: Cycle | None, n: int
+) -> None:
+    """A bundle OUT/NAME: the UNet of `source` trained on, by plain steps or by the cycle's."""
+    bundle = read_bundle(out / source)
+    models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
+    data, reader = data_of(out, bundle.schema, n)
+    mean, net = models.latent_mean, models.unet.train()
+    task = (
+        LatentDiffusionTask(data, mean, CPU, config, how, reader, net)
+        if cycle is None
+        else CycleTask(net, data, mean, CPU, config, how, cycle, reader)
+    )
+    trained = fit(task, config, out / "runs" / name)
+    copied = copy_bundle(bundle, out / name)
+    about = bundle.part("unet").config | {"cycle": None if cycle is None else asdict(cycle)}
+    write_part(copied, "unet", half(trained), about, bundle.part("unet").trained)
+
+
+# It divides by the signal: less of a shift leaves some.
+EPS = schedule_for("eps")
+# Settings that are compared on a small network: name -> changes of the first.
+PAIRS: dict[str, dict] = {
+    "both": {},
+    "both, a sigma each": {"latent_scale": "channel"},
+    "both, no positions": {"positions": False},
+    "attention, no positions": {"conditioning": "attention", "positions": False},
+    "attention": {"conditioning": "attention"},
+    "norm": {"conditioning": "norm"},
+    "both, min-snr": {"loss_weights": "min-snr"},
+    "both, eps": {"schedule": EPS},
+    "both, eps, min-snr": {"schedule": EPS, "loss_weights": "min-snr"},
+    "both, no shift": {"schedule": schedule_for("v")},
+}
+
+
+def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig, n: int) -> None:
+    """Each setting with the same steps, latents and seed; reports in OUT/runs/pairs."""
+    schema = fit_schema(rows_of(read_people(out), "train"), default_schema())
+    data, reader = data_of(out, schema, n)
+    for name, changes in PAIRS.items():
+        changed = replace(how, **changes)
+        mean = mean_of(data, schema, changed)
+        task = LatentDiffusionTask(data, mean, CPU, config, changed, reader)
+        folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
+        fit(task, config, folder)
+        with (folder / "report.csv").open(newline="") as file:
+            for line in csv.DictReader(file):
+                print(name, line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("pairs", "ldm", "more", "cycle"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name")
+    parser.add_argument("--source")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=LATENT_DIFFUSION_FIT.learning_rate)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--report-every", type=int, default=500)
+    parser.add_argument("--prediction", choices=("v", "eps"), default="v")
+    parser.add_argument("--shift", type=float, default=1.0)
+    parser.add_argument("--loss-weights", choices=("uniform", "min-snr"), default="uniform")
+    parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
+    parser.add_argument("--no-positions", action="store_true")
+    parser.add_argument("--latent-mean", action="store_true")
+    parser.add_argument("--latent-scale", choices=("channel", "all"), default="all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
+    parser.add_argument("--channels", type=int, nargs="+")
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--lambda", dest="weight", type=float, default=CYCLE.weight)
+    parser.add_argument("--first-term", choices=("factual", "target"), default=CYCLE.first_term)
+    parser.add_argument("--t-low", type=float, default=CYCLE.t_low)
+    parser.add_argument("--t-high", type=float, default=CYCLE.t_high)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    out: Path = options.out
+    config = replace(
+        LATENT_DIFFUSION_FIT,
+        steps=options.steps,
+        learning_rate=options.rate,
+        batch_size=options.batch,
+        report_every=options.report_every,
+        ema_decay=options.ema,
+        seed=options.seed,
+    )
+    how = replace(
+        LATENT_DIFFUSION,
+        schedule=replace(schedule_for(options.prediction), shift=options.shift),
+        loss_weights=options.loss_weights,
+        conditioning=options.conditioning,
+        positions=not options.no_positions,
+        latent_mean=options.latent_mean,
+        latent_scale=options.latent_scale,
+        channels=tuple(options.channels) if options.channels else None,
+    )
+    if options.stage == "pairs":
+        pairs(out, config, how, options.train)
+    elif options.stage == "ldm":
+        train_ldm(out, options.name, config, how, options.train)
+    elif options.stage in ("more", "cycle"):
+        cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
+        chosen = cycle if options.stage == "cycle" else None
+        go_on(out, options.name, config, options.source, chosen, options.train)
+
+
+if __name__ == "__main__":
+    main()

@@ -125,9 +125,9 @@ FirstTerm = Literal["factual", "target"]
 @dataclass(frozen=True)
 class Cycle:
     """How a diffusion model is fine-tuned with the cycle. `weight` is lambda, which CDM does not
-    state. Times are drawn between two fractions of T."""
+    state: the least of it harms most (docs/cycle.md). Times are drawn between two fractions of T."""
 
-    weight: float = 10.0
+    weight: float = 100.0
     first_term: FirstTerm = "factual"
     t_low: float = 0.0
     t_high: float = 1.0

@@ -125,7 +125,8 @@ FirstTerm = Literal["factual", "target"]
 @dataclass(frozen=True)
 class Cycle:
     """How a diffusion model is fine-tuned with the cycle. `weight` is lambda, which CDM does not
-    state: the least of it harms most (docs/cycle.md). Times are drawn between two fractions of T."""
+    state; the less it is, the more harm is done (docs/cycle.md). Times are drawn between two
+    fractions of T."""
 
     weight: float = 100.0
     first_term: FirstTerm = "factual"

@@ -85,6 +85,18 @@ def test_nothing_asked_nothing_moves(head):
     assert (flow.displacement == 0).all()
 
 
+def test_of_a_speck_nothing_finer_than_a_part_of_a_voxel_is_asked():
+    cavity = ball((8, 8, 8), 7, (17, 17, 17)) > 0.5
+    speck = torch.zeros(1, 17, 17, 17)
+    speck[0, 8, 8, 8:10] = 0.75
+    fluid = cavity.float() - speck[0]
+    near, far = (grow(speck, fluid, np.array([1.5 + d]), cavity, 2.0) for d in (0.04, 0.2))
+    assert near.steps == 0
+    assert near.worst == 0
+    assert far.steps > 0
+    assert abs(far.reached[0] - 1.7) < 0.05
+
+
 def test_there_and_back_again(head):
     maps, fluid, cavity = head
     first = maps.sum((1, 2, 3)).numpy()

@@ -26,7 +26,7 @@ from cfgen.measure.background import levelled
 from cfgen.measure.fractions import TISSUES, brightness, refined, sharpened, tissue_of
 from cfgen.measure.segmenter import Posteriors
 from cfgen.scan.moved import Movement
-from cfgen.space.flow import Flow, grow
+from cfgen.space.flow import Flow, grow, missed
 from cfgen.space.grids import crop_box, crop_grid, largest_component, resample
 from cfgen.space.sampling import sample, smoothed
 from cfgen.space.warp import jacobian, voxels
@@ -125,7 +125,7 @@ def move_tissue(tissue: Tissue, changes: Mapping[str, float]) -> Moved:
     due = np.array([changes.get(name, 0.0) for name, _ in tissue.keys])
     targets = volumes * np.exp(due)
     flow = grow(tissue.maps, tissue.fluid, targets, tissue.cavity, tissue.grid.spacing[0])
-    off = np.abs(np.log(flow.reached / targets))
+    off = missed(flow.reached, targets)
     if off.max(initial=0.0) > MISSED:
         raise _missed(tissue, due, np.log(flow.reached / volumes), int(off.argmax()))
     at = voxels(tissue.cavity.shape) + flow.displacement.permute(1, 2, 3, 0)

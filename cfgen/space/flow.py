@@ -32,8 +32,6 @@ class FlowConfig:
     corrections: int = 6
     # Of log volumes: white matter is due a percent in ten years.
     tolerance: float = 0.001
-    # In voxels: of a horn of two voxels nothing finer is known.
-    speck: float = 0.05
     reach_mm: float = 3.0
     # A substep moves no voxel further than this, in voxels.
     stride: float = 0.7
@@ -44,6 +42,8 @@ class FlowConfig:
 
 
 FLOW = FlowConfig()
+# In voxels: of a horn of two voxels nothing finer is known.
+SPECK = 0.05
 # Everywhere in the cavity: so that the potential has a solution where growth does not add up to 0.
 LEAST_ABSORPTION = 1e-7
 # What came from so small a part of its volume grows no further, and from twice it less readily.
@@ -106,6 +106,12 @@ def grow(
     return Flow(displacement, volumes, control.worst, steps)
 
 
+def missed(volumes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """|ln(volume / target)| (C,) of volumes in voxels; less than a speck of a voxel is nothing."""
+    off = np.abs(np.log(volumes / targets))
+    return np.where(np.abs(volumes - targets) < SPECK, 0.0, off)
+
+
 class _Control:
     """Which rates bring the volumes to their targets: Newton's steps on log volumes."""
 
@@ -117,9 +123,7 @@ class _Control:
         self.worst = math.inf
 
     def done(self, volumes: np.ndarray, steps: int) -> bool:
-        off = np.abs(np.log(self.targets / volumes))
-        off[np.abs(self.targets - volumes) < self.config.speck] = 0.0
-        self.worst = worst = float(off.max(initial=0.0))
+        self.worst = worst = float(missed(volumes, self.targets).max(initial=0.0))
         return worst < self.config.tolerance or steps >= self.config.steps + self.config.corrections
 
     def rates(self, volumes: np.ndarray, shared: np.ndarray, steps: int) -> np.ndarray:

@@ -28,12 +28,12 @@ from cycle_autoencoder import rows_of
 from cycle_latents import AUTOENCODER, conditions_of, latents_of
 from cycle_people import read_people
 
-from cfgen.bundle import copy_bundle, half, net_config, read_bundle, write_part
+from cfgen.bundle import copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.edit.latent import load_models
-from cfgen.jobs.train_latent_diffusion import diffusion_of
+from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
 from cfgen.train.cohort import splined
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
@@ -93,10 +93,7 @@ def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfi
     conditional = {"conditional": how.latent_mean}
     bundle = write_part(bundle, "latent_mean", mean.tensors(), conditional, {})
     network = unet_config(data.conditions.shape[1], data.shape, how)
-    about = net_config(network) | {
-        "schedule": asdict(how.schedule),
-        "loss_weights": how.loss_weights,
-    }
+    about = unet_description(network, how)
     write_part(bundle, "unet", half(net), about, trained_on(rows, config))
 
 

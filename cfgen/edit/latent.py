@@ -145,6 +145,12 @@ def condition_of(schema: Schema, values: Values, device: torch.device) -> Condit
     return Condition(torch.from_numpy(schema.encode(values))[None]).to(device)
 
 
+def without_conditions(bundle: Bundle) -> BundleError:
+    """What is raised where a UNet that takes no conditions is asked for some."""
+    fix = "train it: cfgen train-ldm"
+    return BundleError(bundle.path, "its UNet takes no conditions", "one that does", fix)
+
+
 def load_models(bundle: Bundle, device: torch.device) -> Models:
     """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.config import CYCLE, Cycle, FitConfig
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
-from cfgen.edit.latent import Models, load_models
-from cfgen.errors import BundleError, ManifestError, UsageError
-from cfgen.jobs.train_latent_diffusion import diffusion_of
+from cfgen.edit.latent import Models, load_models, without_conditions
+from cfgen.errors import ManifestError, UsageError
+from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
@@ -24,8 +24,8 @@ from cfgen.train.latents import (
     LatentData,
     LatentReader,
     age_reader,
-    encode_views,
     latent_data,
+    trial_data,
 )
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.together import check_batch, join
@@ -63,11 +63,7 @@ def finetune_cycle(
     net = fit(task, config, runs)
     if not leads():
         return bundle
-    description = (
-        net_config(models.unet.config)
-        | {"schedule": asdict(how.schedule), "loss_weights": how.loss_weights}
-        | {"cycle": asdict(cycle)}
-    )
+    description = unet_description(models.unet.config, how) | {"cycle": asdict(cycle)}
     trained = trained_on(train.rows, config) | {"from": bundle.part("unet").trained}
     return write_part(copy_bundle(bundle, out), "unet", half(net), description, trained)
 
@@ -86,9 +82,7 @@ def try_cycle(
     bundle, models = _checked(source, torch_device, config, cycle)
     train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
     check_cohort(manifest, bundle.schema, train, config.batch_size)
-    few = train.spaced(1, TRIED)
-    latents = encode_views(models.autoencoder, few.images, 1, torch_device, config.seed)
-    data = LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
+    data = trial_data(train.spaced(1, TRIED), models.autoencoder, torch_device, config.seed)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     return try_steps("cycle", _task(models, data, torch_device, config, how, cycle), config)
 
@@ -102,9 +96,7 @@ def _checked(
     bundle = read_bundle(source)
     models = load_models(bundle, device)
     if models.unet.config.context_dim is None:
-        raise BundleError(
-            source, "its UNet takes no conditions", "one that does", "train it: cfgen train-ldm"
-        )
+        raise without_conditions(bundle)
     return bundle, models
 
 

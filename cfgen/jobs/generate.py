@@ -32,7 +32,7 @@ from cfgen.data.volume import (
 from cfgen.data.wanted import Nobody, outside_support
 from cfgen.device import number_type
 from cfgen.edit.generation import PARTS, generate
-from cfgen.edit.latent import load_models
+from cfgen.edit.latent import load_models, without_conditions
 from cfgen.edit.sidecar import BundleName, TargetValue, library_versions
 from cfgen.errors import BundleError, Notice, UsageError
 from cfgen.jobs.counterfactual_files import clear_leftovers
@@ -91,12 +91,7 @@ def check_generation(
         bundle.part(part)
     told = bundle.part("unet").config["net"].get("context_dim") is not None
     if not (told or bundle.part("latent_mean").config.get("conditional", True)):
-        raise BundleError(
-            bundle.path,
-            "its UNet takes no conditions",
-            "one that does",
-            "train it: cfgen train-ldm",
-        )
+        raise without_conditions(bundle)
     last = int(bundle.part("unet").config["schedule"].get("T", 1000))
     if options.how.steps > last:
         raise UsageError("--steps", f"{options.how.steps}", f"1 to {last}")

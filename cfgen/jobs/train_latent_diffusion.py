@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ from cfgen.train.latent_diffusion import (
     LatentDiffusionTask,
     schedule_for,
 )
-from cfgen.train.latents import LatentData, age_reader, encode_views, fit_mean, latent_data
+from cfgen.train.latents import LatentData, age_reader, fit_mean, latent_data, trial_data
 from cfgen.train.presets import NETWORKS
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.together import check_batch, join
@@ -119,9 +120,10 @@ def train_latent_diffusion(
     )
     if diffusion.latent_mean:
         mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
-    first = None if init is None else _first_net(read_bundle(init), data, torch_device)
+    first = None
     if init is not None:
-        diffusion = diffusion_of(read_bundle(init), diffusion)
+        parent = read_bundle(init)
+        first, diffusion = _first_net(parent, data, torch_device), diffusion_of(parent, diffusion)
     task = LatentDiffusionTask(
         data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data), first
     )
@@ -132,10 +134,7 @@ def train_latent_diffusion(
     copied = write_part(
         copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
     )
-    description = net_config(task.net.config) | {
-        "schedule": asdict(diffusion.schedule),
-        "loss_weights": diffusion.loss_weights,
-    }
+    description = unet_description(task.net.config, diffusion)
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 
 
@@ -153,14 +152,21 @@ def try_latent_diffusion(
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
     train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid, most=2)
-    latents = encode_views(autoencoder, train.images, 1, torch_device, config.seed)
+    data = trial_data(train, autoencoder, torch_device, config.seed)
     # What encoding took is not to count.
     del autoencoder
-    data = LatentData(latents, train.conditions, train.weights, latents[:, 0], train.conditions)
-    mean = fit_plain_mean(latents[:, 0], train.conditions.shape[1])
+    mean = fit_plain_mean(data.held_out, train.conditions.shape[1])
     first = None if init is None else _first_net(read_bundle(init), data, torch_device)
     task = LatentDiffusionTask(data, mean, torch_device, config, diffusion, net=first)
     return try_steps("latent diffusion", task, config)
+
+
+def unet_description(net: UNetConfig, diffusion: LatentDiffusionConfig) -> dict[str, Any]:
+    """What a bundle says of its diffusion model; `diffusion_of` reads it."""
+    return net_config(net) | {
+        "schedule": asdict(diffusion.schedule),
+        "loss_weights": diffusion.loss_weights,
+    }
 
 
 def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:

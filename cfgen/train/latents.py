@@ -99,6 +99,14 @@ def latent_data(
     )
 
 
+def trial_data(
+    few: Cohort, autoencoder: Autoencoder, device: torch.device, seed: int
+) -> LatentData:
+    """The latents of a few scans, in memory and held out from nobody: to try a step on."""
+    latents = encode_views(autoencoder, few.images, 1, device, seed)
+    return LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
+
+
 @torch.inference_mode()
 def _views(
     autoencoder: Autoencoder,

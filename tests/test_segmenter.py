@@ -25,7 +25,7 @@ from cfgen.data.regions import table
 from cfgen.data.volume import Grid, Volume
 from cfgen.errors import ManifestError
 from cfgen.jobs.train_segmenter import train_segmenter
-from cfgen.measure.segmenter import Posteriors, _on_scan, _volumes, posteriors
+from cfgen.measure.segmenter import Posteriors, _counted, _on_scan, _volumes, posteriors
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.sampling import sample
 from cfgen.train.painting import (
@@ -314,7 +314,7 @@ def test_labels_lie_on_the_scan_with_left_on_the_left(axes):
     x = np.tensordot(native.affine[0, :3], np.indices(native.shape), 1) + native.affine[0, 3]
     assert x[labels == 2].max() < 1.5
     assert x[labels == 41].min() > -1.5
-    volumes = {(v.structure, v.side): v for v in _volumes(labels, native, found)}
+    volumes = {(v.structure, v.side): v for v in _volumes(found, _counted(labels, native))}
     for side in ("left", "right"):
         assert volumes["cerebral_wm", side].soft_mm3 == pytest.approx(ball / 2, rel=0.05)
         assert volumes["cerebral_wm", side].hard_mm3 == pytest.approx(ball / 2, rel=0.05)

@@ -18,7 +18,7 @@ from cfgen.device import pick_device
 from cfgen.edit.latent import Models, load_models
 from cfgen.edit.samples import Measure
 from cfgen.measure.ruler import Ruler
-from cfgen.measure.segmenter import segment
+from cfgen.measure.segmenter import soft_volumes
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder, brain_finder
 from cfgen.scan.open import Opened
@@ -57,7 +57,7 @@ class Engine:
         net = self.finder.segmenter
         if net is None:
             return None
-        return lambda image: segment(net, opened.volume.like(image), self.device).volumes
+        return lambda image: soft_volumes(net, opened.volume.like(image), self.device)
 
 
 def render_of(bundle: Bundle, asked: Render | None) -> Render:

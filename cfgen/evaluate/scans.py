@@ -19,6 +19,7 @@ from cfgen.bundle import Bundle
 from cfgen.data.conditions import Schema, Value
 from cfgen.data.table import Row
 from cfgen.data.volume import Grid, Volume
+from cfgen.data.volumes import sums
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.measure.predictor import load_predictor, score_conditions
 from cfgen.measure.segmenter import load_segmenter, soft_volumes
@@ -158,10 +159,10 @@ def see(tools: Instruments, image: np.ndarray, prepared: Prepared) -> Seen:
 def volumes_of(tools: Instruments, image: np.ndarray, prepared: Prepared) -> dict[str, float]:
     """Volumes (mm3 in the scanner's space) of every structure, both sides together, of an image
     (D, H, W) on the model grid of a prepared scan."""
-    volumes = soft_volumes(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
+    found = soft_volumes(tools.segmenter, Volume(image, prepared.grid.affine), tools.device)
     # The affine to the template changes every volume by the same factor.
     factor = abs(float(np.linalg.det(prepared.to_native[:3, :3])))
-    return {name: v * factor for name, v in volumes.items()}
+    return {name: v * factor for (name, side), v in sums(found).items() if side == "both"}
 
 
 def copies(edits: Sequence[Made]) -> list[Made]:

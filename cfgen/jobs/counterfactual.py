@@ -287,10 +287,13 @@ class _Run:
         sidecar = write_images(images, sidecar, paths)
         after: Regions | None = None
         if isinstance(edits, TissueEdits):
-            after = engine.ruler.measure(read_volume(paths["image"]))
+            written = read_volume(paths["image"])
+            # A page shows regions, which takes labels too.
+            after = engine.ruler.measure(written) if "report" in paths else None
+            volumes = engine.ruler.soft(written) if after is None else after.volumes
             sidecar = replace(
                 sidecar,
-                regions=region_records(edits, number, after.volumes),
+                regions=region_records(edits, number, volumes),
                 causal=causal_record(edits, number),
                 warnings=sidecar.warnings + edits.notices_of(number),
             )

@@ -7,6 +7,7 @@ edges; labels and volumes are made from them there.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from cfgen.bundle import Bundle, net_config
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, SIDED, STRUCTURES
 from cfgen.data.regions import FLUID
 from cfgen.data.volume import Grid, Volume
-from cfgen.data.volumes import RegionVolume, sums, totals
+from cfgen.data.volumes import RegionVolume, totals
 from cfgen.device import autocast
 from cfgen.errors import BundleError, ImageError
 from cfgen.measure.window import fits, head, middle, upright, window
@@ -106,21 +107,17 @@ def segment(net: Segmenter, scan: Volume, device: torch.device) -> Segmentation:
     found, piece = brain_posteriors(net, scan, device)
     mask, labels = _on_scan(found, scan.grid)
     chosen = found.classes[BRAIN_FROM:].amax(0)[torch.from_numpy(piece)]
-    volumes = _volumes(labels, scan.grid, found)
+    volumes = _volumes(found, _counted(labels, scan.grid))
     return Segmentation(mask, labels, volumes, float(chosen.mean()), found)
 
 
-def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> dict[str, float]:
-    """Summed probabilities (mm3) of every structure, both sides together, of all 'cortex', of the
-    'brain', which is the tissue, and of 'tiv', all inside the skull: as `segment` has them, without
-    a label map. Raises ImageError when nothing in the scan looks like a brain."""
+def soft_volumes(net: Segmenter, scan: Volume, device: torch.device) -> list[RegionVolume]:
+    """Summed probabilities as `segment` has them, without a label map, so that counts are NaN.
+
+    Raises ImageError when nothing in the scan looks like a brain.
+    """
     found, _ = brain_posteriors(net, scan, device)
-    soft = (found.classes[BRAIN_FROM:].sum((1, 2, 3)) * found.grid.voxel_mm3).tolist()
-    volumes = [
-        RegionVolume(s.name, "both", float("nan"), v)
-        for s, v in zip(STRUCTURES[BRAIN_FROM:], soft, strict=True)
-    ]
-    return {name: v for (name, _), v in sums(volumes + totals(volumes)).items()}
+    return _volumes(found, defaultdict(lambda: float("nan")))
 
 
 @torch.inference_mode()
@@ -283,23 +280,24 @@ def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     return out
 
 
-def _volumes(labels: np.ndarray, grid: Grid, found: Posteriors) -> list[RegionVolume]:
-    """Every structure by side, then the totals."""
-    counts = np.bincount(labels.ravel(), minlength=1)
+def _counted(labels: np.ndarray, grid: Grid) -> defaultdict[int, float]:
+    """The volume (mm3) of every label, 0 of those that are not there."""
+    counts = np.bincount(labels.ravel()) * grid.voxel_mm3
+    return defaultdict(float, enumerate(counts.tolist()))
 
-    def count(code: int) -> float:
-        return float(counts[code]) * grid.voxel_mm3 if code < len(counts) else 0.0
 
+def _volumes(found: Posteriors, hard: defaultdict[int, float]) -> list[RegionVolume]:
+    """Every structure by side, then the totals; `hard` are volumes (mm3) by label."""
     soft_voxel = found.grid.voxel_mm3
     out = []
     for number, structure in enumerate(STRUCTURES[BRAIN_FROM:], BRAIN_FROM):
         p = found.classes[number]
         if structure.left == structure.right:
-            hard, soft = count(structure.left), float(p.sum()) * soft_voxel
-            out.append(RegionVolume(structure.name, "both", hard, soft))
+            soft = float(p.sum()) * soft_voxel
+            out.append(RegionVolume(structure.name, "both", hard[structure.left], soft))
             continue
         on_left = float((p * found.left).sum()) * soft_voxel
         on_right = float((p * (1 - found.left)).sum()) * soft_voxel
-        out.append(RegionVolume(structure.name, "left", count(structure.left), on_left))
-        out.append(RegionVolume(structure.name, "right", count(structure.right), on_right))
+        out.append(RegionVolume(structure.name, "left", hard[structure.left], on_left))
+        out.append(RegionVolume(structure.name, "right", hard[structure.right], on_right))
     return out + totals(out)

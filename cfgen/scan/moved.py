@@ -128,15 +128,17 @@ def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 def _on_native(index: np.ndarray, native: Grid, movement: Movement) -> tuple[np.ndarray, ...]:
     """Displacement (N, 3) in native voxels, and the maps (N,), at native voxels (N, 3)."""
     maps = torch.stack([movement.added, movement.purified, movement.fluid])
-    values = at_voxels(torch.cat([movement.displacement, maps]), movement.grid, index, native)
-    return values[:3].T @ np.linalg.inv(native.affine[:3, :3]).T, *values[3:]
+    values = at_voxels(maps, movement.grid, index, native)
+    offset = torch.from_numpy(at_voxels(movement.displacement, movement.grid, index, native))
+    to_voxels = torch.from_numpy(np.linalg.inv(native.affine[:3, :3])).float()
+    return (to_voxels @ offset).numpy().T, *values
 
 
 def at_voxels(maps: Tensor, grid: Grid, index: np.ndarray, native: Grid) -> np.ndarray:
     """Values (C, N) of `maps` (C, D, H, W) on `grid` at voxels (N, 3) of another grid, trilinear;
     0 outside."""
-    to_grid = np.linalg.inv(grid.affine) @ native.affine
-    at = torch.from_numpy(index @ to_grid[:3, :3].T + to_grid[:3, 3]).float()
+    to_grid = torch.from_numpy(np.linalg.inv(grid.affine) @ native.affine).float()
+    at = torch.from_numpy(index).float() @ to_grid[:3, :3].T + to_grid[:3, 3]
     return np.asarray(sample(maps, at, "zeros").numpy())
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cfgen.space.poisson import at_centres, gradient, solve_potential
-from cfgen.space.sampling import sample
+from cfgen.space.sampling import sample, sample_rows
 from cfgen.space.warp import jacobian, voxels
 
 
@@ -79,29 +79,29 @@ def grow(
     whole = cavity.float()
     core = _eroded(cavity).flatten()[inside].float()
     at = voxels(cavity.shape, maps.device).reshape(-1, 3)[inside]
-    all_maps = torch.cat([maps, fluid[None]])
-    now = all_maps.flatten(1)[:, inside]
+    all_maps = torch.cat([maps, fluid[None]]).permute(1, 2, 3, 0).contiguous()
+    now = all_maps.flatten(0, 2)[inside]
     displacement = maps.new_zeros(3, *cavity.shape)
     u: Tensor | None = None
     control = _Control(targets, config)
     k = (spacing_mm / config.reach_mm) ** 2
     steps = 0
     while True:
-        volumes = _sums(now[:-1])
+        volumes = _sums(now)
         if control.done(volumes, steps):
             break
         growing = core * _room(displacement).flatten()[inside]
-        shared = ((now[:-1] * growing) @ now[:-1].T).cpu().double().numpy()
+        shared = ((now.T * growing) @ now)[:-1, :-1].cpu().double().numpy()
         rates = torch.from_numpy(control.rates(volumes, shared, steps)).float().to(now.device)
-        source = _put(growing * (rates @ now[:-1]), inside, cavity.shape)
-        absorption = _put(k * growing * now[-1] + LEAST_ABSORPTION, inside, cavity.shape)
+        source = _put(growing * (now[:, :-1] @ rates), inside, cavity.shape)
+        absorption = _put(k * growing * now[:, -1] + LEAST_ABSORPTION, inside, cavity.shape)
         u, _ = solve_potential(source, absorption, whole, u)
         # What the fluid's own growth does to mixed voxels: the next step makes up for it.
         slack = (absorption * u).flatten()[inside]
-        control.saw(volumes, _sums(now[:-1] * slack))
+        control.saw(volumes, (slack @ now)[:-1].cpu().double().numpy())
         velocity = at_centres(gradient(u, whole))
         displacement = _carried(displacement, velocity, inside, at, config.stride)
-        now = sample(all_maps, at + displacement.flatten(1)[:, inside].T)
+        now = sample_rows(all_maps, at + displacement.flatten(1)[:, inside].T)
         steps += 1
     return Flow(displacement, volumes, control.worst, steps)
 
@@ -149,9 +149,10 @@ class _Control:
         self.before, self.drift = volumes, slack / volumes
 
 
-def _sums(values: Tensor) -> np.ndarray:
+def _sums(now: Tensor) -> np.ndarray:
+    """Volumes (C,) of the maps among `now` (N, C + 1), which has the fluid last."""
     # A region that is gone has a logarithm too.
-    return np.asarray(values.cpu().numpy().sum(1, dtype=np.float64)).clip(1e-6)
+    return np.asarray(now.sum(0).cpu().double().numpy()[:-1]).clip(1e-6)
 
 
 def _room(displacement: Tensor) -> Tensor:

@@ -10,10 +10,28 @@ import torch
 
 from cfgen.space.flow import grow
 from cfgen.space.poisson import at_centres, gradient, solve_potential
-from cfgen.space.sampling import sample
+from cfgen.space.sampling import sample, sample_rows
 from cfgen.space.warp import jacobian, voxels
 
 SPACING_MM = 2.0
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_rows_and_volumes_have_the_same_values_between_voxels(padding):
+    torch.manual_seed(0)
+    volumes = torch.randn(7, 5, 6, 4)
+    points = torch.rand(300, 3) * torch.tensor([9.0, 10.0, 8.0]) - 2
+    few = torch.cat([sample(v[None], points, padding) for v in volumes])
+    rows = volumes.permute(1, 2, 3, 0).contiguous()
+    torch.testing.assert_close(sample_rows(rows, points, padding).T, few, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sample(volumes, points, padding), few, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_at_voxels_are_the_voxels():
+    volume = torch.arange(24.0).reshape(2, 3, 4, 1) + torch.tensor([0.0, 100.0])
+    at = voxels(torch.Size((2, 3, 4)))
+    assert torch.equal(sample_rows(volume, at), volume)
+    assert not sample_rows(volume, at + 5, "zeros").any()
 
 
 def test_the_potential_of_a_cosine_is_known():

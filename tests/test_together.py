@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,12 @@ FIT = together.FIT
 def two(*tasks: tuple[str, Path], die: int = -1) -> subprocess.CompletedProcess[str]:
     """The script in two processes that torchrun starts."""
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return started(run, *tasks, die=die)
+
+
+def started(
+    run: list[str], *tasks: tuple[str, Path], die: int = -1
+) -> subprocess.CompletedProcess[str]:
     asked = [f"{name}={folder}" for name, folder in tasks]
     return subprocess.run(
         [sys.executable, *run, SCRIPT, *asked, f"die={die}"],
@@ -106,6 +113,17 @@ def test_what_was_stopped_ends_alike_in_any_number_of_processes(pair, one, tmp_p
     same_curves(tmp_path / "two for one", whole)
     for file in (CHECKPOINT, "log.csv"):
         assert (tmp_path / "killed" / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_killed_cycle_goes_on_to_the_same_bytes(tmp_path):
+    killed = started([], ("cycle", tmp_path / "killed"), die=5)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(curve(tmp_path / "killed")["loss"]) == 3
+    ended = started([], *(("cycle", tmp_path / n) for n in ("killed", "whole")))
+    assert ended.returncode == 0, ended.stderr
+    for file in (CHECKPOINT, "log.csv"):
+        found = (tmp_path / "killed" / file).read_bytes()
+        assert found == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_a_batch_without_equal_parts_is_refused(monkeypatch):

@@ -1,0 +1,272 @@
+"""Tables 1 and 2 of CDM on simulated people, with a control and the truth beside them.
+
+    python benchmarks/cycle_compare.py make --out build/cycle --names more-1 cycle-1
+    python benchmarks/cycle_compare.py table --out build/cycle --control more --names cycle
+
+`make` has every bundle generate brains of nobody (the same conditions and noise for all) and change
+people of `--split`, and keeps a line a brain and an edit in OUT/compare-G, G the guidance. A judge
+of simulated brains reads an edit, which is also compared with the simulator's own picture of that
+person at that age: `skill` of what is decoded, and with the residual of the scan added, as the tool
+writes it (1 is the truth, 0 the scan as it is). `table` prints means with intervals over people,
+seeds NAME-1, NAME-2, ... of a name together, and the difference to the control, by person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from cycle_latents import latents_of
+from cycle_people import People, levelled, read_people
+from cycle_table import generated, spaced
+from torch import Tensor
+
+from cfgen.bundle import read_bundle
+from cfgen.config import DEFAULT_GRID, SEED, Edit
+from cfgen.data.conditions import Schema, parse_interventions
+from cfgen.edit.latent import Models, edit_latent, load_models
+from cfgen.errors import CfgenError
+from cfgen.measure.judge import Judges, load_judge
+from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
+from cfgen.metrics.msssim import COMPARABLE, choose_pairs, ms_ssim_pairs
+from cfgen.metrics.statistics import Estimate, mean_over_people, ratio_over_people
+from cfgen.metrics.truth import image_truth
+from cfgen.nets.condition import Condition
+from cfgen.sim import cohort
+from cfgen.sim.graph import PLAIN, graph
+from cfgen.sim.reference import reference
+from cfgen.sim.render import render
+
+CPU = torch.device("cpu")
+DELTAS = (-60, -30, -10, 10, 30, 60)
+# SD of the simulator's noise in levelled brightness; what changes by less did not change.
+NOISE = 0.02
+PAIRS = 150
+Line = dict[str, float | str]
+
+
+def truths(out: Path, people: People, numbers: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Person, delta, and the simulator's image (D, H, W) at that age; they stay in OUT/truths."""
+    folder = out / "truths"
+    folder.mkdir(exist_ok=True)
+    known = cohort.schema(graph())
+    everybody = cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, len(people.table))
+    ages = [people.values(n)["age"] for n in range(len(people.table))]
+    for number in numbers:
+        for delta in DELTAS:
+            if not min(ages) <= ages[number] + delta <= max(ages):
+                continue
+            path = folder / f"{number}_{delta:+d}.npy"
+            if not path.exists():
+                asked = parse_interventions(known, sets=[f"age={delta:+d}"])[0]
+                try:
+                    other = cohort.counterfactual(graph(), everybody[number], asked, PLAIN)
+                    image = levelled(render(graph(), reference(DEFAULT_GRID), other, SEED))
+                except CfgenError:
+                    # The volumes do not fit this head's folds.
+                    continue
+                np.save(path, image)
+            yield number, delta, torch.from_numpy(np.load(path)).float()
+
+
+def edits(
+    models: Models, schema: Schema, judges: Judges, people: People, edit: Edit, asked: list
+) -> Iterator[Line]:
+    """A line for each of `asked`: (number, z0 (C, d, h, w), [(delta, true image)])."""
+    low, high = schema.variable("age").support
+    for number, z0, true in asked:
+        values = people.values(number)
+        deltas = [d for d, _ in true if low <= values["age"] + d <= high]
+        if not deltas:
+            continue
+        vectors = [schema.encode(values | {"age": values["age"] + d}) for d in (0, *deltas)]
+        c = [Condition(torch.from_numpy(v)[None]) for v in vectors]
+        made = edit_latent(models, z0[None], c[0], c[1:], edit)
+        images = [models.decode(z)[0, 0] for z in (made.reconstruction, *made.counterfactuals)]
+        guess = judges.judge(torch.stack(images))
+        scan = torch.from_numpy(people.images[number]).float()
+        brain = (scan > 0).numpy()
+        for k, (delta, image) in enumerate((p for p in true if p[0] in deltas), 1):
+            written = scan + images[k] - images[0]
+            plain, kept = (
+                image_truth(scan.numpy(), x.numpy(), image.numpy(), brain, NOISE)
+                for x in (images[k], written)
+            )
+            yield {
+                "subject": str(number),
+                "delta": delta,
+                "age": values["age"] + delta,
+                "read": float(guess["age"][k]),
+                "change": float(guess["age"][k] - guess["age"][0]),
+                "female": float(values["sex"] == "F"),
+                "read female": float(guess["sex"][k]),
+                "skill": plain.skill,
+                "skill with residual": kept.skill,
+                "slope of change": kept.slope,
+                "leakage": kept.leakage,
+            }
+
+
+def new_brains(
+    models: Models, schema: Schema, judges: Judges, n: int, steps: int, guidance: float
+) -> tuple[list[Line], Tensor]:
+    """A line and an image for each of `n` brains of nobody."""
+    c, ages, female = spaced(schema, n)
+    latents = generated(models, c, steps, guidance, 0)
+    images = torch.cat([models.decode(z[None])[:, 0] for z in latents])
+    guess = judges.judge(images)
+    lines: list[Line] = [
+        {"subject": str(k), "age": a, "read": float(r), "female": float(f), "read female": float(s)}
+        for k, (a, f, r, s) in enumerate(zip(ages, female, guess["age"], guess["sex"], strict=True))
+    ]
+    return lines, images
+
+
+def set_figures(judges: Judges, real: Tensor, made: Tensor) -> Line:
+    """Distances of two sets (N, D, H, W) by the judge's features, with what halves of the real set
+    show, and MS-SSIM of pairs in each."""
+    x, y = judges.embed(real), judges.embed(made)
+
+    def alike(images: Tensor) -> float:
+        pairs = choose_pairs(len(images), PAIRS, SEED)
+        return float(ms_ssim_pairs(images.float(), pairs, COMPARABLE).mean())
+
+    half = len(x) // 2
+    return {
+        "fid": frechet(x, y),
+        "fid floor": frechet_floor(x, SEED)[0],
+        "kid": kernel_distance(x, y, SEED)[0],
+        "kid floor": kernel_distance(x[:half], x[half:], SEED)[0],
+        "ms-ssim": alike(made),
+        "ms-ssim real": alike(real),
+    }
+
+
+def make(
+    out: Path, names: list[str], split: str, n: int, people_n: int, edit: Edit, steps: int
+) -> None:
+    people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
+    latents, numbers = latents_of(out, split)
+    numbers = list(numbers[:people_n])
+    true: dict[int, list[tuple[int, Tensor]]] = {}
+    for number, delta, image in truths(out, people, numbers):
+        true.setdefault(number, []).append((delta, image))
+    asked = [(k, latents[i, 0].float(), true.get(k, [])) for i, k in enumerate(numbers)]
+    real = torch.from_numpy(people.images[people.rows(split)[:n]]).float()
+    folder = folder_of(out, edit.guidance)
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        if (folder / f"{name}-sets.csv").exists():
+            continue
+        bundle = read_bundle(out / name)
+        models = load_models(bundle, CPU)
+        lines, images = new_brains(models, bundle.schema, judges, n, steps, edit.guidance)
+        keep(folder / f"{name}-new.csv", lines)
+        found = list(edits(models, bundle.schema, judges, people, edit, asked))
+        keep(folder / f"{name}-edits.csv", found)
+        keep(folder / f"{name}-sets.csv", [set_figures(judges, real, images)])
+        print(f"{name}: {len(lines)} brains, {len(found)} edits", flush=True)
+
+
+def keep(path: Path, lines: list[Line]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def folder_of(out: Path, guidance: float) -> Path:
+    return out / f"compare-{guidance:g}"
+
+
+def read_lines(folder: Path, name: str, kind: str) -> list[dict[str, str]]:
+    """Of all seeds of a name."""
+    seeds = sorted(folder.glob(f"{name}-[0-9]-{kind}.csv")) or [folder / f"{name}-{kind}.csv"]
+    lines = []
+    for path in seeds:
+        with path.open(newline="") as file:
+            lines += list(csv.DictReader(file))
+    return lines
+
+
+def error_of(lines: list[dict[str, str]]) -> np.ndarray:
+    return np.abs(column(lines, "age") - column(lines, "read"))
+
+
+def right_sex(lines: list[dict[str, str]]) -> np.ndarray:
+    return ((column(lines, "read female") > 0.5) == (column(lines, "female") > 0.5)).astype(float)
+
+
+def column(lines: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(line[name]) for line in lines])
+
+
+def words(value: Estimate) -> str:
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def mean(lines: list[dict[str, str]], values: np.ndarray) -> str:
+    return words(mean_over_people(values, [line["subject"] for line in lines]))
+
+
+def print_table(folder: Path, names: list[str], control: str) -> None:
+    for name in [control, *names]:
+        new, changed = read_lines(folder, name, "new"), read_lines(folder, name, "edits")
+        sets = read_lines(folder, name, "sets")
+        ages, read = column(new, "age"), column(new, "read")
+        print(
+            f"{name}, new brains: age error {mean(new, error_of(new))}, slope "
+            f"{np.polyfit(ages, read, 1)[0]:.2f}, r {np.corrcoef(ages, read)[0, 1]:.2f}, sex right "
+            f"{mean(new, right_sex(new))}; "
+            + ", ".join(f"{k} {column(sets, k).mean():.3f}" for k in sets[0])
+        )
+        who = [line["subject"] for line in changed]
+        deltas, change = column(changed, "delta"), column(changed, "change")
+        print(
+            f"{name}, counterfactuals: age error {mean(changed, error_of(changed))}, slope of the "
+            f"change {words(ratio_over_people(deltas * change, deltas**2, who))}, sex kept "
+            f"{mean(changed, right_sex(changed))}; "
+            + ", ".join(
+                f"{k} {mean(changed, column(changed, k))}"
+                for k in ("skill", "skill with residual", "slope of change", "leakage")
+            )
+        )
+        errors = error_of(changed)
+        groups = [
+            f"{d:+d}: {errors[deltas == d].mean():.1f}" for d in DELTAS if (deltas == d).any()
+        ]
+        print(f"{name}, age error by delta: " + ", ".join(groups))
+    for name in names:
+        for kind, what in (("new", "new brains"), ("edits", "counterfactuals")):
+            ours, theirs = read_lines(folder, name, kind), read_lines(folder, control, kind)
+            for measure, of in (("age error", error_of), ("sex right", right_sex)):
+                difference = of(ours) - of(theirs)
+                print(f"{name} less {control}, {what}: {measure} {mean(ours, difference)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("make", "table"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--control", default="more")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--n", type=int, default=40, help="New brains.")
+    parser.add_argument("--people", type=int, default=30, help="People who are changed.")
+    parser.add_argument("--sampling", type=int, default=50, help="DDIM steps of a new brain.")
+    parser.add_argument("--inversion", type=int, default=25, help="DDIM steps there, and back.")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    given = parser.parse_args()
+    if given.stage == "table":
+        print_table(folder_of(given.out, given.guidance), given.names, given.control)
+        return
+    edit = Edit(steps=given.inversion, depth=1.0, guidance=given.guidance)
+    make(given.out, given.names, given.split, given.n, given.people, edit, given.sampling)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,11 +4,12 @@
     python benchmarks/cycle_compare.py table --out build/cycle --control more --names cycle
 
 `make` has every bundle generate brains of nobody (the same conditions and noise for all) and change
-people of `--split`, and keeps a line a brain and an edit in OUT/compare-G, G the guidance. A judge
-of simulated brains reads an edit, which is also compared with the simulator's own picture of that
-person at that age: `skill` of what is decoded, and with the residual of the scan added, as the tool
-writes it (1 is the truth, 0 the scan as it is). `table` prints means with intervals over people,
-seeds NAME-1, NAME-2, ... of a name together, and the difference to the control, by person.
+people of `--split`, and keeps a line a brain, a line an edit and a sheet in OUT/compare-G, G the
+guidance. A judge of simulated brains reads an edit, which is also compared with the simulator's own
+picture of that person at that age: `skill` of what is decoded, and with the residual of the scan
+added, as the tool writes it (1 is the truth, 0 the scan as it is). `table` prints means with
+intervals over people, seeds NAME-1, NAME-2, ... of a name together, and the difference to the
+control, by person.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from cycle_latents import latents_of
 from cycle_people import People, levelled, read_people
 from cycle_table import generated, spaced
+from matplotlib.image import imsave
 from torch import Tensor
 
 from cfgen.bundle import read_bundle
@@ -126,6 +128,13 @@ def new_brains(
     return lines, images
 
 
+def draw(path: Path, images: Tensor) -> None:
+    """An axial slice of every brain (N, D, H, W) through the ventricles, eight in a row."""
+    slices = [x[:, :, 46].T.flip(0) for x in images[: len(images) // 8 * 8]]
+    rows = [torch.cat(slices[k : k + 8], 1) for k in range(0, len(slices), 8)]
+    imsave(path, torch.cat(rows).numpy(), cmap="gray", vmin=0, vmax=1.1)
+
+
 def set_figures(judges: Judges, real: Tensor, made: Tensor) -> Line:
     """Distances of two sets (N, D, H, W) by the judge's features, with what halves of the real set
     show, and MS-SSIM of pairs in each."""
@@ -166,6 +175,7 @@ def make(
         models = load_models(bundle, CPU)
         lines, images = new_brains(models, bundle.schema, judges, n, steps, edit.guidance)
         keep(folder / f"{name}-new.csv", lines)
+        draw(folder / f"{name}.png", images)
         found = list(edits(models, bundle.schema, judges, people, edit, asked))
         keep(folder / f"{name}-edits.csv", found)
         keep(folder / f"{name}-sets.csv", [set_figures(judges, real, images)])

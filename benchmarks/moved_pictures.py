@@ -79,7 +79,9 @@ def main() -> None:
     scans = [rows_of(engine, text, arguments.age) for text in arguments.scan]
     names = ("scan", *RENDERS)
     height = len(scans) * len(PLANES)
-    figure, axes = plt.subplots(height, len(names), figsize=(2.2 * len(names), 2.2 * height))
+    figure, axes = plt.subplots(
+        height, len(names), figsize=(2.2 * len(names), 2 * height), layout="constrained"
+    )
     for s, (name, columns) in enumerate(scans):
         high = float(np.percentile(columns[0][0][columns[0][0] > 0], 99.5))
         for p, plane in enumerate(PLANES):
@@ -93,7 +95,6 @@ def main() -> None:
                 if c == 0:
                     axis.set_ylabel(plane, fontsize=6)
     figure.suptitle(f"age {arguments.age} (synthetic but for the first column)", fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=110)
 

@@ -169,7 +169,7 @@ class Transformer(nn.Module):
         x = torch.cat([self.told(c), self.embedded(tokens[:, :-1])], 1)
         return self.through(x)[:, self.prefix - 1 :]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, c: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         """Tokens (B, N) by conditions (B, K): each is where the distribution function passes its
         number of `uniforms` (B, N)."""

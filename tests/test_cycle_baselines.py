@@ -62,6 +62,12 @@ def brains_in(folder: Path) -> cycle_brains.Brains:
     return cycle_brains.brains_of(cycle_brains.read_people(folder), model.schema, model.numbers)
 
 
+@pytest.fixture(autouse=True)
+def _single_precision(monkeypatch):
+    """Maps of two voxels' edge are too small for the bf16 kernels of a CPU."""
+    monkeypatch.setattr("cfgen.device.fast_bf16", lambda device: False)
+
+
 @pytest.fixture(scope="module")
 def brains(tmp_path_factory):
     return brains_in(people_in(tmp_path_factory.mktemp("people"), 24))
@@ -71,30 +77,33 @@ def test_the_penalty_is_the_closed_form():
     draw = torch.Generator().manual_seed(0)
     real, fake, w = (torch.randn(3, 1, 4, 4, 4, generator=draw).double() for _ in range(3))
     u = torch.rand(3, generator=draw).double()
-    # Linear: the gradient is w anywhere; root mean squares over 64 voxels make it 8 times as long.
+    # Linear: the gradient is w anywhere.
     linear = gradient_penalty(lambda x: (w[:1] * x).sum((1, 2, 3, 4)), real, fake, u)
-    torch.testing.assert_close(linear, (8 * w[0].norm() - 1).square())
+    torch.testing.assert_close(linear, (w[0].norm() - 1).square())
     # A parabola: the gradient is the place itself.
     parabola = gradient_penalty(lambda x: x.square().sum((1, 2, 3, 4)) / 2, real, fake, u)
     v = u[:, None]
     place = v * real.flatten(1) + (1 - v) * fake.flatten(1)
-    torch.testing.assert_close(parabola, (8 * place.norm(dim=1) - 1).square().mean())
+    torch.testing.assert_close(parabola, (place.norm(dim=1) - 1).square().mean())
+
+
+def test_what_age_does_to_the_mean_image(brains):
+    """Brightness goes up by 0.01 a year: a standard deviation of age is one of brightness."""
+    spread = np.std([i[8, 8, 8] for i in brains.images[:24]])
+    assert brains.older[8, 8, 8] == pytest.approx(spread, rel=0.1)
+    assert brains.heard(brains.older) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["vae-gan", "alpha-gan"])
-def test_what_age_does_is_in_the_mean_and_in_the_generator(kind, tmp_path, brains):
-    """Brightness goes up with age by 0.01 a year; a generator of the same codes learns it."""
-    assert brains.heard(brains.older) == pytest.approx(1)
-    middle = brains.older[8, 8, 8]
-    spread = np.std([i[8, 8, 8] for i in brains.images[:24]])
-    assert middle == pytest.approx(spread, rel=0.1)
-    gan = cycle_gan.Gan(kind, kl=0.1, **GAN)
-    config = replace(FIT, steps=150, learning_rate=5e-3)
+def test_where_codes_say_nothing_the_generator_listens_to_age(kind, tmp_path, brains):
+    gan = cycle_gan.Gan(kind, kl=1e5, codes=10.0, anchor=10.0, adversarial=0.0, **GAN)
+    config = replace(FIT, steps=80)
     task = cycle_gan.TASKS[kind](brains, config, gan)
     before = task.report(task.net, tmp_path / "before.png")
     after = task.report(fit(task, config, tmp_path), tmp_path / "after.png")
-    assert abs(before["heard_new"]) < 0.2 < after["heard_new"]
-    assert after["psnr_db"] > before["psnr_db"] + 3
+    assert abs(before["heard_new"]) < 0.1
+    assert 0.6 < after["heard_new"] < 1.4
+    assert after["psnr_db"] > before["psnr_db"] + 2
 
 
 def test_the_encoder_of_a_vae_gan_learns_nothing_from_being_fooled(brains):
@@ -209,11 +218,12 @@ def test_from_people_to_the_table(tmp_path, monkeypatch):
     cycle_gan.make(folder, "gan", 6, "val", 3)
 
     class Reader:
-        """Reads an age in the brightness, half as far as it moves."""
+        """Reads an age in the brightness and in the order."""
 
         def judge(self, images):
             middle = images[:, 8, 8, 8].float().numpy()
-            return {"age": 50 * middle, "sex": np.arange(len(images)) % 2}
+            number = np.arange(len(images))
+            return {"age": 50 * middle + number, "sex": number % 2}
 
     monkeypatch.setattr(cycle_table, "load_judge", lambda *_: Reader())
     monkeypatch.setattr(cycle_table, "read_bundle", lambda path: path)

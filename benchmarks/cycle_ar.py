@@ -38,14 +38,17 @@ from torch import Tensor, nn
 
 from cfgen.config import FitConfig
 from cfgen.device import autocast, channels_last
+from cfgen.nets.judge import SPREAD
 from cfgen.train.augmentation import mirror
 from cfgen.train.fit import fit, seed_weights
 from cfgen.train.trial import try_steps
 
 CPU = torch.device("cpu")
 FIT = FitConfig(steps=10_000, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
-# Of so many people the first codes are taken.
-CODES_OF = 8
+# Of the tokeniser's steps, and how often codes that nobody takes are put elsewhere.
+UNQUANTISED, REVIVED_EVERY = 0.2, 10
+# Brains that say how large the encoder's first numbers are.
+SCALE_OF = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class Ar:
 
 
 class TokeniserTask:
-    """L1 of reconstructions, and the encoder's distance from its codes."""
+    """L1 of reconstructions, and the encoder's distance from its codes.
+
+    At first nothing is quantised: an encoder that has learned nothing comes closer to its codes by
+    saying the same of everything, and never leaves that again.
+    """
 
     critic = None
 
@@ -69,15 +76,20 @@ class TokeniserTask:
         seed_weights(config.seed)
         self.brains, self.config = brains, config
         net = Tokeniser(brains.centre, ar.codes, ar.embedding, ar.channels)
-        some = range(0, len(brains.numbers), -(-len(brains.numbers) // CODES_OF))
-        generator = torch.Generator().manual_seed(config.seed)
-        net.start_codebook(torch.stack([brains.image(n) for n in some])[:, None], generator)
+        some = range(0, len(brains.numbers), -(-len(brains.numbers) // SCALE_OF))
+        net.start(torch.stack([brains.image(n) for n in some])[:, None])
         self.net = channels_last(net, CPU)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x, _ = self.brains.batch(self.config.batch_size, generator)
-        back, distance = self.net(x)
-        l1 = (back - x).abs().mean()
+        h, distance = self.net.encode(x), torch.zeros(())
+        if step >= UNQUANTISED * self.config.steps:
+            if step % REVIVED_EVERY == 0:
+                self.net.take_codes(h.detach(), generator)
+            h, distance = self.net.quantised(h)
+        back = self.net.decode(h)
+        # In units of a voxel's spread, as the network has it.
+        l1 = (back - x).abs().mean() / SPREAD
         perplexity = self.net.vqvae.quantizer.perplexity
         return l1 + distance, {
             "l1": l1.item(),

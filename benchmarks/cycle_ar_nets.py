@@ -19,6 +19,8 @@ from cfgen.device import no_autocast
 
 CPU = torch.device("cpu")
 LEVELS = 3
+# A code that fewer places of a batch take is unused.
+UNUSED = 0.2
 
 
 class Tokeniser(nn.Module):
@@ -29,6 +31,7 @@ class Tokeniser(nn.Module):
         from monai.networks.nets import VQVAE
 
         self.register_buffer("centre", centre.clone())
+        self.register_buffer("scale", torch.ones(()))
         self.grid = [n // 2**LEVELS for n in centre.shape]
         self.vqvae = VQVAE(
             spatial_dims=3,
@@ -41,24 +44,23 @@ class Tokeniser(nn.Module):
             upsample_parameters=((2, 4, 1, 1, 0),) * LEVELS,
             num_embeddings=codes,
             embedding_dim=embedding,
-            decay=0.99,
+            decay=0.95,
             ddp_sync=False,
         )
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, E, D/8, H/8, W/8), not yet quantised."""
-        return self.vqvae.encode(standard(x, self.centre)).float()
+        return self.scale * self.vqvae.encode(standard(x, self.centre)).float()
 
     def decode(self, quantised: Tensor) -> Tensor:
         return raw(self.vqvae.decode(quantised).float(), self.centre)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The reconstruction, and how far the encoder is from its codes."""
-        h = self.encode(x)
-        # Distances to codes want all digits.
+    def quantised(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder said, in the nearest codes, and how far it is from them."""
+        # Distances want all digits.
         with no_autocast(CPU):
-            loss, quantised = self.vqvae.quantizer(h)
-        return self.decode(quantised), loss
+            distance, nearest = self.vqvae.quantizer(h)
+        return nearest, distance
 
     def tokens(self, x: Tensor) -> Tensor:
         return self.vqvae.quantizer.quantize(self.encode(x)).flatten(1)
@@ -69,15 +71,23 @@ class Tokeniser(nn.Module):
         return self.decode(quantised)[:, 0].clamp(0.0, 1.2)
 
     @torch.no_grad()
-    def start_codebook(self, x: Tensor, generator: torch.Generator) -> None:
-        """Take the codes from what the encoder makes of images: of codes drawn blindly few are near
-        enough to be chosen, and the others never move."""
-        h = self.encode(x).transpose(0, 1).flatten(1).T
+    def start(self, x: Tensor) -> None:
+        """Let the encoder begin with numbers of about 1: of first weights they are a hundredth, and
+        the decoder is deaf to them."""
+        self.scale.div_(self.encode(x).std())
+        self.vqvae.quantizer.quantizer.ema_cluster_size.zero_()
+
+    @torch.no_grad()
+    def take_codes(self, h: Tensor, generator: torch.Generator) -> None:
+        """Put what the encoder makes of images, (B, E, d, h, w), in the place of codes that are
+        hardly chosen: one that is near to nothing is never chosen, and never moves."""
+        found = h.transpose(0, 1).flatten(1).T
         quantizer = self.vqvae.quantizer.quantizer
-        chosen = torch.randint(len(h), (quantizer.num_embeddings,), generator=generator)
+        unused = quantizer.ema_cluster_size < UNUSED
+        chosen = torch.randint(len(found), (int(unused.sum()),), generator=generator)
         for codes in (quantizer.embedding.weight, quantizer.ema_w):
-            codes.copy_(h[chosen])
-        quantizer.ema_cluster_size.fill_(1.0)
+            codes[unused] = found[chosen]
+        quantizer.ema_cluster_size[unused] = 1.0
 
 
 @dataclass

@@ -49,6 +49,9 @@ CPU = torch.device("cpu")
 Kind = Literal["vae-gan", "alpha-gan"]
 # The batch and the rate are those of Kwon et al.'s code.
 FIT = FitConfig(steps=10_000, learning_rate=2e-4, batch_size=4, ema_decay=0.998)
+# The image itself and the first map of the critic: deeper ones, of a critic that learns as it goes,
+# doubled the error of a voxel in 40 steps.
+COMPARED = 2
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Gan:
     codes: float = 0.01
     anchor: float = 0.02
     similarity: float = 1.0
-    kl: float = 30.0
-    adversarial: float = 3.0
+    kl: float = 100.0
+    adversarial: float = 1.0
     penalty: float = 10.0
 
 
@@ -174,8 +177,9 @@ class AlphaTask(GanTask):
 
 
 class VaeTask(GanTask):
-    """VAE-GAN (Larsen et al. 2016): a VAE whose reconstructions are compared in the critic's maps,
-    and a critic of images. The encoder learns nothing from being fooled: new brains are judged."""
+    """VAE-GAN (Larsen et al. 2016): a VAE whose reconstructions are compared in the critic's first
+    maps, each in units of its variance, and a critic of images. The encoder learns nothing from a
+    critic that is fooled: that term is of new brains alone."""
 
     def __init__(self, brains: Brains, config: FitConfig, gan: Gan) -> None:
         super().__init__(brains, config, gan)
@@ -190,9 +194,11 @@ class VaeTask(GanTask):
         back, new = self.net["generator"](torch.cat([z, noise]), c.repeat(2, 1)).float().chunk(2)
         scores, maps = self.critic(torch.cat([back, new]), c.repeat(2, 1))
         own = self.critic(x, c)[1]
-        similarity = torch.stack(
-            [F.mse_loss(a.float()[: len(x)], b.float()) for a, b in zip(maps, own, strict=True)]
-        ).mean()
+        errors = [
+            F.mse_loss(a.float()[: len(x)], b.float()) / b.float().var()
+            for a, b in zip(maps[:COMPARED], own[:COMPARED], strict=True)
+        ]
+        similarity = torch.stack(errors).mean()
         kl = kl_divergence(mean, std)
         fooled = F.softplus(-scores.float()[len(x) :]).mean()
         how = self.gan

@@ -64,7 +64,8 @@ class Generator(nn.Module):
 
 
 class Trunk(nn.Module):
-    """An image (B, 1, D, H, W) -> maps at a quarter of its edges, and half as many each time."""
+    """An image (B, 1, D, H, W) -> its voxels, standardised and packed, and maps at a quarter of its
+    edges, an eighth and so on."""
 
     def __init__(self, centre: Tensor, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -80,7 +81,8 @@ class Trunk(nn.Module):
         self.outputs = channels[-1] * math.prod(edges)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        h, maps = pack_voxels(standard(x, self.centre), PACK), []
+        h = pack_voxels(standard(x, self.centre), PACK)
+        maps = [h]
         # In bf16 the kernels of a CPU read rubbish on maps of two voxels' edge.
         with no_autocast(CPU):
             for conv in self.convs:

@@ -32,6 +32,7 @@ from cycle_brains import (
     make_direct,
     read_model,
     save,
+    say_cost,
 )
 from cycle_people import read_people
 from torch import Tensor, nn
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("tokens", "train", "make"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="vqvae-ar")
-    parser.add_argument("--time", action="store_true", help="Try two steps, and train nothing.")
+    parser.add_argument("--time", action="store_true", help="Say what a step takes, no more.")
     parser.add_argument("--steps", type=int, default=FIT.steps)
     parser.add_argument("--rate", type=float, default=FIT.learning_rate)
     parser.add_argument("--batch", type=int, default=FIT.batch_size)
@@ -252,7 +253,7 @@ def main() -> None:
         tokeniser = tokeniser_of(out, name, brains.images.shape[1:])
         task, folder = TransformerTask(tokens, brains, tokeniser, config, ar), out / "runs" / name
     if options.time:
-        print(try_steps(options.stage, task, config).text())
+        say_cost(try_steps(options.stage, task, config, 3))
         return
     fit(task, config, folder)
     if options.stage == "tokens":

@@ -30,6 +30,7 @@ from cfgen.nets.judge import SPREAD
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import mirror
 from cfgen.train.fit import CHECKPOINT
+from cfgen.train.trial import Trial
 
 HELD_OUT = 16
 DELTAS = (-30, -10, 10, 30)
@@ -91,6 +92,19 @@ def brains_of(people: People, schema: Schema, numbers: Sequence[int]) -> Brains:
         centre,
         older,
     )
+
+
+def few_brains(out: Path) -> Brains:
+    """Eight train people, to try a step on."""
+    people = read_people(out)
+    schema = fit_schema(rows_of(people, "train"), default_schema())
+    return brains_of(people, schema, people.rows("train")[:8].tolist())
+
+
+def say_cost(trial: Trial) -> None:
+    """What a step takes of a core, whoever else is on it."""
+    steps = 3600 / trial.core_seconds
+    print(f"{trial.text()}; {trial.core_seconds:.2f} s of a core, {steps:.0f} steps an hour")
 
 
 @dataclass(frozen=True)

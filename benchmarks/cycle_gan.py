@@ -5,9 +5,9 @@
     python benchmarks/cycle_gan.py make --out build/cycle --name alpha-gan
     python benchmarks/cycle_table.py table --out build/cycle --made vae-gan alpha-gan
 
-`train` goes on where it was interrupted; `--hours` trains as many steps as fit in them on a core
-that has nothing else to do, timed before the first. `make` writes new brains and counterfactuals of
-test people with the last checkpoint's average: a person's code, decoded under another age.
+`train` goes on where it was interrupted; `time`, in its place, says what a step takes and how many
+a core does in an hour. `make` writes new brains and counterfactuals of test people with the last
+checkpoint's average: a person's code, decoded under another age.
 
 As in CDM, only the generator hears age and sex, in the code; with --critic-hears the critic does
 too.
@@ -29,11 +29,13 @@ from cycle_brains import (
     brains_of,
     describe,
     draw,
+    few_brains,
     inside,
     load_average,
     make_changed,
     make_direct,
     read_model,
+    say_cost,
 )
 from cycle_gan_nets import Critic, Encoder, Generator, code_critic, gradient_penalty
 from cycle_people import read_people
@@ -320,9 +322,8 @@ def main() -> None:
         seed=options.seed,
     )
     if options.stage == "time":
-        model = describe(options.out, options.name, gan, options.train)
-        brains = brains_of(read_people(options.out), model.schema, model.numbers[:8])
-        print(try_steps(options.name, TASKS[gan.kind](brains, config, gan), config).text())
+        brains = few_brains(options.out)
+        say_cost(try_steps(options.name, TASKS[gan.kind](brains, config, gan), config, 3))
         return
     train(options.out, options.name, config, gan, options.train)
 

@@ -65,7 +65,7 @@ class Ar:
 
 
 class TokeniserTask:
-    """L1 of reconstructions, and the encoder's distance from its codes.
+    """The squared error of reconstructions, and the encoder's distance from its codes.
 
     At first nothing is quantised: an encoder that has learned nothing comes closer to its codes by
     saying the same of everything, and never leaves that again.
@@ -90,10 +90,10 @@ class TokeniserTask:
             h, distance = self.net.quantised(h)
         back = self.net.decode(h)
         # In units of a voxel's spread, as the network has it.
-        l1 = (back - x).abs().mean() / SPREAD
+        error = ((back - x) / SPREAD).square().mean()
         perplexity = self.net.vqvae.quantizer.perplexity
-        return l1 + distance, {
-            "l1": l1.item(),
+        return error + distance, {
+            "error": error.item(),
             "distance": distance.item(),
             "perplexity": perplexity.item(),
         }

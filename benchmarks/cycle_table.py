@@ -3,7 +3,8 @@
     python benchmarks/cycle_table.py judge --out build/cycle
     python benchmarks/cycle_table.py table --out build/cycle --names plain more cycle
 
-`sheet --names plain` draws brains of nobody at eight ages.
+`sheet --names plain` draws brains of nobody at eight ages. `--made vae-gan` adds a baseline whose
+brains cycle_gan.py or cycle_ar.py wrote; without --names the table is of these alone.
 
 `judge` trains one network of the judge on the train people. `table` makes new brains of 20 to 90
 years and counterfactuals of test people with each bundle, and prints slope, correlation and error
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from cycle_autoencoder import rows_of
+from cycle_brains import other_ages, spaced
 from cycle_latents import latents_of
 from cycle_people import People, read_people
 from torch import Tensor
@@ -106,23 +108,10 @@ def generated(
     return torch.cat(made)
 
 
-def spaced(schema: Schema, n: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Conditions of `n` brains of nobody: ages of the support, either sex in turn."""
-    low, high = schema.variable("age").support
-    ages = np.linspace(low, high, n)
-    female = np.arange(n) % 2
-    sexes = ["F" if f else "M" for f in female]
-    vectors = [schema.encode({"age": a, "sex": s}) for a, s in zip(ages, sexes, strict=True)]
-    return torch.from_numpy(np.stack(vectors)), ages, female
-
-
-DELTAS = (-30, -10, 10, 30)
-
-
 def table(
     out: Path, names: list[str], split: str, n: int, people_n: int, edit: Edit, steps: int
-) -> None:
-    """Prints, and keeps in OUT/table.csv, a line for each bundle and task."""
+) -> list[dict]:
+    """A line for each bundle and task."""
     people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
     latents, numbers = latents_of(out, split)
     latents, numbers = latents[:people_n, 0].float(), numbers[:people_n]
@@ -142,7 +131,42 @@ def table(
         made = direct(models, schema, judges, n, steps, edit.guidance)
         found = [made, *counterfactuals(models, schema, judges, asked, edit)]
         lines += [{"what": name} | line for line in found]
-    show(lines, out / "table.csv")
+    return lines
+
+
+def made_table(out: Path, names: list[str]) -> list[dict]:
+    """The same lines of the brains that baselines wrote (cycle_brains.py)."""
+    judges = load_judge(read_bundle(out / "judge"), CPU)
+    lines = []
+    for name in names:
+        with np.load(out / name / "direct.npz") as made:
+            found = [direct_line(made["age"], made["female"], judged(judges, made["images"]))]
+        changed = out / name / "changed.npz"
+        if changed.exists():
+            with np.load(changed) as made:
+                age = judged(judges, made["images"])["age"]
+                found += changed_lines(made["person"], made["age"], made["delta"], age)
+        lines += [{"what": name} | line for line in found]
+    return lines
+
+
+def judged(judges: Judges, images: np.ndarray) -> dict[str, np.ndarray]:
+    return judges.judge(torch.from_numpy(images))
+
+
+def changed_lines(
+    person: np.ndarray, age: np.ndarray, delta: np.ndarray, read: np.ndarray
+) -> list[dict]:
+    """How far the age that is read moves against how far it was asked to, from what is read in the
+    image that the model gives back (delta 0); and the age that is read against that asked for."""
+    back = {n: a for n, a, d in zip(person, read, delta, strict=True) if d == 0}
+    moved = delta != 0
+    change = read[moved] - np.array([back[n] for n in person[moved]])
+    people = {"n": len(back)}
+    return [
+        {"task": "counterfactual change"} | figures(delta[moved], change),
+        {"task": "counterfactual age"} | figures(age[moved], read[moved]) | people,
+    ]
 
 
 def counterfactuals(
@@ -153,30 +177,21 @@ def counterfactuals(
     edit: Edit,
 ) -> list[dict]:
     """How far the read age moves, against how far it was asked to, beside the reconstruction's."""
-    low, high = schema.variable("age").support
-    asked, read, target, found = [], [], [], []
-    for z0, values in people:
-        age = values["age"]
-        deltas = [d for d in DELTAS if low <= age + d <= high]
+    person, asked, delta, read = [], [], [], []
+    for number, (z0, values) in enumerate(people):
+        ages = [values["age"], *other_ages(schema, values["age"])]
 
         def condition(a: float, known: dict[str, Any] = values) -> Condition:
             return Condition(torch.from_numpy(schema.encode(known | {"age": a}))[None])
 
-        made = edit_latent(
-            models, z0[None], condition(age), [condition(age + d) for d in deltas], edit
-        )
+        own, *others = map(condition, ages)
+        made = edit_latent(models, z0[None], own, others, edit)
         images = [models.decode(z)[:, 0] for z in (made.reconstruction, *made.counterfactuals)]
-        guess = judges.judge(torch.cat(images))["age"]
-        asked += deltas
-        read += list(guess[1:] - guess[0])
-        target += [age + d for d in deltas]
-        found += list(guess[1:])
-    change = figures(np.array(asked, float), np.array(read))
-    after = figures(np.array(target), np.array(found))
-    return [
-        {"task": "counterfactual change"} | change,
-        {"task": "counterfactual age"} | after | {"n": len(people)},
-    ]
+        read += list(judges.judge(torch.cat(images))["age"])
+        person += [number] * len(ages)
+        asked += ages
+        delta += [a - ages[0] for a in ages]
+    return changed_lines(*map(np.array, (person, asked, delta, read)))
 
 
 def direct(
@@ -186,8 +201,12 @@ def direct(
     c, ages, female = spaced(schema, n)
     new = generated(models, c, steps, guidance, 0)
     guess = judges.judge(torch.cat([models.decode(z[None])[:, 0] for z in new]))
+    return direct_line(ages, female, guess)
+
+
+def direct_line(ages: np.ndarray, female: np.ndarray, guess: dict[str, np.ndarray]) -> dict:
     right = float(((guess["sex"] > 0.5) == (female == 1)).mean())
-    return {"task": "direct"} | figures(ages, guess["age"]) | {"sex": right, "n": n}
+    return {"task": "direct"} | figures(ages, guess["age"]) | {"sex": right, "n": len(ages)}
 
 
 def sheet(out: Path, names: list[str], steps: int, guidance: float, seed: int) -> None:
@@ -224,6 +243,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("judge", "table", "sheet"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs="*", default=[])
+    parser.add_argument("--made", nargs="*", default=[], help="Baselines that wrote their brains.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n", type=int, default=40, help="New brains.")
     parser.add_argument("--split", choices=("val", "test"), default="test")
@@ -232,6 +252,7 @@ def main() -> None:
     parser.add_argument("--inversion", type=int, default=25, help="DDIM steps there, and back.")
     parser.add_argument("--depth", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--file", default="table.csv", help="Where the lines are kept, below OUT.")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -242,15 +263,18 @@ def main() -> None:
         sheet(options.out, options.names, options.sampling, options.guidance, options.seed)
         return
     edit = Edit(steps=options.inversion, depth=options.depth, guidance=options.guidance)
-    table(
-        options.out,
-        options.names,
-        options.split,
-        options.n,
-        options.people,
-        edit,
-        options.sampling,
-    )
+    lines: list[dict] = []
+    if options.names:
+        lines += table(
+            options.out,
+            options.names,
+            options.split,
+            options.n,
+            options.people,
+            edit,
+            options.sampling,
+        )
+    show(lines + made_table(options.out, options.made), options.out / options.file)
 
 
 if __name__ == "__main__":

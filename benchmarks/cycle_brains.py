@@ -33,7 +33,8 @@ from cfgen.train.fit import CHECKPOINT
 from cfgen.train.trial import Trial
 
 HELD_OUT = 16
-DELTAS = (-30, -10, 10, 30)
+# Those of the paper's Table 2.
+DELTAS = (-60, -30, -10, 10, 30, 60)
 # Latents of the diffusion model are drawn from the same stream.
 SEED = 0
 

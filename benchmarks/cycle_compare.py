@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cycle_brains import DELTAS, other_ages, spaced
 from cycle_latents import latents_of
 from cycle_people import People, levelled, read_people
-from cycle_table import generated, spaced
+from cycle_table import generated
 from matplotlib.image import imsave
 from torch import Tensor
 
@@ -44,15 +45,20 @@ from cfgen.sim.reference import reference
 from cfgen.sim.render import render
 
 CPU = torch.device("cpu")
-DELTAS = (-60, -30, -10, 10, 30, 60)
 # SD of the simulator's noise in levelled brightness; what changes by less did not change.
 NOISE = 0.02
 PAIRS = 150
 Line = dict[str, float | str]
+# By person and years, (D, H, W).
+Truths = dict[tuple[int, int], Tensor]
+# Images (n, D, H, W), ages, and who is female.
+New = tuple[Tensor, np.ndarray, np.ndarray]
 
 
-def truths(out: Path, people: People, numbers: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Person, delta, and the simulator's image (D, H, W) at that age; they stay in OUT/truths."""
+def truths(
+    out: Path, people: People, numbers: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Person and years, and the image (D, H, W) that is true then; they stay in OUT/truths."""
     folder = out / "truths"
     folder.mkdir(exist_ok=True)
     known = cohort.schema(graph())
@@ -72,30 +78,49 @@ def truths(out: Path, people: People, numbers: Sequence[int]) -> Iterator[tuple[
                     # The volumes do not fit this head's folds.
                     continue
                 np.save(path, image)
-            yield number, delta, torch.from_numpy(np.load(path)).float()
+            yield (number, delta), torch.from_numpy(np.load(path)).float()
 
 
-def edits(
-    models: Models, schema: Schema, judges: Judges, people: People, edit: Edit, asked: list
-) -> Iterator[Line]:
-    """A line for each of `asked`: (number, z0 (C, d, h, w), [(delta, true image)])."""
-    low, high = schema.variable("age").support
-    for number, z0, true in asked:
+# Person, years of each edit, and images (1 + J, D, H, W), the first as a model gives the scan back.
+Changed = Iterator[tuple[int, list[int], Tensor]]
+
+
+def changed_by(
+    models: Models, schema: Schema, people: People, latents: dict[int, Tensor], edit: Edit
+) -> Changed:
+    """People at other ages by a diffusion model, of their `latents` (C, d, h, w)."""
+    for number, z0 in latents.items():
         values = people.values(number)
-        deltas = [d for d, _ in true if low <= values["age"] + d <= high]
-        if not deltas:
-            continue
-        vectors = [schema.encode(values | {"age": values["age"] + d}) for d in (0, *deltas)]
+        ages = [values["age"], *other_ages(schema, values["age"])]
+        vectors = [schema.encode(values | {"age": age}) for age in ages]
         c = [Condition(torch.from_numpy(v)[None]) for v in vectors]
         made = edit_latent(models, z0[None], c[0], c[1:], edit)
         images = [models.decode(z)[0, 0] for z in (made.reconstruction, *made.counterfactuals)]
-        guess = judges.judge(torch.stack(images))
-        scan = torch.from_numpy(people.images[number]).float()
+        yield number, [round(age - ages[0]) for age in ages[1:]], torch.stack(images)
+
+
+def changed_in(folder: Path) -> Changed:
+    """Those that a baseline made before."""
+    made = np.load(folder / "changed.npz")
+    for number in dict.fromkeys(made["person"].tolist()):
+        own = made["person"] == number
+        deltas = np.rint(made["delta"][own]).astype(int).tolist()
+        yield number, deltas[1:], torch.from_numpy(made["images"][own]).float()
+
+
+def edits(people: People, judges: Judges, true: Truths, changed: Changed) -> Iterator[Line]:
+    """A line for each edit whose truth is known."""
+    for number, deltas, images in changed:
+        values, guess = people.values(number), judges.judge(images)
+        scan = torch.from_numpy(people.images[number].astype(np.float32))
         brain = (scan > 0).numpy()
-        for k, (delta, image) in enumerate((p for p in true if p[0] in deltas), 1):
+        for k, delta in enumerate(deltas, 1):
+            if (number, delta) not in true:
+                continue
+            image = true[number, delta].numpy()
             written = scan + images[k] - images[0]
             plain, kept = (
-                image_truth(scan.numpy(), x.numpy(), image.numpy(), brain, NOISE)
+                image_truth(scan.numpy(), x.numpy(), image, brain, NOISE)
                 for x in (images[k], written)
             )
             yield {
@@ -113,19 +138,25 @@ def edits(
             }
 
 
-def new_brains(
-    models: Models, schema: Schema, judges: Judges, n: int, steps: int, guidance: float
-) -> tuple[list[Line], Tensor]:
-    """A line and an image for each of `n` brains of nobody."""
+def new_by(models: Models, schema: Schema, n: int, steps: int, guidance: float) -> New:
     c, ages, female = spaced(schema, n)
     latents = generated(models, c, steps, guidance, 0)
-    images = torch.cat([models.decode(z[None])[:, 0] for z in latents])
+    return torch.cat([models.decode(z[None])[:, 0] for z in latents]), ages, female
+
+
+def new_in(folder: Path) -> New:
+    made = np.load(folder / "direct.npz")
+    return torch.from_numpy(made["images"]).float(), made["age"], made["female"]
+
+
+def new_brains(judges: Judges, new: New) -> list[Line]:
+    """A line for each brain of nobody."""
+    images, ages, female = new
     guess = judges.judge(images)
-    lines: list[Line] = [
+    return [
         {"subject": str(k), "age": a, "read": float(r), "female": float(f), "read female": float(s)}
         for k, (a, f, r, s) in enumerate(zip(ages, female, guess["age"], guess["sex"], strict=True))
     ]
-    return lines, images
 
 
 def draw(path: Path, images: Tensor) -> None:
@@ -160,31 +191,34 @@ def make(
 ) -> None:
     people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
     latents, numbers = latents_of(out, split)
-    numbers = list(numbers[:people_n])
-    true: dict[int, list[tuple[int, Tensor]]] = {}
-    for number, delta, image in truths(out, people, numbers):
-        true.setdefault(number, []).append((delta, image))
-    asked = [(k, latents[i, 0].float(), true.get(k, [])) for i, k in enumerate(numbers)]
+    own = {k: z.float() for k, z in zip(numbers[:people_n], latents[:, 0], strict=False)}
+    true = dict(truths(out, people, list(own)))
     real = torch.from_numpy(people.images[people.rows(split)[:n]]).float()
     folder = folder_of(out, edit.guidance)
     folder.mkdir(exist_ok=True)
     for name in names:
         if (folder / f"{name}-sets.csv").exists():
             continue
-        bundle = read_bundle(out / name)
-        models = load_models(bundle, CPU)
-        lines, images = new_brains(models, bundle.schema, judges, n, steps, edit.guidance)
-        keep(folder / f"{name}-new.csv", lines)
-        draw(folder / f"{name}.png", images)
-        found = list(edits(models, bundle.schema, judges, people, edit, asked))
+        if (out / name / "direct.npz").exists():
+            new, changed = new_in(out / name), iter(())
+            if (out / name / "changed.npz").exists():
+                changed = changed_in(out / name)
+        else:
+            bundle = read_bundle(out / name)
+            models = load_models(bundle, CPU)
+            new = new_by(models, bundle.schema, n, steps, edit.guidance)
+            changed = changed_by(models, bundle.schema, people, own, edit)
+        keep(folder / f"{name}-new.csv", new_brains(judges, new))
+        draw(folder / f"{name}.png", new[0])
+        found = list(edits(people, judges, true, changed))
         keep(folder / f"{name}-edits.csv", found)
-        keep(folder / f"{name}-sets.csv", [set_figures(judges, real, images)])
-        print(f"{name}: {len(lines)} brains, {len(found)} edits", flush=True)
+        keep(folder / f"{name}-sets.csv", [set_figures(judges, real, new[0])])
+        print(f"{name}: {len(new[0])} brains, {len(found)} edits", flush=True)
 
 
 def keep(path: Path, lines: list[Line]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
         writer.writeheader()
         writer.writerows(lines)
 
@@ -234,6 +268,8 @@ def print_table(folder: Path, names: list[str], control: str) -> None:
             f"{mean(new, right_sex(new))}; "
             + ", ".join(f"{k} {column(sets, k).mean():.3f}" for k in sets[0])
         )
+        if not changed:
+            continue
         who = [line["subject"] for line in changed]
         deltas, change = column(changed, "delta"), column(changed, "change")
         print(

@@ -117,6 +117,10 @@ LATENT_SCALE: LatentScale = "channel"
 # Of the noise schedule (diffusion/schedule.py).
 NOISE_SHIFT = 1.0
 
+# How masks of regions come into a diffusion model (nets/controlnet.py): by a control network beside
+# the UNet, or as further channels of its input.
+Control = Literal["masks", "concatenate"]
+
 # The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
 # Eq. 2 is printed, 'factual' c.
 FirstTerm = Literal["factual", "target"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from cfgen.nets.segmenter import SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.train import latent_diffusion as ldm
 from cfgen.train.autoencoder import AutoencoderLoss, AutoencoderTask
+from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import Task, fit, seed_weights
 from cfgen.train.latents import LatentData, fit_mean
@@ -72,6 +74,15 @@ def unet() -> UNet:
     return UNet(UNetConfig(4, 4, (8, 16), 1, (False, True), 8, token_width(2), norm_groups=4))
 
 
+def control() -> Task:
+    """A control network, with the contrast of regions."""
+    data = latents()
+    masks = torch.rand(5, 2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    data = replace(data, masks=masks, held_out_masks=masks[:2, 0])
+    how = ControlConfig(regions=("csf", "cerebral_wm", "thalamus"), contrastive=0.1)
+    return ControlTask(unet(), data, latent_mean(data), CPU, FIT, PLAIN, how)
+
+
 def segmenter() -> Task:
     generator = torch.Generator().manual_seed(0)
     sets = torch.randint(len(SETS), (24, 24, 24), generator=generator)
@@ -83,7 +94,7 @@ def segmenter() -> Task:
     return SegmenterTask(maps, scans, scans, CPU, FIT, net, synthesis=how, gentle=how)
 
 
-TASKS = {f.__name__: f for f in (autoencoder, latent_diffusion, cycle, segmenter)}
+TASKS = {f.__name__: f for f in (autoencoder, latent_diffusion, cycle, control, segmenter)}
 
 
 def train(name: str, folder: Path, die_at: int | None = None) -> None:

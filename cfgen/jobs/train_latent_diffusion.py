@@ -166,6 +166,7 @@ def unet_description(net: UNetConfig, diffusion: LatentDiffusionConfig) -> dict[
     return net_config(net) | {
         "schedule": asdict(diffusion.schedule),
         "loss_weights": diffusion.loss_weights,
+        "drop_conditions": diffusion.drop_conditions,
     }
 
 
@@ -176,6 +177,7 @@ def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusio
         usual,
         schedule=ScheduleConfig(**known["schedule"]),
         loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
+        drop_conditions=known.get("drop_conditions", LATENT_DIFFUSION.drop_conditions),
     )
 
 

@@ -13,6 +13,7 @@ lies says what age does to it, and in noise a convolution cannot know that but n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +69,18 @@ class UNetConfig:
         return self.channels[level] // (channels if isinstance(channels, int) else channels[level])
 
 
-class UNet(nn.Module):
-    """zt (B, C, D, H, W), t (B,) and context (B, tokens, context_dim) -> (B, out, D, H, W)."""
+class Residuals(NamedTuple):
+    """What a control network adds to the maps of a UNet: one for each skip, and the middle's.
+
+    It is never used up: both passes of classifier-free guidance may be given the same.
+    """
+
+    skips: tuple[Tensor, ...]
+    middle: Tensor
+
+
+class Trunk(nn.Module):
+    """The way down and the middle, which a UNet and its control network have alike."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -88,32 +99,71 @@ class UNet(nn.Module):
             self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
         self.down_blocks = nn.ModuleList(_down_levels(config, width))
         self.middle_block = _Middle(last, width, config)
-        self.up_blocks = nn.ModuleList(_up_levels(config, width))
+
+    @property
+    def factor(self) -> int:
+        """Voxels of the latent along one edge of a voxel of the lowest level."""
+        return int(2 ** (len(self.config.channels) - 1))
+
+    def embed(self, zt: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """Time, and conditions where norms follow them, (B, 4 channels[0])."""
+        time: Tensor = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
+        if self.config.adaptive and context is not None:
+            time = time + self.condition_embed(context).sum(1)
+        return time
+
+    def encode(
+        self, zt: Tensor, time: Tensor, context: Tensor | None, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The middle's map and every map on the way to it; `hint`, of the first map's shape, is
+        added to it."""
+        h = self.conv_in(pad_to_multiple(zt, self.factor))
+        if self.config.positions is not None:
+            h = h + pad_to_multiple(self.positions, self.factor)
+        if hint is not None:
+            h = h + hint
+        skips = [h]
+        for down in self.down_blocks:
+            h = down(h, time, context, skips)
+        return self.middle_block(h, time, context), skips
+
+
+class UNet(Trunk):
+    """zt (B, C, D, H, W), t (B,) and context (B, tokens, context_dim) -> (B, out, D, H, W).
+
+    `residuals` of a control network are added to the skips and to the middle's map.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        first = config.channels[0]
+        self.up_blocks = nn.ModuleList(_up_levels(config, 4 * first))
         self.out = nn.Sequential(
             nn.GroupNorm(config.norm_groups, first, config.norm_eps),
             nn.SiLU(),
             zeroed(nn.Conv3d(first, config.out_channels, 3, padding=1)),
         )
 
-    def forward(self, zt: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        shape, factor = zt.shape[2:], 2 ** (len(self.config.channels) - 1)
-        time = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
-        if self.config.adaptive and context is not None:
-            time = time + self.condition_embed(context).sum(1)
-        h = self.conv_in(_pad_to_multiple(zt, factor))
-        if self.config.positions is not None:
-            h = h + _pad_to_multiple(self.positions, factor)
-        skips = [h]
-        for down in self.down_blocks:
-            h = down(h, time, context, skips)
-        h = self.middle_block(h, time, context)
+    def forward(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
+        shape = zt.shape[2:]
+        time = self.embed(zt, t, context)
+        h, skips = self.encode(zt, time, context)
+        if residuals is not None:
+            skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+            h = h + residuals.middle
         for up in self.up_blocks:
             h = up(h, time, context, skips)
         out: Tensor = self.out(h)
         return out[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-def _pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+def pad_to_multiple(x: Tensor, factor: int) -> Tensor:
     """Repeat the last slices until every edge can be halved at each level."""
     extra = [-n % factor for n in x.shape[2:]]
     if not any(extra):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,13 +27,17 @@ from cfgen.train.together import first_alone, join
 @dataclass(frozen=True)
 class LatentData:
     """`latents` (N, views, C, d, h, w) float16, which may lie on disk, `conditions` (N, V),
-    sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out."""
+    sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out.
+    `masks` (N, views, K, d, h, w) and those held out (M, K, d, h, w) are there for networks that
+    take masks (train/masks.py)."""
 
     latents: Tensor
     conditions: Tensor
     weights: Tensor
     held_out: Tensor
     held_out_conditions: Tensor
+    masks: Tensor | None = None
+    held_out_masks: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -107,6 +111,24 @@ def trial_data(
     return LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
 
 
+def seen(
+    image: Tensor, views: int, seed: int, number: int, masks: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The views of image `number` (D, H, W): itself, its mirror image, and warped ones; and its
+    masks (K, D, H, W) moved as each is."""
+    whole = image[None] if masks is None else torch.cat([image[None], masks])
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    generator = torch_stream(seed, Purpose.VIEWS, number)
+    for view in range(views):
+        if view < 2:
+            moved = mirror(whole) if view else whole
+            look = moved[0]
+        else:
+            moved = random_view(whole, shape, generator, AUGMENTATION)
+            look = random_acquisition(moved[0], generator, AUGMENTATION)
+        yield look, None if masks is None else moved[1:]
+
+
 @torch.inference_mode()
 def _views(
     autoencoder: Autoencoder,
@@ -116,14 +138,8 @@ def _views(
     seed: int,
     number: int,
 ) -> Tensor:
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    generator = torch_stream(seed, Purpose.VIEWS, number)
-    seen = [image, mirror(image)]
-    for _ in range(views - 2):
-        view = random_view(image, shape, generator, AUGMENTATION)
-        seen.append(random_acquisition(view, generator, AUGMENTATION))
     latents = []
-    for view in seen[:views]:
+    for view, _ in seen(image, views, seed, number):
         x = view[None, None].to(device, memory_format=torch.channels_last_3d)
         with autocast(device):
             latents.append(autoencoder.encode(x)[0].half().cpu())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cfgen import device as devices
 from cfgen.bundle import read_bundle, write_part
 from cfgen.config import Edit, FitConfig
 from cfgen.data.parcellation import NAMES, STRUCTURES
@@ -42,14 +43,15 @@ from cfgen.train.masks import MaskReader, require_seen
 
 CPU = torch.device("cpu")
 GRID = model_grid("t1w-2mm")
+LATENT = (20, 24, 22)
 THREE = ("csf", "cerebral_wm", "thalamus")
 SMALL = UNetConfig(4, 4, (8, 16), 1, (False, True), 8, 5, norm_groups=4)
 
 
-def randomised(net):
+def randomised(net, std=0.08):
     torch.manual_seed(0)
     for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.08)
+        torch.nn.init.normal_(parameter, std=std)
     return net.eval()
 
 
@@ -112,7 +114,9 @@ def test_a_control_network_equals_monai():
     assert (expected - plain).norm() / plain.norm() > 1e-3
 
 
-@pytest.mark.parametrize("more", [{}, {"conditioning": "both", "positions": (5, 6, 7)}])
+@pytest.mark.parametrize(
+    "more", [{}, {"conditioning": "both", "positions": (5, 6, 7)}, {"attention_blocks": 2}]
+)
 def test_a_new_control_network_changes_nothing_to_the_bit(more):
     unet = randomised(UNet(replace(SMALL, **more)))
     control = control_of(unet, 3)
@@ -165,7 +169,7 @@ def test_pooled_masks_are_parts_of_latent_voxels():
     masks = torch.zeros(1, 2, 8, 8, 8)
     masks[0, 0, :4, :4, :2] = 1
     masks[0, 1, 4:] = 1
-    pooled = pool_masks(masks, 4)
+    pooled = pool_masks(masks, (2, 2, 2))
     assert pooled.shape == (1, 2, 2, 2, 2)
     assert pooled[0, 0, 0, 0].tolist() == [0.5, 0.0]
     assert bool((pooled[0, 1, 1] == 1).all())
@@ -200,14 +204,16 @@ def test_masks_of_scans_lie_beside_their_latents(tmp_path):
     for n, path in enumerate(paths):
         write_new(label_volume(change=4 * n), path, np.int32)
     rows = [Row(f"p{n}", path, labels=path) for n, path in enumerate(paths)]
-    reader = MaskReader(rows, THREE, "t1w-2mm", 8, 0)
+    reader = MaskReader(rows, THREE, "t1w-2mm", (10, 12, 11), 0)
     found = reader.cached(2, tmp_path / "masks.npy")
     assert found.shape == (2, 2, 3, 10, 12, 11)
     assert torch.equal(found, reader.all(2))
     volumes = found[:, 0, 2].float().sum((1, 2, 3)) * 512
     assert volumes.tolist() == pytest.approx([2 * 12 * 12 * 8, 2 * 12 * 12 * 12])
     # Another region is another file.
-    other = MaskReader(rows, THREE[:2], "t1w-2mm", 8, 0).cached(2, tmp_path / "masks.npy")
+    other = MaskReader(rows, THREE[:2], "t1w-2mm", (10, 12, 11), 0).cached(
+        2, tmp_path / "masks.npy"
+    )
     assert other.shape[2] == 2
 
 
@@ -346,7 +352,11 @@ def test_a_bundle_gains_a_part_and_keeps_the_others(cfgen, tiny_bundle, guided_b
     assert "by masks: csf, cerebral_wm, thalamus" in out
 
 
-def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(tiny_bundle, guided_bundle):
+def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(
+    tiny_bundle, guided_bundle, monkeypatch
+):
+    # In bf16 rounding hides what is looked for.
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: False)
     models = load_models(guided_bundle, CPU, masks=True)
     plain = load_models(tiny_bundle, CPU)
     torch.manual_seed(0)
@@ -358,9 +368,11 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(tiny_bundle,
         models.denoiser(Condition(vector), 1.0)(zt, t),
         plain.denoiser(Condition(vector), 1.0)(zt, t),
     )
-    randomised(models.control.net.__closure__[0].cell_contents)
+    randomised(models.unet, 0.2)
+    randomised(models.control.net.__closure__[0].cell_contents, 0.2)
     said = models.denoiser(under, 1.0)(zt, t)
-    assert not torch.equal(said, plain.denoiser(Condition(vector), 1.0)(zt, t))
+    alone = models.denoiser(Condition(vector), 1.0)(zt, t)
+    assert (said - alone).norm() > 0.02 * alone.norm()
     other = Condition(
         vector, models.control.masks(label_volume(change=8), ["thalamus"], label_volume())
     )
@@ -368,10 +380,10 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(tiny_bundle,
     nothing = Condition(vector).tokens(torch.ones(1, dtype=torch.bool))
     with torch.inference_mode():
         null = models.control.net(zt, t - 1, nothing, masks)
-    expected = null + 2.5 * (said - null)
-    found = models.denoiser(under, 2.5)(zt, t)
-    assert (found - expected).norm() < 0.02 * expected.norm()
-    assert (expected - said).norm() > 0.02 * said.norm()
+    expected = null + 10 * (said - null)
+    found = models.denoiser(under, 10.0)(zt, t)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert (expected - said).norm() > 0.05 * said.norm()
     edit = edit_latent(models, r, under, [other, under], Edit(steps=2, fixed_point=1))
     assert torch.equal(edit.counterfactuals[1], edit.reconstruction)
     assert not torch.equal(edit.counterfactuals[0], edit.reconstruction)
@@ -379,15 +391,15 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(tiny_bundle,
 
 def test_what_is_edited_is_told_where_it_was_and_where_it_is():
     before, after = label_volume(), label_volume(change=8)
-    everything = told_masks(after, THREE, GRID, 4)
+    everything = told_masks(after, THREE, GRID, LATENT)
     assert bool((everything[:, -1] == 1).all())
     assert float(everything[0, 2].sum()) * 64 == 2 * 12 * 12 * 16
-    some = told_masks(before, THREE, GRID, 4, ["thalamus"], after)
+    some = told_masks(before, THREE, GRID, LATENT, ["thalamus"], after)
     zone = some[:, -1:]
     assert 0 < zone.sum() < zone.numel()
-    assert torch.equal(some[:, :-1], told_masks(before, THREE, GRID, 4)[:, :-1] * zone)
+    assert torch.equal(some[:, :-1], told_masks(before, THREE, GRID, LATENT)[:, :-1] * zone)
     assert bool((zone[everything[:, 2:3] > 0] == 1).all())
-    alone = told_masks(before, THREE, GRID, 4, ["thalamus"])
+    alone = told_masks(before, THREE, GRID, LATENT, ["thalamus"])
     assert alone[:, -1].sum() < zone.sum()
 
 
@@ -395,12 +407,12 @@ def test_masks_that_cannot_be_told_are_refused(tmp_path):
     labels = label_volume(tmp_path / "map.nii.gz")
     moved = Volume(labels.data, np.diag([2.0, 2, 2, 1]), labels.path)
     with pytest.raises(ImageError, match=r"map.nii.gz: the label map is not on the model grid"):
-        told_masks(moved, THREE, GRID, 4)
+        told_masks(moved, THREE, GRID, LATENT)
     with pytest.raises(UsageError, match=r"region 'amygdala'; expected those that the bundle was"):
-        told_masks(labels, THREE, GRID, 4, ["amygdala"])
+        told_masks(labels, THREE, GRID, LATENT, ["amygdala"])
     gone = Volume(np.where(np.isin(labels.data, (10, 49)), 2, labels.data), GRID.affine)
     with pytest.raises(ImageError, match="its mask of thalamus is empty"):
-        told_masks(gone, THREE, GRID, 4, ["thalamus"])
+        told_masks(gone, THREE, GRID, LATENT, ["thalamus"])
     whole = Volume(np.where(labels.data == 24, 3, labels.data), GRID.affine)
     with pytest.raises(ImageError, match="its cortex has no lobes"):
         region_masks(whole, REGIONS, GRID)

@@ -81,6 +81,15 @@ def train_ldm(
             "in every block) or both.",
         ),
     ] = cfg.CONDITIONING,
+    attention_blocks: Annotated[
+        int,
+        typer.Option(
+            "--attention-blocks",
+            min=0,
+            help="After the network's way down: attention of all voxels, to the conditions, to the "
+            "time. PCGM has 4.",
+        ),
+    ] = 0,
     control: Annotated[
         cfg.Control | None,
         typer.Option(
@@ -148,8 +157,8 @@ def train_ldm(
     fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
     if control is not None:
         own = [init, latent_mean, prediction]
-        given = [latent_scale, noise_shift, loss_weights, conditioning]
-        defaults = [cfg.LATENT_SCALE, cfg.NOISE_SHIFT, cfg.LOSS_WEIGHTS, cfg.CONDITIONING]
+        given = [latent_scale, noise_shift, loss_weights, conditioning, attention_blocks]
+        defaults = [cfg.LATENT_SCALE, cfg.NOISE_SHIFT, cfg.LOSS_WEIGHTS, cfg.CONDITIONING, 0]
         if own != [None, None, None] or given != defaults:
             raise UsageError(
                 "--control",
@@ -188,6 +197,7 @@ def train_ldm(
         conditioning,
         preset=preset,
         checkpointing=checkpointing,
+        attention_blocks=attention_blocks,
     )
     if dry_run:
         trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)

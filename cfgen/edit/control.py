@@ -28,13 +28,13 @@ BESIDE = ("autoencoder", "latent_mean", "unet")
 
 @dataclass(frozen=True)
 class Control:
-    """`net` asks the diffusion model under masks of `regions`; `factor` is the voxels of the model
-    grid `grid` along a latent voxel's edge."""
+    """`net` asks the diffusion model under masks of `regions`; `grid` is the
+    model grid, `shape` (d, h, w) the latent's."""
 
     net: MaskedNet
     regions: tuple[str, ...]
     grid: str
-    factor: int
+    shape: tuple[int, ...]
 
     def masks(
         self, labels: Volume, edited: Sequence[str] = (), before: Volume | None = None
@@ -45,13 +45,13 @@ class Control:
         Raises UsageError and ImageError as `measure.region_masks.told_masks`.
         """
         grid = model_grid(self.grid)
-        return told_masks(labels, self.regions, grid, self.factor, edited, before)
+        return told_masks(labels, self.regions, grid, self.shape, edited, before)
 
 
-def load_control(bundle: Bundle, unet: UNet, factor: int, device: torch.device) -> Control:
+def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch.device) -> Control:
     """Raises BundleError when the part is missing, damaged or of other networks than the bundle's.
 
-    `unet` is the bundle's, `factor` that of its autoencoder.
+    `unet` is the bundle's, `shape` (d, h, w) that of its latents.
     """
     config = bundle.part("controlnet").config
     for part, sha256 in config["beside"].items():
@@ -67,4 +67,4 @@ def load_control(bundle: Bundle, unet: UNet, factor: int, device: torch.device) 
     else:
         kind = bundle.network("controlnet", ControlNet, ControlNetConfig, device)
         net = controlled(unet, kind)
-    return Control(net, tuple(config["regions"]), bundle.preprocess.grid, factor)
+    return Control(net, tuple(config["regions"]), bundle.preprocess.grid, tuple(shape))

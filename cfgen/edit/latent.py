@@ -201,8 +201,8 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
     null = bundle.part("unet").config.get("drop_conditions", 1.0) > 0
-    factor = autoencoder.config.factor
-    control = load_control(bundle, net, factor, device) if masks else None
+    shape = mean.coefficients.shape[2:]
+    control = load_control(bundle, net, shape, device) if masks else None
     return Models(autoencoder, mean, net, schedule, device, control, null)
 
 

@@ -72,6 +72,7 @@ def diffusion_config(
     *,
     preset: str = DEFAULT_GRID,
     checkpointing: bool = False,
+    attention_blocks: int = 0,
 ) -> LatentDiffusionConfig:
     """What the command's options say; the rest as the preset has it."""
     return replace(
@@ -82,6 +83,7 @@ def diffusion_config(
         loss_weights=loss_weights,
         conditioning=conditioning,
         checkpointing=checkpointing,
+        attention_blocks=attention_blocks,
     )
 
 

@@ -65,16 +65,16 @@ def told_masks(
     labels: Volume,
     regions: Sequence[str],
     grid: Grid,
-    factor: int,
+    shape: Sequence[int],
     edited: Sequence[str] = (),
     before: Volume | None = None,
 ) -> Tensor:
     """What a network is told of a label map on the model grid: (1, K + 1, d, h, w).
 
     Everything, or where `edited` regions are, or were in the map `before`, and around them.
-    `regions` are those the network was trained with, `factor` the voxels along a latent voxel's
-    edge. Raises UsageError for an edited region that is none of them, and ImageError for one that
-    is nowhere, and as `region_masks`.
+    `regions` are those the network was trained with, `shape` the latent's edges. Raises UsageError
+    for an edited region that is none of them, and ImageError for one that is nowhere, and as
+    `region_masks`.
     """
     for name in edited:
         if name not in regions:
@@ -91,7 +91,7 @@ def told_masks(
             if not masks[regions.index(name)].any():
                 where = volume.path or "label map"
                 raise ImageError(where, f"its mask of {name} is empty", "a voxel of it at least")
-        pooled.append(pool_masks(torch.from_numpy(masks)[None], factor))
+        pooled.append(pool_masks(torch.from_numpy(masks)[None], shape))
     if not edited:
         return told(pooled[0], torch.ones_like(pooled[0][:, :1]))
     chosen = torch.tensor([[name in edited for name in regions]])

@@ -13,7 +13,7 @@ Masks lie on the latent's grid: how much of each of its voxels is of a region. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,10 +119,12 @@ def widened(unet: UNet, mask_channels: int) -> UNet:
     return wide
 
 
-def pool_masks(masks: Tensor, factor: int) -> Tensor:
-    """(..., D, H, W) in [0, 1] -> (..., D/f, H/f, W/f): the part of each latent voxel that is of a
+def pool_masks(masks: Tensor, shape: Sequence[int]) -> Tensor:
+    """(..., D, H, W) in [0, 1] -> (..., *shape): the part of each latent voxel that is of a
     region."""
-    return F.avg_pool3d(masks.float().flatten(0, -4), factor).unflatten(0, masks.shape[:-3])
+    size = (shape[0], shape[1], shape[2])
+    pooled = F.adaptive_avg_pool3d(masks.float().flatten(0, -4), size)
+    return pooled.unflatten(0, masks.shape[:-3])
 
 
 def zone_of(pooled: Tensor, chosen: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
 
 The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
-equal once its weights are converted (nets/convert.py). Two additions are ours, and off by default.
+equal once its weights are converted (nets/convert.py). Three additions are off by default.
 
 `conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
 residual block (adaptive group norm), or both.
+
+`attention_blocks` follow the way down, as PCGM draws them (section 3.3): over all voxels of the
+lowest level, to the conditions, and to the time.
 
 `positions` gives each voxel of the latent features of its own. Brains are aligned: where a voxel
 lies says what age does to it, and in noise a convolution cannot know that but near the edges.
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from cfgen.config import Conditioning
 from cfgen.nets.blocks import (
+    AttentionBlock,
     Downsample,
     ResBlock,
     SpatialAttention,
@@ -52,6 +56,8 @@ class UNetConfig:
     norm_eps: float = 1e-6
     conditioning: Conditioning = "attention"
     positions: tuple[int, int, int] | None = None
+    # Blocks of attention after the way down (nets/blocks.AttentionBlock); 4 in PCGM.
+    attention_blocks: int = 0
 
     @property
     def adaptive(self) -> bool:
@@ -99,6 +105,11 @@ class Trunk(nn.Module):
             self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
         self.down_blocks = nn.ModuleList(_down_levels(config, width))
         self.middle_block = _Middle(last, width, config)
+        if config.attention_blocks:
+            self.attention_blocks = nn.ModuleList(
+                AttentionBlock(last, config.heads(-1), config.context_dim, width)
+                for _ in range(config.attention_blocks)
+            )
 
     @property
     def factor(self) -> int:
@@ -125,7 +136,11 @@ class Trunk(nn.Module):
         skips = [h]
         for down in self.down_blocks:
             h = down(h, time, context, skips)
-        return self.middle_block(h, time, context), skips
+        h = self.middle_block(h, time, context)
+        if self.config.attention_blocks:
+            for block in self.attention_blocks:
+                h = block(h, time, context)
+        return h, skips
 
 
 class UNet(Trunk):

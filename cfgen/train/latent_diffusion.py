@@ -49,6 +49,8 @@ class LatentDiffusionConfig:
     conditioning: Conditioning = CONDITIONING
     # Whether each voxel of the latent has features of its own in the network.
     positions: bool = False
+    # Of the network, after its way down.
+    attention_blocks: int = 0
     # Channels of the network, finest level first; None are those for the size of the latent.
     channels: tuple[int, ...] | None = None
     res_blocks: int = 1
@@ -88,6 +90,7 @@ def unet_config(
         norm_groups=config.norm_groups,
         conditioning=config.conditioning,
         positions=(d, h, w) if config.positions else None,
+        attention_blocks=config.attention_blocks,
     )
 
 

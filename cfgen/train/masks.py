@@ -27,19 +27,18 @@ from cfgen.train.together import first_alone
 
 
 class MaskReader:
-    """Masks (views, K, d, h, w) float16 of a scan's label map, on the latent's grid."""
+    """Masks (views, K, d, h, w) float16 of a scan's label map, on the latent's grid, of `shape`."""
 
     def __init__(
-        self, rows: Sequence[Row], regions: Sequence[str], grid: str, factor: int, seed: int
+        self,
+        rows: Sequence[Row],
+        regions: Sequence[str],
+        grid: str,
+        shape: Sequence[int],
+        seed: int,
     ) -> None:
         self.rows, self.regions, self.grid = rows, tuple(regions), grid
-        self.factor, self.seed = factor, seed
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(K, d, h, w)."""
-        edges = (n // self.factor for n in model_grid(self.grid).shape)
-        return (len(self.regions), *edges)
+        self.shape, self.seed = tuple(shape), seed
 
     def read(self, number: int, views: int) -> Tensor:
         """Raises ImageError as `region_masks`."""
@@ -49,7 +48,7 @@ class MaskReader:
         whole = torch.from_numpy(masks).float()
         # The image's own values decide nothing of where its voxels go.
         walk = seen(torch.zeros_like(whole[0]), views, self.seed, number, whole)
-        return torch.stack([pool_masks(m, self.factor) for _, m in walk if m is not None]).half()
+        return torch.stack([pool_masks(m, self.shape) for _, m in walk if m is not None]).half()
 
     def all(self, views: int) -> Tensor:
         """(N, views, K, d, h, w), in memory."""
@@ -60,13 +59,13 @@ class MaskReader:
         """The same in a .npy file at `path` that is mapped into memory (`mapped`)."""
         files = [(str(r.labels), r.labels.stat()) for r in self.rows if r.labels is not None]
         known = [(name, s.st_size, s.st_mtime_ns) for name, s in files]
-        recipe = [known, self.regions, self.grid, self.factor, self.seed, views, repr(AUGMENTATION)]
+        recipe = [known, self.regions, self.grid, self.shape, self.seed, views, repr(AUGMENTATION)]
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
         def make(number: int) -> np.ndarray:
             return self.read(number, views).numpy()
 
-        shape = (len(self.rows), views, *self.shape)
+        shape = (len(self.rows), views, len(self.regions), *self.shape)
         return mapped(path, digest, shape, make, "label maps read")
 
 
@@ -98,15 +97,15 @@ def with_masks(
     Raises ImageError as `region_masks`, and ManifestError for a region that no scan of the train
     split has.
     """
-    factor = train.images.shape[-1] // data.latents.shape[-1]
-    reader, views = MaskReader(train.rows, regions, grid, factor, seed), data.latents.shape[1]
+    edges = data.shape[1:]
+    reader, views = MaskReader(train.rows, regions, grid, edges, seed), data.latents.shape[1]
     if folder is None:
         masks = reader.all(views)
     else:
         path = folder / "masks.npy"
         masks = first_alone(lambda: reader.cached(views, path))
     require_seen(masks, regions)
-    held_out = MaskReader(val.rows, regions, grid, factor, seed).all(1)[:, 0]
+    held_out = MaskReader(val.rows, regions, grid, edges, seed).all(1)[:, 0]
     return replace(data, masks=masks, held_out_masks=held_out)
 
 

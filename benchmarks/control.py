@@ -48,6 +48,7 @@ from cfgen.train.mapped import mapped
 CPU = torch.device("cpu")
 LATENT = tuple(n // 8 for n in SHAPE)
 READ = ("ventricles", "frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
+READERS = 300
 KINDS = ("none", "masks", "concatenate", "masks-contrastive")
 
 
@@ -94,31 +95,33 @@ def main() -> None:
     parser.add_argument("--people", type=Path, required=True)
     parser.add_argument("--bundle", default="small2")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--val", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--n", type=int, default=80)
+    parser.add_argument("--val", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     bundle = read_bundle(options.people / options.bundle)
-    data, _ = data_of(options.people, bundle.schema, options.n)
-    numbers = latents_of(options.people, "train")[1][: options.n]
+    # Readers know more people than the networks learn from.
+    data, _ = data_of(options.people, bundle.schema, READERS)
+    everybody = latents_of(options.people, "train")[1][:READERS]
+    numbers = everybody[: options.n]
     others = latents_of(options.people, "val")[1][: options.val]
     masks = masks_of(options.people, options.out, "train", numbers, VIEWS)
     val_masks = masks_of(options.people, options.out, "val", others, 1)[:, 0]
     held_out = LatentData(
-        data.latents,
-        data.conditions,
-        data.weights,
+        data.latents[: options.n],
+        data.conditions[: options.n],
+        data.weights[: options.n],
         data.held_out[: options.val],
         data.held_out_conditions[: options.val],
     )
     table = read_people(options.people)
     readers = {}
     for name in READ:
-        known = torch.from_numpy(np.log(table.column(name, np.array(numbers)))).float()
+        known = torch.from_numpy(np.log(table.column(name, np.array(everybody)))).float()
         centre, spread = known.mean(), known.std()
         reader = fit_reader(data.latents[:, 0], ((known - centre) / spread)[:, None], 0)
         values = torch.from_numpy(np.log(table.column(name, np.array(others)))).float()

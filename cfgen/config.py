@@ -7,6 +7,9 @@ from typing import Literal
 
 SEED = 0
 
+# How an autoencoder is built: plain, or causal along the slices (nets/causal_autoencoder.py).
+Arch = Literal["plain", "causal"]
+
 # The model grids: voxels and spacing (mm). They share one field of view in this template space,
 # given by its lower corner in RAS mm.
 GRIDS = {"t1w-2mm": ((80, 96, 88), 2.0), "cdm-1mm": ((160, 192, 176), 1.0)}
@@ -142,6 +145,7 @@ CYCLE = Cycle()
 
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
+CAUSAL_FIT = FitConfig(steps=4500, learning_rate=3e-4)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
 # 2,000 iterations are CDM's (section 4.3).
 CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
@@ -165,6 +169,7 @@ class Preset:
 
     grid: str
     autoencoder: FitConfig
+    causal_autoencoder: FitConfig
     latent_diffusion: FitConfig
     latent_mean: str = "ridge"
     prediction: Prediction = PREDICTION
@@ -173,10 +178,12 @@ class Preset:
 # 'cdm-1mm' is the setting of CDM (section 4.3): 400,000 iterations of one scan. Learning rates are
 # not stated there; these are usual of such networks.
 PRESETS = {
-    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, LATENT_DIFFUSION_FIT),
+    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, CAUSAL_FIT, LATENT_DIFFUSION_FIT),
     "cdm-1mm": Preset(
         "cdm-1mm",
         FitConfig(steps=400_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000),
+        # PCGM, section 4.1.
+        FitConfig(steps=40_000, learning_rate=1e-5, checkpoint_every=1000, report_every=5000),
         FitConfig(
             steps=400_000,
             learning_rate=5e-5,

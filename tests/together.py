@@ -19,11 +19,13 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import FitConfig
 from cfgen.data.parcellation import NAMES, SETS
 from cfgen.nets.autoencoder import AutoencoderConfig
+from cfgen.nets.causal_autoencoder import CausalConfig
 from cfgen.nets.condition import token_width
 from cfgen.nets.segmenter import SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.train import latent_diffusion as ldm
 from cfgen.train.autoencoder import AutoencoderLoss, AutoencoderTask
+from cfgen.train.causal_autoencoder import Causal, CausalLoss, CausalTask
 from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import Task, fit, seed_weights
@@ -42,6 +44,18 @@ def autoencoder() -> Task:
     loss = AutoencoderLoss(adversarial_from=0.5, critic_channels=4)
     masks = torch.ones(1, 32, 32, 32, dtype=torch.bool)
     return AutoencoderTask(images, torch.ones(6), images[:1], masks, CPU, FIT, net, loss)
+
+
+def causal() -> Task:
+    """Its critic joins half way, in balance with the rest."""
+    images = torch.rand(6, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    how = Causal(
+        CausalConfig((8, 8, 8), 1, 4, slices=24, norm_groups=4),
+        edge=24,
+        loss=CausalLoss(adversarial_from=0.5, critic_channels=4),
+    )
+    masks = torch.ones(1, 24, 24, 24, dtype=torch.bool)
+    return CausalTask(images, torch.ones(6), images[:1], masks, CPU, FIT, how)
 
 
 def latent_diffusion() -> ldm.LatentDiffusionTask:
@@ -94,7 +108,7 @@ def segmenter() -> Task:
     return SegmenterTask(maps, scans, scans, CPU, FIT, net, synthesis=how, gentle=how)
 
 
-TASKS = {f.__name__: f for f in (autoencoder, latent_diffusion, cycle, control, segmenter)}
+TASKS = {f.__name__: f for f in (autoencoder, causal, latent_diffusion, cycle, control, segmenter)}
 
 
 def train(name: str, folder: Path, die_at: int | None = None) -> None:

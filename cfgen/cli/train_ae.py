@@ -28,6 +28,7 @@ from cfgen.cli.options import (
     preset_of,
 )
 from cfgen.cli.show import print_bundle, print_trial, setup
+from cfgen.errors import UsageError
 
 
 def train_ae(
@@ -40,6 +41,20 @@ def train_ae(
             "--grid",
             help=f"Model grid: {' or '.join(cfg.GRIDS)}.",
             show_default="the preset's",
+        ),
+    ] = None,
+    arch: Annotated[
+        cfg.Arch,
+        typer.Option(
+            "--arch", help="plain, or causal along the slices (PCGM), its planes permuted."
+        ),
+    ] = "plain",
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            "--lpips",
+            help="With --arch causal: folder with vgg16.pth (torchvision) and lpips_vgg.pth (the "
+            "lpips package's vgg.pth), for the perceptual term of the loss.",
         ),
     ] = None,
     init: Annotated[
@@ -76,6 +91,8 @@ def train_ae(
       cfgen train-ae --manifest prepared/manifest.csv --out ae/
 
       cfgen train-ae --manifest prepared/manifest.csv --preset cdm-1mm --out ae/ --dry-run
+
+      cfgen train-ae --manifest prepared/manifest.csv --arch causal --out causal/
     """
     setup(threads, verbose, quiet)
     from dataclasses import asdict
@@ -84,16 +101,21 @@ def train_ae(
 
     usual = preset_of(preset)
     check_folder(out)
+    if lpips is not None and arch != "causal":
+        raise UsageError("--lpips", f"with --arch {arch}", "--arch causal")
     from cfgen.jobs.train_autoencoder import Asked, read_about, train_autoencoder, try_autoencoder
 
+    fit = usual.causal_autoencoder if arch == "causal" else usual.autoencoder
     asked = Asked(
         manifest,
         cfg.Preprocess(grid=grid or usual.grid),
-        fit_of(usual.autoencoder, seed, steps, learning_rate, batch_size),
+        fit_of(fit, seed, steps, learning_rate, batch_size),
         preset,
         init,
         [name for name in conditions.split(",") if name],
         checkpointing,
+        arch,
+        lpips,
     )
     if dry_run:
         trial = try_autoencoder(asked, device)

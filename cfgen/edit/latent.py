@@ -20,6 +20,7 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.edit.control import Control, load_control
 from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.progress import Step, working
@@ -33,7 +34,7 @@ class Models:
     conditions too, which guidance needs.
     """
 
-    autoencoder: Autoencoder
+    autoencoder: AnyAutoencoder
     latent_mean: LatentMean
     unet: UNet
     schedule: Schedule
@@ -206,5 +207,14 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     return Models(autoencoder, mean, net, schedule, device, control, null)
 
 
-def load_autoencoder(bundle: Bundle, device: torch.device) -> Autoencoder:
-    return bundle.network("autoencoder", Autoencoder, AutoencoderConfig, device)
+def load_autoencoder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:
+    """The bundle's autoencoder, plain or causal, as its part says. Raises BundleError when it is
+    missing, damaged or of a kind that this cfgen does not know."""
+    arch = bundle.part("autoencoder").config.get("arch", "plain")
+    if arch == "plain":
+        return bundle.network("autoencoder", Autoencoder, AutoencoderConfig, device)
+    if arch == "causal":
+        return bundle.network("autoencoder", CausalAutoencoder, CausalConfig, device)
+    raise BundleError(
+        bundle.path / "bundle.json", f"an autoencoder of kind '{arch}'", "plain or causal"
+    )

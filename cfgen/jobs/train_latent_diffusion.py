@@ -35,7 +35,7 @@ from cfgen.device import autocast, pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_autoencoder
 from cfgen.errors import BundleError
-from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.causal_autoencoder import AnyAutoencoder
 from cfgen.nets.condition import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.processes import leads
@@ -206,7 +206,11 @@ def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:
 
 
 def _gain(
-    train: Cohort, latents: Tensor, autoencoder: Autoencoder, device: torch.device, bundle: Bundle
+    train: Cohort,
+    latents: Tensor,
+    autoencoder: AnyAutoencoder,
+    device: torch.device,
+    bundle: Bundle,
 ) -> Tensor:
     """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
     tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]

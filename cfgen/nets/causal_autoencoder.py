@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfgen.nets.autoencoder import Autoencoder
 from cfgen.nets.blocks import Block, TokenAttention
 
 
@@ -232,3 +233,7 @@ class CausalAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction from the posterior mean."""
         return self.decode(self.encode(x))
+
+
+# Either knows `posterior`, `encode`, `decode` and `config.latent_edges`.
+AnyAutoencoder = Autoencoder | CausalAutoencoder

@@ -15,7 +15,7 @@ from cfgen.causal.latent_mean import LatentMean, fit_latent_mean, fit_plain_mean
 from cfgen.config import LATENT_SCALE, LatentScale
 from cfgen.data.conditions import Schema
 from cfgen.device import autocast
-from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.causal_autoencoder import AnyAutoencoder
 from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
@@ -47,7 +47,7 @@ class LatentData:
 
 
 def encode_views(
-    autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
+    autoencoder: AnyAutoencoder, images: Tensor, views: int, device: torch.device, seed: int
 ) -> Tensor:
     """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
     bank = []
@@ -57,7 +57,7 @@ def encode_views(
 
 
 def cached_views(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     images: Tensor,
     views: int,
     device: torch.device,
@@ -67,7 +67,7 @@ def cached_views(
     """As `encode_views`, in a .npy file at `path` that is mapped into memory, not read (`mapped`).
     What is there already, of the same weights, images and seed, is kept."""
     config = autoencoder.config
-    edges = [n // config.factor for n in images.shape[1:]]
+    edges = config.latent_edges(images.shape[1:])
 
     def make(number: int) -> np.ndarray:
         return _views(autoencoder, images[number].float(), views, device, seed, number).numpy()
@@ -84,7 +84,7 @@ def cached_views(
 def latent_data(
     train: Cohort,
     val: Cohort,
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     views: int,
     device: torch.device,
     seed: int,
@@ -104,7 +104,7 @@ def latent_data(
 
 
 def trial_data(
-    few: Cohort, autoencoder: Autoencoder, device: torch.device, seed: int
+    few: Cohort, autoencoder: AnyAutoencoder, device: torch.device, seed: int
 ) -> LatentData:
     """The latents of a few scans, in memory and held out from nobody: to try a step on."""
     latents = encode_views(autoencoder, few.images, 1, device, seed)
@@ -131,7 +131,7 @@ def seen(
 
 @torch.inference_mode()
 def _views(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     image: Tensor,
     views: int,
     device: torch.device,
@@ -146,7 +146,7 @@ def _views(
     return torch.stack(latents)
 
 
-def _fingerprint(autoencoder: Autoencoder, images: Tensor, views: int, seed: int) -> str:
+def _fingerprint(autoencoder: AnyAutoencoder, images: Tensor, views: int, seed: int) -> str:
     digest = hashlib.sha256(repr((tuple(images.shape), views, seed, AUGMENTATION)).encode())
     for value in autoencoder.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())

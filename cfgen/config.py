@@ -73,6 +73,20 @@ class Edit:
 
 EDIT = Edit()
 
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a diffusion decoder denoises voxels: DPM-Solver++ steps, and voxels along the edge of a
+    tile, 0 for the whole image at once."""
+
+    steps: int = 8
+    tile: int = 0
+
+
+DECODING = Decoding()
+# What turns latents into images: the autoencoder's own decoder, or a diffusion model of voxels.
+DecoderKind = Literal["kl", "diffusion"]
+
 Sampling = Literal["ddim", "dpm++"]
 
 
@@ -107,7 +121,7 @@ class FitConfig:
 
 # What the network of a diffusion model says, how noise levels count in its loss
 # (diffusion/weights.py), and how conditions come into it (nets/unet.py).
-Prediction = Literal["v", "eps"]
+Prediction = Literal["v", "eps", "z0"]
 LossWeights = Literal["uniform", "min-snr"]
 Conditioning = Literal["attention", "norm", "both"]
 # Latents are standardised by a spread for each channel, or by one for all: then a channel counts in
@@ -146,6 +160,7 @@ CYCLE = Cycle()
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
 CAUSAL_FIT = FitConfig(steps=4500, learning_rate=3e-4)
+DECODER_FIT = FitConfig(steps=3000, learning_rate=1e-3, batch_size=2)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
 # 2,000 iterations are CDM's (section 4.3).
 CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
@@ -173,6 +188,7 @@ class Preset:
     latent_diffusion: FitConfig
     latent_mean: str = "ridge"
     prediction: Prediction = PREDICTION
+    decoder: FitConfig = DECODER_FIT
 
 
 # 'cdm-1mm' is the setting of CDM (section 4.3): 400,000 iterations of one scan. Learning rates are
@@ -193,6 +209,10 @@ PRESETS = {
         ),
         latent_mean="none",
         prediction="eps",
+        # 40,000 iterations (PCGM, section 4.1), at the rate of its code.
+        decoder=FitConfig(
+            steps=40_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000
+        ),
     ),
 }
 

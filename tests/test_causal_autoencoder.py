@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -174,8 +175,6 @@ def test_it_learns():
 
 
 def _nowhere():
-    import io
-
     return io.BytesIO()
 
 

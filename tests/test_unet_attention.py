@@ -78,7 +78,7 @@ def test_a_conditional_block_needs_its_context():
         AttentionBlock(16, 2, 5, 32)(x, time, None)
 
 
-@pytest.mark.parametrize("prediction", ["v", "eps"])
+@pytest.mark.parametrize("prediction", ["v", "eps", "z0"])
 def test_guidance_in_z0_is_guidance(prediction):
     schedule = Schedule.make(ScheduleConfig("scaled_linear", prediction))
     torch.manual_seed(0)

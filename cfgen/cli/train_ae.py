@@ -57,6 +57,13 @@ def train_ae(
             "lpips package's vgg.pth), for the perceptual term of the loss.",
         ),
     ] = None,
+    decoder: Annotated[
+        cfg.DecoderKind,
+        typer.Option(
+            "--decoder",
+            help="diffusion: train a diffusion decoder for the autoencoder of --init, instead.",
+        ),
+    ] = "kl",
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
@@ -93,6 +100,9 @@ def train_ae(
       cfgen train-ae --manifest prepared/manifest.csv --preset cdm-1mm --out ae/ --dry-run
 
       cfgen train-ae --manifest prepared/manifest.csv --arch causal --out causal/
+
+      cfgen train-ae --manifest prepared/manifest.csv --decoder diffusion --init bundle/ \\
+        --out sharp/
     """
     setup(threads, verbose, quiet)
     from dataclasses import asdict
@@ -103,6 +113,24 @@ def train_ae(
     check_folder(out)
     if lpips is not None and arch != "causal":
         raise UsageError("--lpips", f"with --arch {arch}", "--arch causal")
+    if decoder == "diffusion":
+        if init is None:
+            raise UsageError("--decoder diffusion", "no --init", "a bundle with an autoencoder")
+        if arch != "plain" or grid or conditions or about:
+            problem = "--arch, --grid, --conditions or --about beside it"
+            raise UsageError("--decoder diffusion", problem, "none: they are those of --init")
+        from cfgen.jobs.train_decoder import train_decoder, try_decoder
+
+        how = fit_of(usual.decoder, seed, steps, learning_rate, batch_size)
+        if dry_run:
+            trial = try_decoder(manifest, init, how, device, preset, checkpointing=checkpointing)
+            print_trial(trial.text(), asdict(trial), as_json)
+            return
+        bundle = train_decoder(
+            manifest, init, out, how, device, preset, checkpointing=checkpointing
+        )
+        print_bundle(bundle.path)
+        return
     from cfgen.jobs.train_autoencoder import Asked, read_about, train_autoencoder, try_autoencoder
 
     fit = usual.causal_autoencoder if arch == "causal" else usual.autoencoder

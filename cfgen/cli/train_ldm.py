@@ -58,7 +58,7 @@ def train_ldm(
     prediction: Annotated[
         cfg.Prediction | None,
         typer.Option(
-            "--prediction", help="What the network says: v or eps.", show_default="the preset's"
+            "--prediction", help="What the network says: v, eps or z0.", show_default="the preset's"
         ),
     ] = None,
     noise_shift: Annotated[

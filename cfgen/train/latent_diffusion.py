@@ -33,7 +33,11 @@ from cfgen.train.together import my_part
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
 # A network that says eps divides by the signal: it needs some at the last level.
-SCHEDULES = {"v": SCHEDULE, "eps": ScheduleConfig(kind="scaled_linear", prediction="eps")}
+SCHEDULES = {
+    "v": SCHEDULE,
+    "eps": ScheduleConfig(kind="scaled_linear", prediction="eps"),
+    "z0": ScheduleConfig(kind="cosine", prediction="z0"),
+}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from cfgen.config import GRIDS
 from cfgen.nets.autoencoder import AutoencoderConfig
 from cfgen.nets.causal_autoencoder import CausalConfig
+from cfgen.nets.diffusion_decoder import DecoderConfig
 from cfgen.train.autoencoder import AUTOENCODER, CROP, AutoencoderLoss
 from cfgen.train.causal_autoencoder import CAUSAL, Causal
+from cfgen.train.diffusion_decoder import RECIPE, DecoderRecipe
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig, schedule_for
 
 
@@ -21,6 +23,7 @@ class Networks:
     crop: tuple[int, int, int]
     diffusion: LatentDiffusionConfig
     causal: Causal
+    decoder: DecoderRecipe = RECIPE
 
 
 NETWORKS = {
@@ -57,5 +60,8 @@ NETWORKS = {
         ),
         # PCGM: OpenSora's network, crops of 101 x 104 x 104.
         Causal(CausalConfig((128, 256, 512, 512), 2, 4, slices=176), edge=104),
+        # As wide as PCGM's decoder at its finest level, with two levels for four: the latent knows
+        # what lies far.
+        DecoderRecipe(DecoderConfig((56, 112), 0), (96, 96, 96)),
     ),
 }

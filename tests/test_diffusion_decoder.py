@@ -176,7 +176,7 @@ def test_it_learns_to_decode():
     z = torch.stack([task.encode(i[None, None])[0] for i in images])
     assert torch.allclose(task.net.z_mean, z.transpose(0, 1).flatten(1).mean(1), atol=1e-5)
     adam = torch.optim.AdamW(task.net.parameters(), 5e-3)
-    for step in range(60):
+    for step in range(80):
         loss, _ = task.loss(step, torch.Generator().manual_seed(step))
         adam.zero_grad()
         loss.backward()

@@ -227,7 +227,7 @@ def small_task(kind, contrastive=0.0):
     mean = fit_mean(latents, c, torch.ones(24), torch.zeros(2, dtype=torch.bool), False)
     unet = UNet(UNetConfig(4, 4, (8, 16), 1, (False, True), 8, 4, norm_groups=4))
     torch.nn.init.normal_(unet.out[2].weight, std=0.05)
-    fit = FitConfig(150, 1e-2, batch_size=8)
+    fit = FitConfig(90, 1e-2, batch_size=8)
     control = ControlConfig(kind, THREE, contrastive=contrastive)
     return ControlTask(unet, data, mean, CPU, fit, LatentDiffusionConfig(), control), unet
 
@@ -240,14 +240,14 @@ def test_what_is_told_masks_learns_to_see_them(kind, tmp_path):
     assert figures["error_t700"] == pytest.approx(figures["error_t700_untold"], rel=1e-5)
     adam = torch.optim.AdamW(task.net.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
-    for step in range(150):
+    for step in range(90):
         loss, _ = task.loss(step, generator)
         adam.zero_grad()
         loss.backward()
         adam.step()
     figures = task.report(task.net, tmp_path / "last.png")
-    assert figures["error_t700"] < 0.7 * figures["error_t700_untold"]
-    assert figures["error_t700"] < 0.6 * figures["error_t700_other"]
+    assert figures["error_t700"] < 0.8 * figures["error_t700_untold"]
+    assert figures["error_t700"] < 0.8 * figures["error_t700_other"]
     # A control network leaves its UNet alone; a widened one is a network of its own.
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from cfgen import device as devices
-from cfgen.bundle import read_bundle, write_part
-from cfgen.config import Edit, FitConfig
+from cfgen.bundle import net_config, read_bundle, write_part
+from cfgen.config import Edit, FitConfig, Generation
 from cfgen.data.parcellation import NAMES, STRUCTURES
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, write_new
 from cfgen.diffusion.guidance import guided
+from cfgen.edit.control import BESIDE
+from cfgen.edit.generation import generate
 from cfgen.edit.latent import edit_latent, load_models
 from cfgen.errors import BundleError, ImageError, ManifestError, UsageError
 from cfgen.measure.region_masks import REGIONS, parse_regions, region_masks, told_masks
@@ -387,6 +389,35 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(
     edit = edit_latent(models, r, under, [other, under], Edit(steps=2, fixed_point=1))
     assert torch.equal(edit.counterfactuals[1], edit.reconstruction)
     assert not torch.equal(edit.counterfactuals[0], edit.reconstruction)
+
+
+def test_a_bundle_with_a_widened_unet_hears_masks(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: False)
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_bundle.path, copied)
+    bundle = read_bundle(copied)
+    unet = randomised(load_models(bundle, CPU).unet, 0.2)
+    wide = widened(unet, 4)
+    bundle = write_part(bundle, "unet", unet.state_dict(), bundle.part("unet").config, {})
+    beside = {part: bundle.part(part).sha256 for part in BESIDE}
+    config = {"kind": "concatenate", "regions": list(THREE), "beside": beside}
+    write_part(bundle, "controlnet", wide.state_dict(), net_config(wide.config) | config, {})
+    models = load_models(read_bundle(copied), CPU, masks=True)
+    c = Condition(torch.zeros(1, 2), models.control.masks(label_volume()))
+    zt, t = torch.randn(1, 8, 20, 24, 22), torch.tensor([600])
+    expected = models.denoiser(Condition(c.vector), 1.0)(zt, t)
+    found = models.denoiser(c, 1.0)(zt, t)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    # Its spread goes back to that of the condition alone.
+    schedule = models.schedule
+    spreads = [
+        schedule.z0_and_eps(models.denoiser(c, *how)(zt, t).detach(), zt, t)[0].std()
+        for how in ((1.0,), (40.0,), (40.0, 1.0))
+    ]
+    assert abs(spreads[1] / spreads[0] - 1) > 0.01
+    assert float(spreads[2]) == pytest.approx(float(spreads[0]), rel=1e-3)
+    image = generate(models, bundle, {"age": 50.0, "sex": "F"}, 0, Generation(steps=1), c.masks)
+    assert image.shape == GRID.shape
 
 
 def test_what_is_edited_is_told_where_it_was_and_where_it_is():

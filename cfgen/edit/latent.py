@@ -13,7 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
-from cfgen.diffusion.guidance import ContextNet, guided
+from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
@@ -55,8 +55,9 @@ class Models:
             image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
         return image
 
-    def denoiser(self, c: Condition, guidance: float) -> Denoiser:
+    def denoiser(self, c: Condition, guidance: float, rescale: float = 0.0) -> Denoiser:
         """The UNet under a condition of B elements; without the condition masks stay as they are.
+        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`).
 
         Raises UsageError for guidance that the UNet was not trained for, and for masks where there
         is no network that takes them.
@@ -68,7 +69,10 @@ class Models:
                 "1, or one that was",
             )
         nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
-        step = guided(self._network(c), c.tokens(), nothing, guidance)
+        net = self._network(c)
+        step = guided(net, c.tokens(), nothing, guidance)
+        if rescale:
+            step = guided_z0(net, c.tokens(), nothing, guidance, self.schedule, rescale)
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):

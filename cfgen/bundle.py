@@ -133,6 +133,8 @@ TRAINED_BY = {
     "autoencoder": "train-ae",
     "latent_mean": "train-ldm",
     "unet": "train-ldm",
+    "controlnet": "train-ldm --control masks",
+    "decoder": "train-ae --decoder diffusion",
     "predictor": "train-predictor",
     "judge": "train-predictor --target age --target sex",
     "template": "train-ae",

@@ -7,6 +7,9 @@ from typing import Literal
 
 SEED = 0
 
+# How an autoencoder is built: plain, or causal along the slices (nets/causal_autoencoder.py).
+Arch = Literal["plain", "causal"]
+
 # The model grids: voxels and spacing (mm). They share one field of view in this template space,
 # given by its lower corner in RAS mm.
 GRIDS = {"t1w-2mm": ((80, 96, 88), 2.0), "cdm-1mm": ((160, 192, 176), 1.0)}
@@ -70,6 +73,20 @@ class Edit:
 
 EDIT = Edit()
 
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a diffusion decoder denoises voxels: DPM-Solver++ steps, and voxels along the edge of a
+    tile, 0 for the whole image at once."""
+
+    steps: int = 8
+    tile: int = 0
+
+
+DECODING = Decoding()
+# What turns latents into images: the autoencoder's own decoder, or a diffusion model of voxels.
+DecoderKind = Literal["kl", "diffusion"]
+
 Sampling = Literal["ddim", "dpm++"]
 
 
@@ -104,7 +121,7 @@ class FitConfig:
 
 # What the network of a diffusion model says, how noise levels count in its loss
 # (diffusion/weights.py), and how conditions come into it (nets/unet.py).
-Prediction = Literal["v", "eps"]
+Prediction = Literal["v", "eps", "z0"]
 LossWeights = Literal["uniform", "min-snr"]
 Conditioning = Literal["attention", "norm", "both"]
 # Latents are standardised by a spread for each channel, or by one for all: then a channel counts in
@@ -116,6 +133,10 @@ CONDITIONING: Conditioning = "attention"
 LATENT_SCALE: LatentScale = "channel"
 # Of the noise schedule (diffusion/schedule.py).
 NOISE_SHIFT = 1.0
+
+# How masks of regions come into a diffusion model (nets/controlnet.py): by a control network beside
+# the UNet, or as further channels of its input.
+Control = Literal["masks", "concatenate"]
 
 # The condition of the first term of a cycle step (diffusion/cycle.py): 'target' is c', as CDM's
 # Eq. 2 is printed, 'factual' c.
@@ -138,6 +159,8 @@ CYCLE = Cycle()
 
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
+CAUSAL_FIT = FitConfig(steps=4500, learning_rate=3e-4)
+DECODER_FIT = FitConfig(steps=3000, learning_rate=1e-3, batch_size=2)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
 # 2,000 iterations are CDM's (section 4.3).
 CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
@@ -161,18 +184,22 @@ class Preset:
 
     grid: str
     autoencoder: FitConfig
+    causal_autoencoder: FitConfig
     latent_diffusion: FitConfig
     latent_mean: str = "ridge"
     prediction: Prediction = PREDICTION
+    decoder: FitConfig = DECODER_FIT
 
 
 # 'cdm-1mm' is the setting of CDM (section 4.3): 400,000 iterations of one scan. Learning rates are
 # not stated there; these are usual of such networks.
 PRESETS = {
-    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, LATENT_DIFFUSION_FIT),
+    "t1w-2mm": Preset(DEFAULT_GRID, AUTOENCODER_FIT, CAUSAL_FIT, LATENT_DIFFUSION_FIT),
     "cdm-1mm": Preset(
         "cdm-1mm",
         FitConfig(steps=400_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000),
+        # PCGM, section 4.1.
+        FitConfig(steps=40_000, learning_rate=1e-5, checkpoint_every=1000, report_every=5000),
         FitConfig(
             steps=400_000,
             learning_rate=5e-5,
@@ -182,6 +209,10 @@ PRESETS = {
         ),
         latent_mean="none",
         prediction="eps",
+        # 40,000 iterations (PCGM, section 4.1), at the rate of its code.
+        decoder=FitConfig(
+            steps=40_000, learning_rate=1e-4, checkpoint_every=1000, report_every=5000
+        ),
     ),
 }
 

@@ -41,6 +41,8 @@ class Purpose(IntEnum):
     RATES = 31
     # Brains of nobody: their seeds (step 0) and noise (step 1).
     NOBODY = 33
+    # Voxels of a diffusion decoder.
+    VOXELS = 34
     # The causal model: noise of categories that are observed, and people drawn again.
     GUMBEL = 40
     RESAMPLING = 41

@@ -181,7 +181,7 @@ def test_others_are_of_the_training_support_and_never_the_same():
         other_conditions(c[:1], c[:1], torch.ones(1), generator)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "z0"])
 def test_min_snr_counts_an_error_of_z0(prediction):
     own, t = schedule(prediction), torch.tensor([1, 100, 400, 700, 990])
     generator = torch.Generator().manual_seed(0)

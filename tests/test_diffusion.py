@@ -90,7 +90,7 @@ def test_alpha_bar_is_monais_one_level_later(kind, name):
     assert torch.allclose(schedule(kind).alpha_bar[1:].float(), theirs.alphas_cumprod, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "z0"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_true_noise_gives_z0_back(kind, prediction, device):
     own = schedule(kind, prediction)
@@ -102,7 +102,7 @@ def test_true_noise_gives_z0_back(kind, prediction, device):
     assert torch.allclose(found_eps, eps, atol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "z0"])
 @pytest.mark.parametrize("sampler", [denoise_ddim, denoise_dpmpp_2m])
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_oracle_of_one_image_is_returned(sampler, prediction, steps, device):

@@ -121,11 +121,12 @@ def test_train_ldm_says_in_the_bundle_how_it_was_trained(cfgen, tiny_bundle, ima
         *("train-ldm", "--manifest", manifest(tmp_path, images), "--bundle", tiny_bundle.path),
         *("--out", tmp_path / "made", "--steps", 1, "--batch-size", 1, "--threads", 1),
         *("--conditioning", "both", "--prediction", "eps", "--loss-weights", "min-snr"),
-        *("--noise-shift", 8),
+        *("--noise-shift", 8, "--attention-blocks", 2),
     )
     assert code == 0, said
     part = read_bundle(tmp_path / "made").part("unet").config
     assert part["net"]["conditioning"] == "both"
+    assert part["net"]["attention_blocks"] == 2
     assert part["schedule"]["prediction"] == "eps"
     assert part["schedule"]["shift"] == 8
     assert part["loss_weights"] == "min-snr"

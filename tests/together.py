@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +18,18 @@ from cfgen import processes
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import FitConfig
 from cfgen.data.parcellation import NAMES, SETS
-from cfgen.nets.autoencoder import AutoencoderConfig
+from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.causal_autoencoder import CausalConfig
 from cfgen.nets.condition import token_width
+from cfgen.nets.diffusion_decoder import DecoderConfig
 from cfgen.nets.segmenter import SegmenterConfig
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.train import latent_diffusion as ldm
 from cfgen.train.autoencoder import AutoencoderLoss, AutoencoderTask
+from cfgen.train.causal_autoencoder import Causal, CausalLoss, CausalTask
+from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.cycle import CycleTask
+from cfgen.train.diffusion_decoder import DecoderRecipe, DecoderTask
 from cfgen.train.fit import Task, fit, seed_weights
 from cfgen.train.latents import LatentData, fit_mean
 from cfgen.train.painting import Synthesis
@@ -40,6 +46,29 @@ def autoencoder() -> Task:
     loss = AutoencoderLoss(adversarial_from=0.5, critic_channels=4)
     masks = torch.ones(1, 32, 32, 32, dtype=torch.bool)
     return AutoencoderTask(images, torch.ones(6), images[:1], masks, CPU, FIT, net, loss)
+
+
+def causal() -> Task:
+    """Its critic joins half way, in balance with the rest."""
+    images = torch.rand(6, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    how = Causal(
+        CausalConfig((8, 8, 8), 1, 4, slices=24, norm_groups=4),
+        edge=24,
+        loss=CausalLoss(adversarial_from=0.5, critic_channels=4),
+    )
+    masks = torch.ones(1, 24, 24, 24, dtype=torch.bool)
+    return CausalTask(images, torch.ones(6), images[:1], masks, CPU, FIT, how)
+
+
+def decoder() -> Task:
+    """A diffusion decoder of an autoencoder that knows nothing."""
+    seed_weights(FIT.seed)
+    net = AutoencoderConfig((8, 8), (1, 1), (False, False), 4, norm_groups=4, pack=2)
+    images = torch.rand(6, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(1, 32, 32, 32, dtype=torch.bool)
+    recipe = DecoderRecipe(DecoderConfig((8, 8), 0), (16, 16, 16))
+    cohort = (images, torch.ones(6), images[:1], masks)
+    return DecoderTask(*cohort, Autoencoder(net), CPU, FIT, recipe)
 
 
 def latent_diffusion() -> ldm.LatentDiffusionTask:
@@ -72,6 +101,15 @@ def unet() -> UNet:
     return UNet(UNetConfig(4, 4, (8, 16), 1, (False, True), 8, token_width(2), norm_groups=4))
 
 
+def control() -> Task:
+    """A control network, with the contrast of regions."""
+    data = latents()
+    masks = torch.rand(5, 2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    data = replace(data, masks=masks, held_out_masks=masks[:2, 0])
+    how = ControlConfig(regions=("csf", "cerebral_wm", "thalamus"), contrastive=0.1)
+    return ControlTask(unet(), data, latent_mean(data), CPU, FIT, PLAIN, how)
+
+
 def segmenter() -> Task:
     generator = torch.Generator().manual_seed(0)
     sets = torch.randint(len(SETS), (24, 24, 24), generator=generator)
@@ -83,7 +121,10 @@ def segmenter() -> Task:
     return SegmenterTask(maps, scans, scans, CPU, FIT, net, synthesis=how, gentle=how)
 
 
-TASKS = {f.__name__: f for f in (autoencoder, latent_diffusion, cycle, segmenter)}
+TASKS = {
+    f.__name__: f
+    for f in (autoencoder, causal, decoder, latent_diffusion, cycle, control, segmenter)
+}
 
 
 def train(name: str, folder: Path, die_at: int | None = None) -> None:

@@ -68,7 +68,7 @@ def import_weights(
     ] = None,
     prediction: Annotated[
         str | None,
-        typer.Option("--prediction", help="eps or v.", show_default=UNTOLD.prediction),
+        typer.Option("--prediction", help="eps, v or z0.", show_default=UNTOLD.prediction),
     ] = None,
     schedule: Annotated[
         str | None,

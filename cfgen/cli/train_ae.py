@@ -28,6 +28,7 @@ from cfgen.cli.options import (
     preset_of,
 )
 from cfgen.cli.show import print_bundle, print_trial, setup
+from cfgen.errors import UsageError
 
 
 def train_ae(
@@ -42,6 +43,27 @@ def train_ae(
             show_default="the preset's",
         ),
     ] = None,
+    arch: Annotated[
+        cfg.Arch,
+        typer.Option(
+            "--arch", help="plain, or causal along the slices (PCGM), its planes permuted."
+        ),
+    ] = "plain",
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            "--lpips",
+            help="With --arch causal: folder with vgg16.pth (torchvision) and lpips_vgg.pth (the "
+            "lpips package's vgg.pth), for the perceptual term of the loss.",
+        ),
+    ] = None,
+    decoder: Annotated[
+        cfg.DecoderKind,
+        typer.Option(
+            "--decoder",
+            help="diffusion: train a diffusion decoder for the autoencoder of --init, instead.",
+        ),
+    ] = "kl",
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
@@ -76,6 +98,11 @@ def train_ae(
       cfgen train-ae --manifest prepared/manifest.csv --out ae/
 
       cfgen train-ae --manifest prepared/manifest.csv --preset cdm-1mm --out ae/ --dry-run
+
+      cfgen train-ae --manifest prepared/manifest.csv --arch causal --out causal/
+
+      cfgen train-ae --manifest prepared/manifest.csv --decoder diffusion --init bundle/ \\
+        --out sharp/
     """
     setup(threads, verbose, quiet)
     from dataclasses import asdict
@@ -84,16 +111,39 @@ def train_ae(
 
     usual = preset_of(preset)
     check_folder(out)
+    if lpips is not None and arch != "causal":
+        raise UsageError("--lpips", f"with --arch {arch}", "--arch causal")
+    if decoder == "diffusion":
+        if init is None:
+            raise UsageError("--decoder diffusion", "no --init", "a bundle with an autoencoder")
+        if arch != "plain" or grid or conditions or about:
+            problem = "--arch, --grid, --conditions or --about beside it"
+            raise UsageError("--decoder diffusion", problem, "none: they are those of --init")
+        from cfgen.jobs.train_decoder import train_decoder, try_decoder
+
+        how = fit_of(usual.decoder, seed, steps, learning_rate, batch_size)
+        if dry_run:
+            trial = try_decoder(manifest, init, how, device, preset, checkpointing=checkpointing)
+            print_trial(trial.text(), asdict(trial), as_json)
+            return
+        bundle = train_decoder(
+            manifest, init, out, how, device, preset, checkpointing=checkpointing
+        )
+        print_bundle(bundle.path)
+        return
     from cfgen.jobs.train_autoencoder import Asked, read_about, train_autoencoder, try_autoencoder
 
+    fit = usual.causal_autoencoder if arch == "causal" else usual.autoencoder
     asked = Asked(
         manifest,
         cfg.Preprocess(grid=grid or usual.grid),
-        fit_of(usual.autoencoder, seed, steps, learning_rate, batch_size),
+        fit_of(fit, seed, steps, learning_rate, batch_size),
         preset,
         init,
         [name for name in conditions.split(",") if name],
         checkpointing,
+        arch,
+        lpips,
     )
     if dry_run:
         trial = try_autoencoder(asked, device)

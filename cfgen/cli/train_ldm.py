@@ -58,7 +58,7 @@ def train_ldm(
     prediction: Annotated[
         cfg.Prediction | None,
         typer.Option(
-            "--prediction", help="What the network says: v or eps.", show_default="the preset's"
+            "--prediction", help="What the network says: v, eps or z0.", show_default="the preset's"
         ),
     ] = None,
     noise_shift: Annotated[
@@ -81,6 +81,38 @@ def train_ldm(
             "in every block) or both.",
         ),
     ] = cfg.CONDITIONING,
+    attention_blocks: Annotated[
+        int,
+        typer.Option(
+            "--attention-blocks",
+            min=0,
+            help="After the network's way down: attention of all voxels, to the conditions, to the "
+            "time. PCGM has 4.",
+        ),
+    ] = 0,
+    control: Annotated[
+        cfg.Control | None,
+        typer.Option(
+            "--control",
+            help="Train what takes masks of regions, beside the bundle's diffusion model: masks (a "
+            "control network) or concatenate (further channels of its input).",
+        ),
+    ] = None,
+    regions: Annotated[
+        str,
+        typer.Option(
+            "--regions",
+            help="With --control: csf,cortex_frontal,...",
+            show_default="every structure of the brain",
+        ),
+    ] = "",
+    contrastive: Annotated[
+        float,
+        typer.Option(
+            "--contrastive",
+            help="With --control: weight of the term that has a region's mask change the region.",
+        ),
+    ] = 0.0,
     steps: PresetSteps = None,
     learning_rate: PresetRate = None,
     batch_size: PresetBatch = None,
@@ -99,12 +131,18 @@ def train_ldm(
     Checkpoint, latents, log and pictures lie beside the bundle in OUT-training. The same command
     goes on after an interruption. Under torchrun several processes share each batch.
 
+    With --control the bundle keeps its diffusion model and gains a part 'controlnet', which is told
+    where regions are; every scan of the manifest needs a label map.
+
     Examples:
 
       cfgen train-ldm --manifest prepared/manifest.csv --bundle ae/ --out bundle/
 
       cfgen train-ldm --manifest prepared/manifest.csv --preset cdm-1mm --bundle ae/ --out cdm/ \\
         --checkpointing --dry-run
+
+      cfgen train-ldm --manifest prepared/manifest.csv --bundle bundle/ --out guided/ \\
+        --control masks --regions csf,cerebral_wm,cortex_frontal,cortex_parietal
 
       torchrun --nproc-per-node 4 -m cfgen.cli train-ldm --manifest prepared/manifest.csv \\
         --bundle ae/ --out bundle/ --batch-size 16
@@ -116,6 +154,31 @@ def train_ldm(
 
     usual = preset_of(preset)
     check_folder(out)
+    fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
+    if control is not None:
+        own = [init, latent_mean, prediction]
+        given = [latent_scale, noise_shift, loss_weights, conditioning, attention_blocks]
+        defaults = [cfg.LATENT_SCALE, cfg.NOISE_SHIFT, cfg.LOSS_WEIGHTS, cfg.CONDITIONING, 0]
+        if own != [None, None, None] or given != defaults:
+            raise UsageError(
+                "--control",
+                "an option of the diffusion model beside it",
+                "none: the bundle's stays as it is",
+            )
+        from cfgen.jobs.train_control import ControlConfig, train_control, try_control
+        from cfgen.measure.region_masks import parse_regions
+
+        how = ControlConfig(control, parse_regions(regions), contrastive=contrastive)
+        if dry_run:
+            trial = try_control(manifest, bundle, fit, device, how, checkpointing=checkpointing)
+            print_trial(trial.text(), asdict(trial), as_json)
+            return
+        made = train_control(manifest, bundle, out, fit, device, how, checkpointing=checkpointing)
+        print_bundle(made.path)
+        return
+    if regions or contrastive:
+        name = "--regions" if regions else "--contrastive"
+        raise UsageError(name, "without --control", "--control masks or concatenate")
     latent_mean = latent_mean or usual.latent_mean
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
@@ -125,7 +188,6 @@ def train_ldm(
         try_latent_diffusion,
     )
 
-    fit = fit_of(usual.latent_diffusion, seed, steps, learning_rate, batch_size)
     diffusion = diffusion_config(
         latent_mean == "ridge",
         latent_scale,
@@ -135,6 +197,7 @@ def train_ldm(
         conditioning,
         preset=preset,
         checkpointing=checkpointing,
+        attention_blocks=attention_blocks,
     )
     if dry_run:
         trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)

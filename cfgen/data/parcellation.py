@@ -141,6 +141,21 @@ def read_as_sets(
     return sets[whole], sides[whole]
 
 
+def structures(labels: np.ndarray, table_name: str) -> np.ndarray:
+    """Number in STRUCTURES of every voxel, int16 (I, J, K); -1 in cortex whose lobe is not told."""
+    return _structure_lookup(table_name)[labels.astype(np.int64)]
+
+
+@cache
+def _structure_lookup(table_name: str) -> np.ndarray:
+    known = table(table_name)
+    lookup = np.zeros(max(known) + 1, np.int16)
+    for code, region in known.items():
+        members = _set_of(region)
+        lookup[code] = members[0] if len(members) == 1 else -1
+    return lookup
+
+
 def membership() -> np.ndarray:
     """(sets, classes) float32: 1 where a class belongs to a set."""
     matrix = np.zeros((len(SETS), len(STRUCTURES)), np.float32)

@@ -48,8 +48,8 @@ class Schedule:
     @staticmethod
     def make(config: ScheduleConfig) -> Schedule:
         """Raises UsageError for an unknown kind or prediction, or a shift that is not above 0."""
-        if config.prediction not in ("eps", "v"):
-            raise UsageError("schedule", f"prediction '{config.prediction}'", "eps or v")
+        if config.prediction not in ("eps", "v", "z0"):
+            raise UsageError("schedule", f"prediction '{config.prediction}'", "eps, v or z0")
         if not config.shift > 0:
             raise UsageError("schedule", f"shift {config.shift:g}", "a number above 0")
         alpha_bar = _alpha_bar(config)
@@ -77,9 +77,11 @@ class Schedule:
         return signal * z0 + noise * eps
 
     def target(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network learns: eps, or v = signal eps - noise z0 (Salimans & Ho 2022)."""
+        """What the network learns: eps, z0, or v = signal eps - noise z0 (Salimans & Ho 2022)."""
         if self.prediction == "eps":
             return eps
+        if self.prediction == "z0":
+            return z0
         signal, noise = self.levels(t, z0)
         return signal * eps - noise * z0
 
@@ -88,6 +90,8 @@ class Schedule:
         signal, noise = self.levels(t, zt)
         if self.prediction == "eps":
             return (zt - noise * output) / signal, output
+        if self.prediction == "z0":
+            return output, (zt - signal * output) / noise
         return signal * zt - noise * output, noise * zt + signal * output
 
 

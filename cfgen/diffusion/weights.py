@@ -25,5 +25,5 @@ def loss_weights(
         return torch.ones(len(t))
     alpha_bar = schedule.alpha_bar[t.cpu()]
     snr = alpha_bar / (1 - alpha_bar)
-    of_output = snr if schedule.prediction == "eps" else snr + 1
+    of_output = {"eps": snr, "v": snr + 1, "z0": torch.ones_like(snr)}[schedule.prediction]
     return (snr.clamp(max=gamma) / of_output).float()

@@ -31,14 +31,24 @@ EDGE = 0.15
 EDGE_BLUR_MM = 1.0
 
 
-def generate(models: Models, bundle: Bundle, values: Values, seed: int, how: Generation) -> Tensor:
+def generate(
+    models: Models,
+    bundle: Bundle,
+    values: Values,
+    seed: int,
+    how: Generation,
+    masks: Tensor | None = None,
+) -> Tensor:
     """The image (D, H, W) float32 of nobody with these conditions, 0 outside the brain.
 
     `values` has a raw value for every condition. The noise is that of the seed, on any device.
+    `masks` (1, K + 1, d, h, w), of `models.control.masks`, say where regions are.
     """
     shape = models.latent_mean.coefficients.shape[1:]
     noise = torch.randn(tuple(shape), generator=torch_stream(seed, Purpose.NOBODY, step=1))
     c = condition_of(bundle.schema, values, models.device)
+    if masks is not None:
+        c = Condition(c.vector, masks.to(models.device))
     z0 = sample_latent(models, c, noise[None].to(models.device), how)
     return brain_alone(models.decode(z0)[0, 0].cpu(), bundle.preprocess)
 

@@ -13,12 +13,14 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
-from cfgen.diffusion.guidance import guided
+from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
-from cfgen.errors import BundleError
+from cfgen.edit.control import Control, load_control
+from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
+from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.progress import Step, working
@@ -26,13 +28,19 @@ from cfgen.progress import Step, working
 
 @dataclass(frozen=True)
 class Models:
-    """`latent_mean` is always there: the papers' plain form is a mean without conditions."""
+    """`latent_mean` is always there: the papers' plain form is a mean without conditions.
 
-    autoencoder: Autoencoder
+    `control` is for conditions with masks; `null` says whether the UNet was trained without
+    conditions too, which guidance needs.
+    """
+
+    autoencoder: AnyAutoencoder
     latent_mean: LatentMean
     unet: UNet
     schedule: Schedule
     device: torch.device
+    control: Control | None = None
+    null: bool = True
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
@@ -47,16 +55,46 @@ class Models:
             image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
         return image
 
-    def denoiser(self, c: Condition, guidance: float) -> Denoiser:
-        """The UNet under a condition of B elements."""
+    def denoiser(self, c: Condition, guidance: float, rescale: float = 0.0) -> Denoiser:
+        """The UNet under a condition of B elements; without the condition masks stay as they are.
+        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`).
+
+        Raises UsageError for guidance that the UNet was not trained for, and for masks where there
+        is no network that takes them.
+        """
+        if guidance != 1 and not self.null:
+            raise UsageError(
+                "--guidance",
+                f"{guidance:g} with a UNet that was never trained without conditions",
+                "1, or one that was",
+            )
         nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
-        step = guided(self.unet, c.tokens(), nothing, guidance)
+        net = self._network(c)
+        step = guided(net, c.tokens(), nothing, guidance)
+        if rescale:
+            step = guided_z0(net, c.tokens(), nothing, guidance, self.schedule, rescale)
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):
                 return step(zt, t).float()
 
         return denoise
+
+    def _network(self, c: Condition) -> ContextNet:
+        masks, control = c.masks, self.control
+        if masks is None:
+            return self.unet
+        if control is None:
+            raise UsageError("masks", "no network that takes them is loaded", "a bundle with one")
+        if masks.shape[1] != len(control.regions) + 1:
+            found = f"{masks.shape[1] - 1} regions"
+            raise UsageError("masks", found, f"{len(control.regions)}, as in the bundle's training")
+
+        def net(zt: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            # Guidance asks for the batch twice.
+            return control.net(zt, t, context, masks.repeat(len(zt) // len(masks), 1, 1, 1, 1))
+
+        return net
 
 
 # Above this the inversion lost more of the subject than an edit should rest on.
@@ -151,8 +189,9 @@ def without_conditions(bundle: Bundle) -> BundleError:
     return BundleError(bundle.path, "its UNet takes no conditions", "one that does", fix)
 
 
-def load_models(bundle: Bundle, device: torch.device) -> Models:
-    """Raises BundleError when a part is missing, damaged or does not fit its configuration."""
+def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) -> Models:
+    """With `masks` also the network that takes them. Raises BundleError when a part is missing,
+    damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
     width = token_width(sum(v.width for v in bundle.schema.variables))
@@ -166,8 +205,20 @@ def load_models(bundle: Bundle, device: torch.device) -> Models:
     mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
-    return Models(autoencoder, mean, net, schedule, device)
+    null = bundle.part("unet").config.get("drop_conditions", 1.0) > 0
+    shape = mean.coefficients.shape[2:]
+    control = load_control(bundle, net, shape, device) if masks else None
+    return Models(autoencoder, mean, net, schedule, device, control, null)
 
 
-def load_autoencoder(bundle: Bundle, device: torch.device) -> Autoencoder:
-    return bundle.network("autoencoder", Autoencoder, AutoencoderConfig, device)
+def load_autoencoder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:
+    """The bundle's autoencoder, plain or causal, as its part says. Raises BundleError when it is
+    missing, damaged or of a kind that this cfgen does not know."""
+    arch = bundle.part("autoencoder").config.get("arch", "plain")
+    if arch == "plain":
+        return bundle.network("autoencoder", Autoencoder, AutoencoderConfig, device)
+    if arch == "causal":
+        return bundle.network("autoencoder", CausalAutoencoder, CausalConfig, device)
+    raise BundleError(
+        bundle.path / "bundle.json", f"an autoencoder of kind '{arch}'", "plain or causal"
+    )

@@ -69,6 +69,10 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
         targets = Schema.from_json(part.config["targets"])
         entry |= {k: part.config[k] for k in ("targets", "val")}
         entry["on_val"] = error_lines(part.config["val"], targets)
+    if name == "controlnet":
+        entry |= {k: part.config[k] for k in ("kind", "regions")}
+        regions = ", ".join(part.config["regions"])
+        entry["training"] = ", ".join([*training, f"by {part.config['kind']}: {regions}"])
     return entry
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cfgen.bundle import (
     Bundle,
@@ -20,16 +21,19 @@ from cfgen.bundle import (
     write_card,
     write_part,
 )
-from cfgen.config import DEFAULT_GRID, FitConfig, Preprocess
+from cfgen.config import DEFAULT_GRID, Arch, FitConfig, Preprocess
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
 from cfgen.errors import UsageError
+from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder
 from cfgen.processes import leads
+from cfgen.space.grids import model_grid
 from cfgen.train.autoencoder import AutoencoderTask
 from cfgen.train.card import head_template, training_card
+from cfgen.train.causal_autoencoder import CausalTask, read_lpips
 from cfgen.train.cohort import Cohort, read_splits, training_schema
 from cfgen.train.fit import fit
-from cfgen.train.presets import NETWORKS
+from cfgen.train.presets import NETWORKS, Networks
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.together import check_batch, join
 from cfgen.train.trial import Trial, try_steps
@@ -43,7 +47,8 @@ HELD_OUT = 8
 class Asked:
     """What the autoencoder is trained on, how large and how long: `preset` names its network and
     loss, `init` is a bundle whose autoencoder the training starts from, `conditions` are columns of
-    the manifest beside age and sex that the bundle is to know."""
+    the manifest beside age and sex that the bundle is to know. `lpips` is a folder of weights, for
+    the causal autoencoder alone."""
 
     manifest: Path
     recipe: Preprocess
@@ -52,6 +57,8 @@ class Asked:
     init: Path | None = None
     conditions: Sequence[str] = ()
     checkpointing: bool = False
+    arch: Arch = "plain"
+    lpips: Path | None = None
 
 
 def train_autoencoder(asked: Asked, out: Path, device: str, data: dict[str, Any]) -> Bundle:
@@ -70,7 +77,7 @@ def train_autoencoder(asked: Asked, out: Path, device: str, data: dict[str, Any]
         bundle,
         "autoencoder",
         half(net),
-        net_config(NETWORKS[asked.preset].autoencoder),
+        autoencoder_description(task.net),
         trained_on(train.rows, config),
     )
     if not all("scan" in row.extra for row in train.rows):
@@ -87,6 +94,12 @@ def try_autoencoder(asked: Asked, device: str) -> Trial:
     return try_steps("autoencoder", task, asked.config)
 
 
+def autoencoder_description(net: AnyAutoencoder) -> dict[str, Any]:
+    """What a bundle says of its autoencoder; `edit.latent.load_autoencoder` reads it."""
+    arch = {"arch": "causal"} if isinstance(net, CausalAutoencoder) else {}
+    return net_config(net.config) | arch
+
+
 def _prepared(
     asked: Asked, device: torch.device, folder: Path | None
 ) -> tuple[AutoencoderTask, Cohort, Schema]:
@@ -98,21 +111,29 @@ def _prepared(
     most = config.batch_size if folder is None else None
     train, val = read_splits(asked.manifest, schema, asked.recipe.grid, folder=folder, most=most)
     held_out = val.spaced(4, HELD_OUT).images
-    task = AutoencoderTask(
-        train.images,
-        train.weights,
-        held_out,
-        held_out > 0,
-        device,
-        config,
+    task = _task(asked, networks, train, held_out, device)
+    if asked.init is not None:
+        read_bundle(asked.init).fill(task.net, "autoencoder")
+    return task, train, schema
+
+
+def _task(
+    asked: Asked, networks: Networks, train: Cohort, held_out: Tensor, device: torch.device
+) -> AutoencoderTask:
+    cohort = (train.images, train.weights, held_out, held_out > 0, device, asked.config)
+    if asked.arch == "causal":
+        lpips = None if asked.lpips is None else read_lpips(asked.lpips)
+        if lpips is None:
+            log.warning("no LPIPS in the loss: --lpips names a folder with its weights")
+        how = networks.causal.on(model_grid(asked.recipe.grid).shape)
+        return CausalTask(*cohort, how, lpips, asked.checkpointing)
+    return AutoencoderTask(
+        *cohort,
         networks.autoencoder,
         networks.loss,
         crop=networks.crop,
         checkpointing=asked.checkpointing,
     )
-    if asked.init is not None:
-        read_bundle(asked.init).fill(task.net, "autoencoder")
-    return task, train, schema
 
 
 def read_about(path: Path | None) -> dict[str, Any]:

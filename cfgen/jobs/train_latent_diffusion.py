@@ -35,7 +35,7 @@ from cfgen.device import autocast, pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import load_autoencoder
 from cfgen.errors import BundleError
-from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.causal_autoencoder import AnyAutoencoder
 from cfgen.nets.condition import token_width
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.processes import leads
@@ -72,6 +72,7 @@ def diffusion_config(
     *,
     preset: str = DEFAULT_GRID,
     checkpointing: bool = False,
+    attention_blocks: int = 0,
 ) -> LatentDiffusionConfig:
     """What the command's options say; the rest as the preset has it."""
     return replace(
@@ -82,6 +83,7 @@ def diffusion_config(
         loss_weights=loss_weights,
         conditioning=conditioning,
         checkpointing=checkpointing,
+        attention_blocks=attention_blocks,
     )
 
 
@@ -166,6 +168,7 @@ def unet_description(net: UNetConfig, diffusion: LatentDiffusionConfig) -> dict[
     return net_config(net) | {
         "schedule": asdict(diffusion.schedule),
         "loss_weights": diffusion.loss_weights,
+        "drop_conditions": diffusion.drop_conditions,
     }
 
 
@@ -176,6 +179,7 @@ def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusio
         usual,
         schedule=ScheduleConfig(**known["schedule"]),
         loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
+        drop_conditions=known.get("drop_conditions", LATENT_DIFFUSION.drop_conditions),
     )
 
 
@@ -202,7 +206,11 @@ def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:
 
 
 def _gain(
-    train: Cohort, latents: Tensor, autoencoder: Autoencoder, device: torch.device, bundle: Bundle
+    train: Cohort,
+    latents: Tensor,
+    autoencoder: AnyAutoencoder,
+    device: torch.device,
+    bundle: Bundle,
 ) -> Tensor:
     """Half of the subjects fit a mean; the labelled ones of the other half say how far it goes."""
     tried = [n for n in range(1, len(train.rows), 2) if train.rows[n].labels]

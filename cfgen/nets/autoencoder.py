@@ -16,6 +16,7 @@ voxels become one, from so many channels to `latent_channels` (`start_from_compo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,11 @@ class AutoencoderConfig:
     def factor(self) -> int:
         """Voxels of the image along one edge of a latent voxel."""
         return self.inner_factor * (2 if self.folded_from else 1)
+
+    def latent_edges(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """(d, h, w) of the latent of an image (D, H, W)."""
+        d, h, w = (edge // self.factor for edge in shape)
+        return d, h, w
 
 
 def _res_block(channels_in: int, channels: int, config: AutoencoderConfig) -> ResBlock:

@@ -197,6 +197,48 @@ class SpatialTransformer(Block):
         return x + self.proj_out(to_voxels(tokens, h.shape))
 
 
+# Parts of the time embedding that voxels choose among: attention to one token would be the same
+# everywhere.
+TIME_TOKENS = 8
+
+
+class AttentionBlock(Block):
+    """Three layers of attention of all voxels x (B, C, D, H, W): to each other, to the conditions
+    (B, tokens, context_channels), and to the time (B, time_width) (PCGM section 3.3).
+
+    It starts as the identity. PCGM's code has slices for volumes and a convolution in place of the
+    last layer; this is what its paper says.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context_channels: int | None, time_width: int
+    ) -> None:
+        super().__init__()
+        sources = {
+            "self": channels,
+            "condition": context_channels,
+            "time": time_width // TIME_TOKENS,
+        }
+        self.norms = nn.ModuleDict()
+        self.layers = nn.ModuleDict()
+        for name, width in sources.items():
+            if width is not None:
+                self.norms[name] = nn.LayerNorm(channels)
+                layer = TokenAttention(channels, heads, width)
+                nn.init.zeros_(layer.out_proj.weight)
+                nn.init.zeros_(layer.out_proj.bias)
+                self.layers[name] = layer
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        tokens = to_tokens(x)
+        seen = {"self": None, "condition": context, "time": time.unflatten(1, (TIME_TOKENS, -1))}
+        for name, layer in self.layers.items():
+            if name == "condition" and context is None:
+                raise ValueError("this network is conditional: it needs a context")
+            tokens = tokens + layer(self.norms[name](tokens), seen[name])
+        return to_voxels(tokens, x.shape)
+
+
 class SpatialAttention(Block):
     """Self-attention over all voxels, for networks without conditions."""
 

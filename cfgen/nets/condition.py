@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """`vector` (B, V) float32, every variable in the network's units; `masks` (B, K, D, H, W) of K
-    regions in [0, 1], or None for a network that is asked by variables alone."""
+    """`vector` (B, V) float32, every variable in the network's units; `masks` (B, K + 1, d, h, w)
+    of K regions and where they are told (nets/controlnet.py), or None for a network that is asked
+    by variables alone."""
 
     vector: Tensor
     masks: Tensor | None = None
@@ -26,6 +27,11 @@ class Condition:
     def to(self, device: torch.device) -> Condition:
         masks = None if self.masks is None else self.masks.to(device)
         return Condition(self.vector.to(device), masks)
+
+    def part(self, which: slice) -> Condition:
+        """Some of its elements."""
+        masks = None if self.masks is None else self.masks[which]
+        return Condition(self.vector[which], masks)
 
     def repeat(self, n: int) -> Condition:
         """The whole batch n times, one after the other."""

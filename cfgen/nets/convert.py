@@ -23,10 +23,25 @@ _BARE_ATTENTION = re.compile(
 # A first layer that makes query, key and value at once (`use_combined_linear`).
 _COMBINED = re.compile(r"\.qkv\.")
 
+_CONTROL = {
+    "controlnet_cond_embedding.": "mask_embed.",
+    "controlnet_down_blocks.": "zero_skips.",
+    "controlnet_mid_block.": "zero_middle.",
+}
+
 
 def unet_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of MONAI's DiffusionModelUNet, in the names of nets/unet.py."""
     return {_BARE_ATTENTION.sub(r"\1.attn.\2.", k): v for k, v in _split(_named(state)).items()}
+
+
+def controlnet_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of MONAI's ControlNet whose masks have the latent's grid (one number of channels in
+    `conditioning_embedding_num_channels`), in the names of nets/controlnet.py."""
+    named = unet_from_monai(state)
+    for theirs, ours in _CONTROL.items():
+        named = {k.replace(theirs, ours): v for k, v in named.items()}
+    return named
 
 
 def autoencoder_from_monai(state: dict[str, Tensor]) -> dict[str, Tensor]:

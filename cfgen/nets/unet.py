@@ -1,10 +1,13 @@
 """The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
 
 The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
-equal once its weights are converted (nets/convert.py). Two additions are ours, and off by default.
+equal once its weights are converted (nets/convert.py). Three additions are off by default.
 
 `conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
 residual block (adaptive group norm), or both.
+
+`attention_blocks` follow the way down, as PCGM draws them (section 3.3): over all voxels of the
+lowest level, to the conditions, and to the time.
 
 `positions` gives each voxel of the latent features of its own. Brains are aligned: where a voxel
 lies says what age does to it, and in noise a convolution cannot know that but near the edges.
@@ -13,6 +16,7 @@ lies says what age does to it, and in noise a convolution cannot know that but n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from cfgen.config import Conditioning
 from cfgen.nets.blocks import (
+    AttentionBlock,
     Downsample,
     ResBlock,
     SpatialAttention,
@@ -51,6 +56,8 @@ class UNetConfig:
     norm_eps: float = 1e-6
     conditioning: Conditioning = "attention"
     positions: tuple[int, int, int] | None = None
+    # Blocks of attention after the way down (nets/blocks.AttentionBlock); 4 in PCGM.
+    attention_blocks: int = 0
 
     @property
     def adaptive(self) -> bool:
@@ -68,8 +75,18 @@ class UNetConfig:
         return self.channels[level] // (channels if isinstance(channels, int) else channels[level])
 
 
-class UNet(nn.Module):
-    """zt (B, C, D, H, W), t (B,) and context (B, tokens, context_dim) -> (B, out, D, H, W)."""
+class Residuals(NamedTuple):
+    """What a control network adds to the maps of a UNet: one for each skip, and the middle's.
+
+    It is never used up: both passes of classifier-free guidance may be given the same.
+    """
+
+    skips: tuple[Tensor, ...]
+    middle: Tensor
+
+
+class Trunk(nn.Module):
+    """The way down and the middle, which a UNet and its control network have alike."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -88,32 +105,80 @@ class UNet(nn.Module):
             self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
         self.down_blocks = nn.ModuleList(_down_levels(config, width))
         self.middle_block = _Middle(last, width, config)
-        self.up_blocks = nn.ModuleList(_up_levels(config, width))
+        if config.attention_blocks:
+            self.attention_blocks = nn.ModuleList(
+                AttentionBlock(last, config.heads(-1), config.context_dim, width)
+                for _ in range(config.attention_blocks)
+            )
+
+    @property
+    def factor(self) -> int:
+        """Voxels of the latent along one edge of a voxel of the lowest level."""
+        return int(2 ** (len(self.config.channels) - 1))
+
+    def embed(self, zt: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """Time, and conditions where norms follow them, (B, 4 channels[0])."""
+        time: Tensor = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
+        if self.config.adaptive and context is not None:
+            time = time + self.condition_embed(context).sum(1)
+        return time
+
+    def encode(
+        self, zt: Tensor, time: Tensor, context: Tensor | None, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The middle's map and every map on the way to it; `hint`, of the first map's shape, is
+        added to it."""
+        h = self.conv_in(pad_to_multiple(zt, self.factor))
+        if self.config.positions is not None:
+            h = h + pad_to_multiple(self.positions, self.factor)
+        if hint is not None:
+            h = h + hint
+        skips = [h]
+        for down in self.down_blocks:
+            h = down(h, time, context, skips)
+        h = self.middle_block(h, time, context)
+        if self.config.attention_blocks:
+            for block in self.attention_blocks:
+                h = block(h, time, context)
+        return h, skips
+
+
+class UNet(Trunk):
+    """zt (B, C, D, H, W), t (B,) and context (B, tokens, context_dim) -> (B, out, D, H, W).
+
+    `residuals` of a control network are added to the skips and to the middle's map.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        first = config.channels[0]
+        self.up_blocks = nn.ModuleList(_up_levels(config, 4 * first))
         self.out = nn.Sequential(
             nn.GroupNorm(config.norm_groups, first, config.norm_eps),
             nn.SiLU(),
             zeroed(nn.Conv3d(first, config.out_channels, 3, padding=1)),
         )
 
-    def forward(self, zt: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        shape, factor = zt.shape[2:], 2 ** (len(self.config.channels) - 1)
-        time = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
-        if self.config.adaptive and context is not None:
-            time = time + self.condition_embed(context).sum(1)
-        h = self.conv_in(_pad_to_multiple(zt, factor))
-        if self.config.positions is not None:
-            h = h + _pad_to_multiple(self.positions, factor)
-        skips = [h]
-        for down in self.down_blocks:
-            h = down(h, time, context, skips)
-        h = self.middle_block(h, time, context)
+    def forward(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
+        shape = zt.shape[2:]
+        time = self.embed(zt, t, context)
+        h, skips = self.encode(zt, time, context)
+        if residuals is not None:
+            skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+            h = h + residuals.middle
         for up in self.up_blocks:
             h = up(h, time, context, skips)
         out: Tensor = self.out(h)
         return out[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-def _pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+def pad_to_multiple(x: Tensor, factor: int) -> Tensor:
     """Repeat the last slices until every edge can be halved at each level."""
     extra = [-n % factor for n in x.shape[2:]]
     if not any(extra):

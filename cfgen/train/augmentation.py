@@ -53,15 +53,18 @@ def crop_start(
 def random_view(
     image: Tensor, crop: tuple[int, int, int], generator: torch.Generator, options: Augmentation
 ) -> Tensor:
-    """A crop of a mirrored and warped (D, H, W) image; trilinear where it is warped."""
+    """A crop of a mirrored and warped (..., D, H, W) image; trilinear where it is warped. What is
+    drawn does not depend on the channels."""
     if chance(generator, options.mirror_probability):
         image = mirror(image)
-    start = crop_start(tuple(image.shape), crop, generator)
+    shape = tuple(image.shape[-3:])
+    start = crop_start(shape, crop, generator)
     if not chance(generator, options.warp_probability):
         i, j, k = start
-        return image[i : i + crop[0], j : j + crop[1], k : k + crop[2]]
-    points = _warped_points(tuple(image.shape), start, crop, generator, options)
-    return sample(image[None], points, "zeros")[0]
+        return image[..., i : i + crop[0], j : j + crop[1], k : k + crop[2]]
+    points = _warped_points(shape, start, crop, generator, options)
+    channels = image.shape[:-3]
+    return sample(image.reshape(-1, *shape), points, "zeros").reshape(*channels, *crop)
 
 
 def _warped_points(

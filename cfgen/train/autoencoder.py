@@ -19,6 +19,7 @@ from cfgen.nets.autoencoder import (
     start_from_cosines,
 )
 from cfgen.nets.blocks import set_checkpointing
+from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
 from cfgen.train.ahead import Ahead
 from cfgen.train.augmentation import AUGMENTATION, Augmentation, random_acquisition, random_view
 from cfgen.train.draws import each_its_own
@@ -57,6 +58,16 @@ class AutoencoderLoss:
 CROP = (64, 80, 72)
 
 
+def first_net(config: AutoencoderConfig | CausalConfig) -> AnyAutoencoder:
+    """An autoencoder as training begins with it."""
+    if isinstance(config, CausalConfig):
+        return CausalAutoencoder(config)
+    net = Autoencoder(config)
+    if config.linear_path:
+        start_from_cosines(net)
+    return net
+
+
 class AutoencoderTask:
     """`images` (N, D, H, W) and `held_out` on the model grid; `masks` of the held-out brains."""
 
@@ -68,30 +79,31 @@ class AutoencoderTask:
         masks: Tensor,
         device: torch.device,
         fit: FitConfig,
-        net: AutoencoderConfig = AUTOENCODER,
+        net: AutoencoderConfig | CausalConfig = AUTOENCODER,
         loss: AutoencoderLoss = AutoencoderLoss(),
         augmentation: Augmentation = AUGMENTATION,
         crop: tuple[int, int, int] = CROP,
         checkpointing: bool = False,
     ) -> None:
         from monai.losses import PatchAdversarialLoss
-        from monai.networks.nets import PatchDiscriminator
 
         seed_weights(fit.seed)
         self.images, self.weights, self.held_out, self.masks = images, weights, held_out, masks
         self.device, self.weight, self.augmentation, self.fit = device, loss, augmentation, fit
-        autoencoder = Autoencoder(net)
-        if net.linear_path:
-            start_from_cosines(autoencoder)
-        set_checkpointing(autoencoder, checkpointing)
-        self.net = channels_last(autoencoder, device)
+        self.net = channels_last(first_net(net), device)
+        set_checkpointing(self.net, checkpointing)
         self.crop = tuple(min(c, n) for c, n in zip(crop, images.shape[1:], strict=True))
-        critic = PatchDiscriminator(
-            spatial_dims=3, channels=loss.critic_channels, in_channels=1, norm="INSTANCE"
-        )
-        self.critic: nn.Module | None = channels_last(critic, device)
+        self.critic: nn.Module | None = self.first_critic()
         self.adversarial = PatchAdversarialLoss(criterion="least_squares")
         self.ahead = Ahead(self._views, fit.seed, device)
+
+    def first_critic(self) -> nn.Module:
+        from monai.networks.nets import PatchDiscriminator
+
+        critic = PatchDiscriminator(
+            spatial_dims=3, channels=self.weight.critic_channels, in_channels=1, norm="INSTANCE"
+        )
+        return channels_last(critic, self.device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         views, own = self.ahead.batch(step, generator)

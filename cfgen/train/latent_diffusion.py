@@ -25,7 +25,7 @@ from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.diffusion.weights import loss_weights
 from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import Condition, token_width
-from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.nets.unet import Trunk, UNet, UNetConfig
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.fit import seed_weights
 from cfgen.train.latents import LatentData, LatentReader
@@ -33,7 +33,11 @@ from cfgen.train.together import my_part
 
 SCHEDULE = ScheduleConfig(kind="cosine", prediction="v")
 # A network that says eps divides by the signal: it needs some at the last level.
-SCHEDULES = {"v": SCHEDULE, "eps": ScheduleConfig(kind="scaled_linear", prediction="eps")}
+SCHEDULES = {
+    "v": SCHEDULE,
+    "eps": ScheduleConfig(kind="scaled_linear", prediction="eps"),
+    "z0": ScheduleConfig(kind="cosine", prediction="z0"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class LatentDiffusionConfig:
     conditioning: Conditioning = CONDITIONING
     # Whether each voxel of the latent has features of its own in the network.
     positions: bool = False
+    # Of the network, after its way down.
+    attention_blocks: int = 0
     # Channels of the network, finest level first; None are those for the size of the latent.
     channels: tuple[int, ...] | None = None
     res_blocks: int = 1
@@ -88,6 +94,7 @@ def unet_config(
         norm_groups=config.norm_groups,
         conditioning=config.conditioning,
         positions=(d, h, w) if config.positions else None,
+        attention_blocks=config.attention_blocks,
     )
 
 
@@ -104,8 +111,8 @@ class Batch:
 
     def part(self, which: slice) -> Batch:
         """Some of its elements."""
-        c = Condition(self.c.vector[which])
-        return Batch(self.r[which], c, self.t[which], self.eps[which], self.dropped[which])
+        r, t, eps = self.r[which], self.t[which], self.eps[which]
+        return Batch(r, self.c.part(which), t, eps, self.dropped[which])
 
 
 class LatentDiffusionTask:
@@ -122,7 +129,7 @@ class LatentDiffusionTask:
         fit: FitConfig,
         config: LatentDiffusionConfig = LATENT_DIFFUSION,
         reader: LatentReader | None = None,
-        net: UNet | None = None,
+        net: Trunk | None = None,
     ) -> None:
         seed_weights(fit.seed)
         self.data, self.mean, self.device = data, latent_mean, device
@@ -131,7 +138,7 @@ class LatentDiffusionTask:
         if net is None:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
         set_checkpointing(net, config.checkpointing)
-        self.net: UNet = channels_last(net, device)
+        self.net: Trunk = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(generator).part(my_part(self.fit.batch_size))
@@ -152,7 +159,8 @@ class LatentDiffusionTask:
         t = 1 + (spread * last).long().clamp(max=last - 1)
         eps = torch.randn(r.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
-        return Batch(r, Condition(c), t, eps, dropped)
+        masks = None if data.masks is None else data.masks[chosen, views].float()
+        return Batch(r, Condition(c, masks), t, eps, dropped)
 
     def _error(
         self,
@@ -166,10 +174,17 @@ class LatentDiffusionTask:
         """Squared error of the network's output, a value an element."""
         r, eps = r.to(self.device), eps.to(self.device)
         zt = self.schedule.add_noise(r, t, eps).contiguous(memory_format=torch.channels_last_3d)
+        output = self.ask(net, zt, t, c, dropped)
+        return (output - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
+
+    def ask(
+        self, net: nn.Module, zt: Tensor, t: Tensor, c: Condition, dropped: Tensor | None = None
+    ) -> Tensor:
+        """The network's output at zt (B, C, d, h, w) and times t (B,), float32."""
         tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
         output: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
-        return (output - self.schedule.target(r, eps, t)).square().flatten(1).mean(1)
+        return output
 
     def critic_loss(self, step: int) -> Tensor | None:
         return None
@@ -189,10 +204,10 @@ class LatentDiffusionTask:
                 error = self._error(net, r, Condition(c), t, eps)
             figures[f"error_t{level}"] = float(error.mean())
         if self.reader is None:
-            _draw(picture, self._sample(net, c[:DRAWN]))
+            draw_latents(picture, self._sample(net, Condition(c[:DRAWN])))
             return figures
-        young, old = (self._sample(net, told) for told in self._ends(self.reader, c))
-        _draw(picture, torch.cat([young[: DRAWN // 2], old[: DRAWN // 2]]))
+        young, old = (self._sample(net, Condition(told)) for told in self._ends(self.reader, c))
+        draw_latents(picture, torch.cat([young[: DRAWN // 2], old[: DRAWN // 2]]))
         heard = self._heard(net, self.reader, r, c)
         return figures | sampled_figures(self.reader, young, old) | {"heard": heard}
 
@@ -215,30 +230,30 @@ class LatentDiffusionTask:
         zt = self.schedule.add_noise(r, t, eps).to(self.device)
         ends = []
         for told in self._ends(reader, c):
-            tokens = Condition(told).to(self.device).tokens()
             with autocast(self.device):
-                output = net(zt, (t - 1).to(self.device), tokens).float()
+                output = self.ask(net, zt, t, Condition(told))
             estimate, _ = self.schedule.z0_and_eps(output, zt, t)
             ends.append(self.mean.latent(estimate.cpu(), told))
         moved = ends[1] - ends[0]
         return float((moved * reader.shift).sum() / (len(r) * reader.shift.square().sum()))
 
-    def _sample(self, net: nn.Module, c: Tensor) -> Tensor:
+    def _sample(self, net: nn.Module, c: Condition) -> Tensor:
         """New latents, one for each condition, always of the same noises."""
         generator = torch_stream(0, Purpose.PICTURES, step=1)
         noise = torch.randn((len(c), *self.data.shape), generator=generator)
         times = time_grid(SAMPLED_STEPS, len(self.schedule.alpha_bar) - 1)
         made = []
-        for some, asked in zip(noise.split(8), c.split(8), strict=True):
-            tokens = Condition(asked).to(self.device).tokens()
+        for first in range(0, len(c), 8):
+            some = slice(first, first + 8)
+            asked = c.part(some)
 
-            def denoise(zt: Tensor, t: Tensor, tokens: Tensor = tokens) -> Tensor:
+            def denoise(zt: Tensor, t: Tensor, asked: Condition = asked) -> Tensor:
                 with autocast(self.device):
-                    output: Tensor = net(zt, t - 1, tokens).float()
-                return output
+                    return self.ask(net, zt, t, asked)
 
-            r = denoise_dpmpp_2m(denoise, self.schedule, some.to(self.device), times).cpu()
-            made.append(self.mean.latent(r, asked))
+            zt = noise[some].to(self.device)
+            r = denoise_dpmpp_2m(denoise, self.schedule, zt, times).cpu()
+            made.append(self.mean.latent(r, asked.vector))
         return torch.cat(made)
 
 
@@ -257,7 +272,7 @@ def sampled_figures(reader: LatentReader, young: Tensor, old: Tensor) -> dict[st
     return {"read_slope": float(slopes.mean()), "read_slope_se": error}
 
 
-def _draw(picture: Path, latents: Tensor) -> None:
+def draw_latents(picture: Path, latents: Tensor) -> None:
     """Middle slices of the first channel."""
     from matplotlib.image import imsave
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cfgen.causal.latent_mean import LatentMean, fit_latent_mean, fit_plain_mean
 from cfgen.config import LATENT_SCALE, LatentScale
 from cfgen.data.conditions import Schema
 from cfgen.device import autocast
-from cfgen.nets.autoencoder import Autoencoder
+from cfgen.nets.causal_autoencoder import AnyAutoencoder
 from cfgen.progress import each
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.augmentation import AUGMENTATION, mirror, random_acquisition, random_view
@@ -27,13 +27,17 @@ from cfgen.train.together import first_alone, join
 @dataclass(frozen=True)
 class LatentData:
     """`latents` (N, views, C, d, h, w) float16, which may lie on disk, `conditions` (N, V),
-    sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out."""
+    sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out.
+    `masks` (N, views, K, d, h, w) and those held out (M, K, d, h, w) are there for networks that
+    take masks (train/masks.py)."""
 
     latents: Tensor
     conditions: Tensor
     weights: Tensor
     held_out: Tensor
     held_out_conditions: Tensor
+    masks: Tensor | None = None
+    held_out_masks: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -43,7 +47,7 @@ class LatentData:
 
 
 def encode_views(
-    autoencoder: Autoencoder, images: Tensor, views: int, device: torch.device, seed: int
+    autoencoder: AnyAutoencoder, images: Tensor, views: int, device: torch.device, seed: int
 ) -> Tensor:
     """Latents (N, views, C, d, h, w) float16 of each image, its mirror image and warped views."""
     bank = []
@@ -53,7 +57,7 @@ def encode_views(
 
 
 def cached_views(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     images: Tensor,
     views: int,
     device: torch.device,
@@ -63,7 +67,7 @@ def cached_views(
     """As `encode_views`, in a .npy file at `path` that is mapped into memory, not read (`mapped`).
     What is there already, of the same weights, images and seed, is kept."""
     config = autoencoder.config
-    edges = [n // config.factor for n in images.shape[1:]]
+    edges = config.latent_edges(images.shape[1:])
 
     def make(number: int) -> np.ndarray:
         return _views(autoencoder, images[number].float(), views, device, seed, number).numpy()
@@ -80,7 +84,7 @@ def cached_views(
 def latent_data(
     train: Cohort,
     val: Cohort,
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     views: int,
     device: torch.device,
     seed: int,
@@ -100,37 +104,49 @@ def latent_data(
 
 
 def trial_data(
-    few: Cohort, autoencoder: Autoencoder, device: torch.device, seed: int
+    few: Cohort, autoencoder: AnyAutoencoder, device: torch.device, seed: int
 ) -> LatentData:
     """The latents of a few scans, in memory and held out from nobody: to try a step on."""
     latents = encode_views(autoencoder, few.images, 1, device, seed)
     return LatentData(latents, few.conditions, few.weights, latents[:, 0], few.conditions)
 
 
+def seen(
+    image: Tensor, views: int, seed: int, number: int, masks: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The views of image `number` (D, H, W): itself, its mirror image, and warped ones; and its
+    masks (K, D, H, W) moved as each is."""
+    whole = image[None] if masks is None else torch.cat([image[None], masks])
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    generator = torch_stream(seed, Purpose.VIEWS, number)
+    for view in range(views):
+        if view < 2:
+            moved = mirror(whole) if view else whole
+            look = moved[0]
+        else:
+            moved = random_view(whole, shape, generator, AUGMENTATION)
+            look = random_acquisition(moved[0], generator, AUGMENTATION)
+        yield look, None if masks is None else moved[1:]
+
+
 @torch.inference_mode()
 def _views(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     image: Tensor,
     views: int,
     device: torch.device,
     seed: int,
     number: int,
 ) -> Tensor:
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    generator = torch_stream(seed, Purpose.VIEWS, number)
-    seen = [image, mirror(image)]
-    for _ in range(views - 2):
-        view = random_view(image, shape, generator, AUGMENTATION)
-        seen.append(random_acquisition(view, generator, AUGMENTATION))
     latents = []
-    for view in seen[:views]:
+    for view, _ in seen(image, views, seed, number):
         x = view[None, None].to(device, memory_format=torch.channels_last_3d)
         with autocast(device):
             latents.append(autoencoder.encode(x)[0].half().cpu())
     return torch.stack(latents)
 
 
-def _fingerprint(autoencoder: Autoencoder, images: Tensor, views: int, seed: int) -> str:
+def _fingerprint(autoencoder: AnyAutoencoder, images: Tensor, views: int, seed: int) -> str:
     digest = hashlib.sha256(repr((tuple(images.shape), views, seed, AUGMENTATION)).encode())
     for value in autoencoder.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from cfgen.config import GRIDS
 from cfgen.nets.autoencoder import AutoencoderConfig
+from cfgen.nets.causal_autoencoder import CausalConfig
+from cfgen.nets.diffusion_decoder import DecoderConfig
 from cfgen.train.autoencoder import AUTOENCODER, CROP, AutoencoderLoss
+from cfgen.train.causal_autoencoder import CAUSAL, Causal
+from cfgen.train.diffusion_decoder import RECIPE, DecoderRecipe
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig, schedule_for
 
 
@@ -18,10 +22,12 @@ class Networks:
     loss: AutoencoderLoss
     crop: tuple[int, int, int]
     diffusion: LatentDiffusionConfig
+    causal: Causal
+    decoder: DecoderRecipe = RECIPE
 
 
 NETWORKS = {
-    "t1w-2mm": Networks(AUTOENCODER, AutoencoderLoss(), CROP, LATENT_DIFFUSION),
+    "t1w-2mm": Networks(AUTOENCODER, AutoencoderLoss(), CROP, LATENT_DIFFUSION, CAUSAL),
     # CDM, section 4.3: three downsamplings, 8 latent channels, UNet 384/512/512 with
     # cross-attention on the last two levels; L1 + 0.005 adversarial + 1e-7 KL on whole scans. Not
     # stated there are the widths of the autoencoder, blocks a level, when the adversary joins and
@@ -52,5 +58,10 @@ NETWORKS = {
             head_channels=64,
             norm_groups=32,
         ),
+        # PCGM: OpenSora's network, crops of 101 x 104 x 104.
+        Causal(CausalConfig((128, 256, 512, 512), 2, 4, slices=176), edge=104),
+        # As wide as PCGM's decoder at its finest level, with two levels for four: the latent knows
+        # what lies far.
+        DecoderRecipe(DecoderConfig((56, 112), 0), (96, 96, 96)),
     ),
 }

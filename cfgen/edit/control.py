@@ -1,0 +1,70 @@
+"""The network of a bundle that takes masks of regions, beside its diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfgen.bundle import Bundle
+from cfgen.data.volume import Volume
+from cfgen.errors import BundleError
+from cfgen.measure.region_masks import told_masks
+from cfgen.nets.controlnet import (
+    ControlNet,
+    ControlNetConfig,
+    MaskedNet,
+    concatenated,
+    controlled,
+)
+from cfgen.nets.unet import UNet, UNetConfig
+from cfgen.space.grids import model_grid
+
+# What the network was trained beside, and is of no use without.
+BESIDE = ("autoencoder", "latent_mean", "unet")
+
+
+@dataclass(frozen=True)
+class Control:
+    """`net` asks the diffusion model under masks of `regions`; `grid` is the
+    model grid, `shape` (d, h, w) the latent's."""
+
+    net: MaskedNet
+    regions: tuple[str, ...]
+    grid: str
+    shape: tuple[int, ...]
+
+    def masks(
+        self, labels: Volume, edited: Sequence[str] = (), before: Volume | None = None
+    ) -> Tensor:
+        """What the network is told of a label map on the model grid, (1, K + 1, d, h, w): all of
+        it, or what lies around `edited` regions, which in the map `before` may lie elsewhere.
+
+        Raises UsageError and ImageError as `measure.region_masks.told_masks`.
+        """
+        grid = model_grid(self.grid)
+        return told_masks(labels, self.regions, grid, self.shape, edited, before)
+
+
+def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch.device) -> Control:
+    """Raises BundleError when the part is missing, damaged or of other networks than the bundle's.
+
+    `unet` is the bundle's, `shape` (d, h, w) that of its latents.
+    """
+    config = bundle.part("controlnet").config
+    for part, sha256 in config["beside"].items():
+        if bundle.part(part).sha256 != sha256:
+            raise BundleError(
+                bundle.path / "controlnet.safetensors",
+                f"was trained beside another {part}",
+                "that of the bundle",
+                "train it again: cfgen train-ldm --control masks",
+            )
+    if config["kind"] == "concatenate":
+        net = concatenated(bundle.network("controlnet", UNet, UNetConfig, device))
+    else:
+        kind = bundle.network("controlnet", ControlNet, ControlNetConfig, device)
+        net = controlled(unet, kind)
+    return Control(net, tuple(config["regions"]), bundle.preprocess.grid, tuple(shape))

@@ -1,0 +1,192 @@
+"""Train what tells a diffusion model of masks: a control network, or a UNet with more channels.
+
+The masks of a step are told whole, or in the surroundings of some regions, as an edit tells them,
+or not at all. Of the control network's loss the UNet learns nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cfgen.causal.latent_mean import LatentMean
+from cfgen.config import Control, FitConfig
+from cfgen.data.regions import FLUID
+from cfgen.device import autocast, channels_last
+from cfgen.diffusion.weights import loss_weights
+from cfgen.measure.region_masks import REGIONS
+from cfgen.nets.condition import Condition
+from cfgen.nets.controlnet import (
+    MaskedNet,
+    concatenated,
+    control_of,
+    controlled,
+    told,
+    widened,
+    zone_of,
+)
+from cfgen.nets.unet import UNet
+from cfgen.streams import Purpose, torch_stream
+from cfgen.train.fit import seed_weights
+from cfgen.train.latent_diffusion import (
+    DRAWN,
+    Batch,
+    LatentDiffusionConfig,
+    LatentDiffusionTask,
+    draw_latents,
+)
+from cfgen.train.latents import LatentData
+from cfgen.train.together import my_part
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """`regions` are the channels of the masks. `contrastive` is the weight of `region_contrast`."""
+
+    kind: Control = "masks"
+    regions: tuple[str, ...] = REGIONS
+    # Nothing is told this often, and only the surroundings of some regions this often.
+    untold: float = 0.1
+    zones: float = 0.4
+    contrastive: float = 0.0
+    # Of the network's output, whose target has a variance of about 1.
+    contrastive_margin: float = 0.5
+
+
+CONTROL = ControlConfig()
+
+
+class ControlTask(LatentDiffusionTask):
+    """`unet` is the trained one: it stays beside a control network, and is where the network that
+    takes concatenated masks starts. `data` has masks of `control.regions`."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: LatentData,
+        latent_mean: LatentMean,
+        device: torch.device,
+        fit: FitConfig,
+        config: LatentDiffusionConfig,
+        control: ControlConfig = CONTROL,
+    ) -> None:
+        seed_weights(fit.seed)
+        channels = len(control.regions) + 1
+        beside = control.kind == "masks"
+        net = control_of(unet, channels) if beside else widened(unet, channels)
+        super().__init__(data, latent_mean, device, fit, config, None, net)
+        self.control = control
+        self.unet = channels_last(unet, device).eval().requires_grad_(False) if beside else None
+
+    def ask(
+        self, net: nn.Module, zt: Tensor, t: Tensor, c: Condition, dropped: Tensor | None = None
+    ) -> Tensor:
+        c = c.to(self.device)
+        assert c.masks is not None
+        under: MaskedNet = concatenated(net) if self.unet is None else controlled(self.unet, net)
+        # The network counts noise levels from 0 (diffusion/guidance.py).
+        level = (t - 1).to(self.device)
+        masks = c.masks.contiguous(memory_format=torch.channels_last_3d)
+        return under(zt, level, c.tokens(dropped), masks).float()
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = self.batch(generator)
+        pooled = batch.c.masks
+        assert pooled is not None
+        zone = self.zones(pooled, generator)
+        region = _any_of(pooled, generator)
+        part = my_part(self.fit.batch_size)
+        batch, pooled, zone, region = batch.part(part), pooled[part], zone[part], region[part]
+        r, eps = batch.r.to(self.device), batch.eps.to(self.device)
+        zt = self.schedule.add_noise(r, batch.t, eps)
+        zt = zt.contiguous(memory_format=torch.channels_last_3d)
+        output = self._told(zt, batch, told(pooled, zone))
+        error = (output - self.schedule.target(r, eps, batch.t)).square().flatten(1).mean(1)
+        weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
+        loss = (weights.to(error) * error).mean()
+        if not self.control.contrastive:
+            return loss, {}
+        without = self._told(zt, batch, told(removed(pooled, region, self.control.regions), zone))
+        inside = (pooled[torch.arange(len(region)), region][:, None] * zone).to(self.device)
+        contrast = region_contrast(output, without, inside, self.control.contrastive_margin).mean()
+        figures = {"error": loss.item(), "contrast": contrast.item()}
+        return loss + self.control.contrastive * contrast, figures
+
+    def _told(self, zt: Tensor, batch: Batch, masks: Tensor) -> Tensor:
+        c = Condition(batch.c.vector, masks)
+        return self.ask(self.net, zt, batch.t, c, batch.dropped)
+
+    def zones(self, pooled: Tensor, generator: torch.Generator) -> Tensor:
+        """Where the masks (B, K, d, h, w) of a batch are told: (B, 1, d, h, w)."""
+        size, count = pooled.shape[:2]
+        kind = torch.rand(size, generator=generator)[:, None, None, None, None]
+        # Of few regions more often than of many, as edits are.
+        share = 0.5 * torch.rand(size, 1, generator=generator)
+        chosen = torch.rand(size, count, generator=generator) < share
+        around = zone_of(pooled, chosen)
+        untold, zones = self.control.untold, self.control.zones
+        some = torch.where(kind < untold + zones, around, torch.ones_like(around))
+        return torch.where(kind < untold, torch.zeros_like(around), some)
+
+    @torch.no_grad()
+    def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
+        """Held-out error at fixed noise, at an early, middle and late level: with the scan's own
+        masks told, with another's (`_other`), with none (`_untold`). The first is to be the least,
+        the last that of the UNet alone; new latents under the masks are drawn below true ones."""
+        data = self.data
+        assert data.held_out_masks is not None
+        c, pooled = data.held_out_conditions, data.held_out_masks.float()
+        r = self.mean.residual(data.held_out.float(), c)
+        eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES))
+        everywhere = torch.ones_like(pooled[:, :1])
+        own = told(pooled, everywhere)
+        masks = {"": own, "_other": own.roll(1, 0), "_untold": torch.zeros_like(own)}
+        figures = {}
+        for level in (100, 400, 700):
+            t = torch.full((len(r),), level)
+            for name, said in masks.items():
+                with autocast(self.device):
+                    error = self._error(net, r, Condition(c, said), t, eps)
+                figures[f"error_t{level}{name}"] = float(error.mean())
+        made = self._sample(net, Condition(c[:DRAWN], own[:DRAWN]))
+        draw_latents(picture, torch.cat([data.held_out[:DRAWN].float(), made]))
+        return figures
+
+
+def _any_of(pooled: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) one of the regions that each element of masks (B, K, ...) has."""
+    there = pooled.flatten(2).any(2).float()
+    return torch.multinomial(there, 1, generator=generator)[:, 0]
+
+
+def removed(pooled: Tensor, region: Tensor, regions: tuple[str, ...]) -> Tensor:
+    """Masks (B, K, d, h, w) in which each element's region (B,) is fluid instead, and a fluid is
+    white matter; where the masks have neither it is nothing."""
+    out = pooled.clone()
+    for element, number in enumerate(region.tolist()):
+        heir = "cerebral_wm" if regions[number] in FLUID else "csf"
+        out[element, number] = 0
+        if heir in regions and regions[number] != heir:
+            out[element, regions.index(heir)] += pooled[element, number]
+    return out
+
+
+def region_contrast(output: Tensor, without: Tensor, inside: Tensor, margin: float) -> Tensor:
+    """What two outputs (B, C, d, h, w) of one noise differ by, (B,): the mean absolute difference
+    outside of a region `inside` (B, 1, d, h, w), less that within, which counts up to `margin`.
+
+    One is of masks with the region, the other of masks without it: where it is they should differ,
+    elsewhere not (the idea of MAISI-v2's region-specific contrastive loss; margin and places are
+    ours). 0 where the region is not told.
+    """
+    difference = (output - without).abs().mean(1, keepdim=True)
+    away = (inside == 0).to(difference)
+
+    def mean(weight: Tensor) -> Tensor:
+        return (difference * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+
+    there = (inside.flatten(1).sum(1) > 0).to(difference)
+    return there * (mean(away) - mean(inside).clamp(max=margin))

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--people", type=int, default=31)
+    parser.add_argument("--guidance", type=float, default=1.0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -83,16 +84,17 @@ def main() -> None:
         {"what": "real", "task": "val"} | figures(ages, judges.judge(images)["age"]),
         {"what": "autoencoder", "task": "val"} | figures(ages, judges.judge(decoded)["age"]),
     ]
-    edit = Edit(steps=25, depth=1.0)
+    edit = Edit(steps=25, depth=1.0, guidance=options.guidance)
     asked = [
         (z, {"age": float(r.values["age"]), "sex": r.values["sex"]})
         for z, r in zip(latents, rows, strict=True)
     ]
     found = [
-        direct(models, bundle.schema, judges, options.n, 50, 1.0),
+        direct(models, bundle.schema, judges, options.n, 50, options.guidance),
         *counterfactuals(models, bundle.schema, judges, asked, edit),
     ]
-    show([*lines, *({"what": name} | line for line in found)], out / f"{name}.csv")
+    lines += [{"what": name} | line for line in found]
+    show(lines, out / f"{name}-{options.guidance:g}.csv")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from cfgen.train.fit import fit
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cycle_ar
 import cycle_brains
+import cycle_compare
 import cycle_gan
 import cycle_table
 from cycle_ar_nets import Tokeniser, Transformer
@@ -251,3 +252,24 @@ READ = np.array([40.0, 45.0, 50.0, 45.0])
 def _example():
     """Ages and deltas of two people, each given back and taken ten years on or back."""
     return np.array([40.0, 50.0, 50.0, 40.0]), np.array([0.0, 10.0, 0.0, -10.0])
+
+
+def test_a_difference_to_the_control_is_that_of_the_same_people(tmp_path, capsys):
+    """Three brains and people whose age the other model reads two years further off."""
+    for name, off in (("plain-1", 1.0), ("plain-2", 3.0), ("cycle-1", 3.0), ("cycle-2", 5.0)):
+        new = [
+            {"subject": k, "age": a, "read": a + off, "female": k % 2, "read female": 0.9}
+            for k, a in enumerate((30.0, 50.0, 70.0))
+        ]
+        more = {"delta": 10, "change": 5.0, "slope of change": 0.5}
+        measured = dict.fromkeys(("skill", "skill with residual", "leakage"), 0.0)
+        cycle_compare.keep(tmp_path / f"{name}-new.csv", new)
+        edits = [line | more | measured for line in new]
+        cycle_compare.keep(tmp_path / f"{name}-edits.csv", edits)
+        cycle_compare.keep(tmp_path / f"{name}-sets.csv", [{"fid": 1.0}])
+    cycle_compare.print_table(tmp_path, ["cycle"], "plain")
+    said = capsys.readouterr().out
+    assert "plain, new brains: age error 2.00" in said
+    assert "cycle less plain, new brains: age error 2.00" in said
+    assert "cycle less plain, counterfactuals: sex right 0.00" in said
+    assert "slope of the change 0.50" in said

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, half, write_part
 from cfgen.config import CYCLE, Cycle, FitConfig
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
-from cfgen.edit.latent import Models, load_models, without_conditions
+from cfgen.edit.latent import Models
 from cfgen.errors import ManifestError, UsageError
-from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
+from cfgen.jobs.train_latent_diffusion import diffusion_of, models_to_train_on, unet_description
 from cfgen.processes import leads
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.cycle import CycleTask
@@ -28,7 +28,6 @@ from cfgen.train.latents import (
     trial_data,
 )
 from cfgen.train.record import runs_folder, trained_on
-from cfgen.train.together import check_batch, join
 from cfgen.train.trial import Trial, try_steps
 
 # Scans that reports look at, and those that a trial does.
@@ -52,7 +51,8 @@ def finetune_cycle(
     no diffusion model that takes conditions, or the train split has nothing to change.
     """
     torch_device, runs = pick_device(device), runs_folder(out, "cycle")
-    bundle, models = _checked(source, torch_device, config, cycle)
+    check_cycle(cycle)
+    bundle, models = models_to_train_on(source, torch_device, config.batch_size)
     train, val = read_splits(manifest, bundle.schema, bundle.preprocess.grid, folder=runs)
     check_cohort(manifest, bundle.schema, train, config.batch_size)
     val, views = val.spaced(1, HELD_OUT), LATENT_DIFFUSION.views
@@ -79,25 +79,13 @@ def try_cycle(
 ) -> Trial:
     """The same checks, and two steps on a few scans, of which nothing is left."""
     torch_device = pick_device(device)
-    bundle, models = _checked(source, torch_device, config, cycle)
+    check_cycle(cycle)
+    bundle, models = models_to_train_on(source, torch_device, config.batch_size)
     train, _ = read_splits(manifest, bundle.schema, bundle.preprocess.grid)
     check_cohort(manifest, bundle.schema, train, config.batch_size)
     data = trial_data(train.spaced(1, TRIED), models.autoencoder, torch_device, config.seed)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     return try_steps("cycle", _task(models, data, torch_device, config, how, cycle), config)
-
-
-def _checked(
-    source: Path, device: torch.device, config: FitConfig, cycle: Cycle
-) -> tuple[Bundle, Models]:
-    check_cycle(cycle)
-    check_batch(config.batch_size)
-    join(device)
-    bundle = read_bundle(source)
-    models = load_models(bundle, device)
-    if models.unet.config.context_dim is None:
-        raise without_conditions(bundle)
-    return bundle, models
 
 
 def _task(

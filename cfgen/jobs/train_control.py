@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, half, net_config, write_part
 from cfgen.config import FitConfig
 from cfgen.device import pick_device
 from cfgen.edit.control import BESIDE
-from cfgen.edit.latent import Models, load_models, without_conditions
+from cfgen.edit.latent import Models
 from cfgen.errors import UsageError
-from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of
+from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of, models_to_train_on
 from cfgen.processes import leads
 from cfgen.train.cohort import read_splits
 from cfgen.train.control import CONTROL, ControlConfig, ControlTask
@@ -23,7 +23,6 @@ from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latents import LatentData, latent_data, trial_data
 from cfgen.train.masks import require_labels, with_masks
 from cfgen.train.record import runs_folder, trained_on
-from cfgen.train.together import check_batch, join
 from cfgen.train.trial import Trial, try_steps
 
 # Scans that a trial does.
@@ -47,7 +46,8 @@ def train_control(
     ManifestError or ImageError before anything is trained.
     """
     torch_device, runs = pick_device(device), runs_folder(out, f"controlnet-{control.kind}")
-    bundle, models = _checked(source, torch_device, config, control)
+    check_control(control)
+    bundle, models = models_to_train_on(source, torch_device, config.batch_size)
     grid = bundle.preprocess.grid
     train, val = read_splits(manifest, bundle.schema, grid, folder=runs)
     val = val.spaced(1, HELD_OUT)
@@ -76,7 +76,8 @@ def try_control(
 ) -> Trial:
     """The same checks, and two steps on a few scans, of which nothing is left."""
     torch_device = pick_device(device)
-    bundle, models = _checked(source, torch_device, config, control)
+    check_control(control)
+    bundle, models = models_to_train_on(source, torch_device, config.batch_size)
     grid = bundle.preprocess.grid
     train, val = read_splits(manifest, bundle.schema, grid)
     require_labels(manifest, [train, val])
@@ -94,18 +95,10 @@ def control_description(task: ControlTask, bundle: Bundle) -> dict[str, Any]:
     return net_config(task.net.config) | asdict(task.control) | {"beside": beside}
 
 
-def _checked(
-    source: Path, device: torch.device, config: FitConfig, control: ControlConfig
-) -> tuple[Bundle, Models]:
+def check_control(control: ControlConfig) -> None:
+    """Raises UsageError for a number that means nothing."""
     if control.contrastive < 0:
         raise UsageError("--contrastive", f"{control.contrastive:g}", "0 or more")
-    check_batch(config.batch_size)
-    join(device)
-    bundle = read_bundle(source)
-    models = load_models(bundle, device)
-    if models.unet.config.context_dim is None:
-        raise without_conditions(bundle)
-    return bundle, models
 
 
 def _task(

@@ -33,7 +33,7 @@ from cfgen.config import (
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
 from cfgen.diffusion.schedule import ScheduleConfig
-from cfgen.edit.latent import load_autoencoder
+from cfgen.edit.latent import Models, load_autoencoder, load_models, without_conditions
 from cfgen.errors import BundleError
 from cfgen.nets.causal_autoencoder import AnyAutoencoder
 from cfgen.nets.condition import token_width
@@ -181,6 +181,20 @@ def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusio
         loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
         drop_conditions=known.get("drop_conditions", LATENT_DIFFUSION.drop_conditions),
     )
+
+
+def models_to_train_on(
+    source: Path, device: torch.device, batch_size: int
+) -> tuple[Bundle, Models]:
+    """A bundle and its networks, to train on in one process or several. Raises UsageError for a
+    batch that they can't share, and BundleError for a diffusion model that takes no conditions."""
+    check_batch(batch_size)
+    join(device)
+    bundle = read_bundle(source)
+    models = load_models(bundle, device)
+    if models.unet.config.context_dim is None:
+        raise without_conditions(bundle)
+    return bundle, models
 
 
 def _first_net(init: Bundle, data: LatentData, device: torch.device) -> UNet:

@@ -127,19 +127,23 @@ def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 
 def _on_native(index: np.ndarray, native: Grid, movement: Movement) -> tuple[np.ndarray, ...]:
     """Displacement (N, 3) in native voxels, and the maps (N,), at native voxels (N, 3)."""
+    at = _points(index, native, movement.grid)
     maps = torch.stack([movement.added, movement.purified, movement.fluid])
-    values = at_voxels(maps, movement.grid, index, native)
-    offset = torch.from_numpy(at_voxels(movement.displacement, movement.grid, index, native))
     to_voxels = torch.from_numpy(np.linalg.inv(native.affine[:3, :3])).float()
-    return (to_voxels @ offset).numpy().T, *values
+    offset = to_voxels @ sample(movement.displacement, at, "zeros")
+    return offset.numpy().T, *sample(maps, at, "zeros").numpy()
 
 
 def at_voxels(maps: Tensor, grid: Grid, index: np.ndarray, native: Grid) -> np.ndarray:
     """Values (C, N) of `maps` (C, D, H, W) on `grid` at voxels (N, 3) of another grid, trilinear;
     0 outside."""
+    return np.asarray(sample(maps, _points(index, native, grid), "zeros").numpy())
+
+
+def _points(index: np.ndarray, native: Grid, grid: Grid) -> Tensor:
+    """Voxels (N, 3) of a native grid in voxels of another."""
     to_grid = torch.from_numpy(np.linalg.inv(grid.affine) @ native.affine).float()
-    at = torch.from_numpy(index).float() @ to_grid[:3, :3].T + to_grid[:3, 3]
-    return np.asarray(sample(maps, at, "zeros").numpy())
+    return torch.from_numpy(index).float() @ to_grid[:3, :3].T + to_grid[:3, 3]
 
 
 def noise_sd(scan: Volume, mask: np.ndarray, white: Tensor, grid: Grid) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ from cycle_ar_nets import Tokeniser, Transformer
 from cycle_brains import (
     Brains,
     Model,
+    add_fit_options,
     brains_of,
     describe,
     draw,
+    fit_of,
     inside,
     load_average,
     make_direct,
@@ -215,13 +217,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="vqvae-ar")
     parser.add_argument("--time", action="store_true", help="Say what a step takes, no more.")
-    parser.add_argument("--steps", type=int, default=FIT.steps)
-    parser.add_argument("--rate", type=float, default=FIT.learning_rate)
-    parser.add_argument("--batch", type=int, default=FIT.batch_size)
-    parser.add_argument("--ema", type=float, default=FIT.ema_decay)
-    parser.add_argument("--report-every", type=int, default=500)
-    parser.add_argument("--train", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    add_fit_options(parser, FIT)
     parser.add_argument("--n", type=int, default=40, help="New brains.")
     parser.add_argument("--temperature", type=float, default=1.0)
     options = parser.parse_args()
@@ -231,15 +227,7 @@ def main() -> None:
     if options.stage == "make":
         make(out, name, options.n, options.temperature)
         return
-    config = replace(
-        FIT,
-        steps=options.steps,
-        learning_rate=options.rate,
-        batch_size=options.batch,
-        ema_decay=options.ema,
-        report_every=options.report_every,
-        seed=options.seed,
-    )
+    config = fit_of(options, FIT)
     model = describe(out, name, Ar(), options.train)
     ar = settings_of(model)
     brains = brains_of(read_people(out), model.schema, model.numbers)

@@ -8,9 +8,10 @@ spread for all voxels.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cycle_people import People, read_people
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from cfgen.config import FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
 from cfgen.data.volume import write_atomically
 from cfgen.errors import UsageError
@@ -92,6 +94,29 @@ def brains_of(people: People, schema: Schema, numbers: Sequence[int]) -> Brains:
         conditions_of(people, schema, others),
         centre,
         older,
+    )
+
+
+def add_fit_options(parser: argparse.ArgumentParser, fit: FitConfig) -> None:
+    """The options of a training, `fit` without them."""
+    parser.add_argument("--steps", type=int, default=fit.steps)
+    parser.add_argument("--rate", type=float, default=fit.learning_rate)
+    parser.add_argument("--batch", type=int, default=fit.batch_size)
+    parser.add_argument("--ema", type=float, default=fit.ema_decay)
+    parser.add_argument("--report-every", type=int, default=500)
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def fit_of(options: argparse.Namespace, fit: FitConfig) -> FitConfig:
+    return replace(
+        fit,
+        steps=options.steps,
+        learning_rate=options.rate,
+        batch_size=options.batch,
+        ema_decay=options.ema,
+        report_every=options.report_every,
+        seed=options.seed,
     )
 
 

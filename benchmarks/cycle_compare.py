@@ -21,24 +21,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cycle_brains import DELTAS, other_ages, spaced
+from cycle_brains import DELTAS
 from cycle_latents import latents_of
 from cycle_people import People, levelled, read_people
-from cycle_table import generated
+from cycle_table import changed, new_brains
 from matplotlib.image import imsave
 from torch import Tensor
 
 from cfgen.bundle import read_bundle
 from cfgen.config import DEFAULT_GRID, SEED, Edit
 from cfgen.data.conditions import Schema, parse_interventions
-from cfgen.edit.latent import Models, edit_latent, load_models
+from cfgen.edit.latent import Models, load_models
 from cfgen.errors import CfgenError
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
 from cfgen.metrics.msssim import COMPARABLE, choose_pairs, ms_ssim_pairs
 from cfgen.metrics.statistics import Estimate, mean_over_people, ratio_over_people
 from cfgen.metrics.truth import image_truth
-from cfgen.nets.condition import Condition
 from cfgen.sim import cohort
 from cfgen.sim.graph import PLAIN, graph
 from cfgen.sim.reference import reference
@@ -90,13 +89,8 @@ def changed_by(
 ) -> Changed:
     """People at other ages by a diffusion model, of their `latents` (C, d, h, w)."""
     for number, z0 in latents.items():
-        values = people.values(number)
-        ages = [values["age"], *other_ages(schema, values["age"])]
-        vectors = [schema.encode(values | {"age": age}) for age in ages]
-        c = [Condition(torch.from_numpy(v)[None]) for v in vectors]
-        made = edit_latent(models, z0[None], c[0], c[1:], edit)
-        images = [models.decode(z)[0, 0] for z in (made.reconstruction, *made.counterfactuals)]
-        yield number, [round(age - ages[0]) for age in ages[1:]], torch.stack(images)
+        ages, images = changed(models, schema, z0, people.values(number), edit)
+        yield number, [round(age - ages[0]) for age in ages[1:]], images
 
 
 def changed_in(folder: Path) -> Changed:
@@ -108,9 +102,9 @@ def changed_in(folder: Path) -> Changed:
         yield number, deltas[1:], torch.from_numpy(made["images"][own]).float()
 
 
-def edits(people: People, judges: Judges, true: Truths, changed: Changed) -> Iterator[Line]:
+def edits(people: People, judges: Judges, true: Truths, edited: Changed) -> Iterator[Line]:
     """A line for each edit whose truth is known."""
-    for number, deltas, images in changed:
+    for number, deltas, images in edited:
         values, guess = people.values(number), judges.judge(images)
         scan = torch.from_numpy(people.images[number].astype(np.float32))
         brain = (scan > 0).numpy()
@@ -138,18 +132,12 @@ def edits(people: People, judges: Judges, true: Truths, changed: Changed) -> Ite
             }
 
 
-def new_by(models: Models, schema: Schema, n: int, steps: int, guidance: float) -> New:
-    c, ages, female = spaced(schema, n)
-    latents = generated(models, c, steps, guidance, 0)
-    return torch.cat([models.decode(z[None])[:, 0] for z in latents]), ages, female
-
-
 def new_in(folder: Path) -> New:
     made = np.load(folder / "direct.npz")
     return torch.from_numpy(made["images"]).float(), made["age"], made["female"]
 
 
-def new_brains(judges: Judges, new: New) -> list[Line]:
+def new_lines(judges: Judges, new: New) -> list[Line]:
     """A line for each brain of nobody."""
     images, ages, female = new
     guess = judges.judge(images)
@@ -200,17 +188,17 @@ def make(
         if (folder / f"{name}-sets.csv").exists():
             continue
         if (out / name / "direct.npz").exists():
-            new, changed = new_in(out / name), iter(())
+            new, edited = new_in(out / name), iter(())
             if (out / name / "changed.npz").exists():
-                changed = changed_in(out / name)
+                edited = changed_in(out / name)
         else:
             bundle = read_bundle(out / name)
             models = load_models(bundle, CPU)
-            new = new_by(models, bundle.schema, n, steps, edit.guidance)
-            changed = changed_by(models, bundle.schema, people, own, edit)
-        keep(folder / f"{name}-new.csv", new_brains(judges, new))
+            new = new_brains(models, bundle.schema, n, steps, edit.guidance)
+            edited = changed_by(models, bundle.schema, people, own, edit)
+        keep(folder / f"{name}-new.csv", new_lines(judges, new))
         draw(folder / f"{name}.png", new[0])
-        found = list(edits(people, judges, true, changed))
+        found = list(edits(people, judges, true, edited))
         keep(folder / f"{name}-edits.csv", found)
         keep(folder / f"{name}-sets.csv", [set_figures(judges, real, new[0])])
         print(f"{name}: {len(new[0])} brains, {len(found)} edits", flush=True)
@@ -259,7 +247,7 @@ def mean(lines: list[dict[str, str]], values: np.ndarray) -> str:
 
 def print_table(folder: Path, names: list[str], control: str) -> None:
     for name in [control, *names]:
-        new, changed = read_lines(folder, name, "new"), read_lines(folder, name, "edits")
+        new, edited = read_lines(folder, name, "new"), read_lines(folder, name, "edits")
         sets = read_lines(folder, name, "sets")
         ages, read = column(new, "age"), column(new, "read")
         print(
@@ -268,20 +256,20 @@ def print_table(folder: Path, names: list[str], control: str) -> None:
             f"{mean(new, right_sex(new))}; "
             + ", ".join(f"{k} {column(sets, k).mean():.3f}" for k in sets[0])
         )
-        if not changed:
+        if not edited:
             continue
-        who = [line["subject"] for line in changed]
-        deltas, change = column(changed, "delta"), column(changed, "change")
+        who = [line["subject"] for line in edited]
+        deltas, change = column(edited, "delta"), column(edited, "change")
         print(
-            f"{name}, counterfactuals: age error {mean(changed, error_of(changed))}, slope of the "
+            f"{name}, counterfactuals: age error {mean(edited, error_of(edited))}, slope of the "
             f"change {words(ratio_over_people(deltas * change, deltas**2, who))}, sex kept "
-            f"{mean(changed, right_sex(changed))}; "
+            f"{mean(edited, right_sex(edited))}; "
             + ", ".join(
-                f"{k} {mean(changed, column(changed, k))}"
+                f"{k} {mean(edited, column(edited, k))}"
                 for k in ("skill", "skill with residual", "slope of change", "leakage")
             )
         )
-        errors = error_of(changed)
+        errors = error_of(edited)
         groups = [
             f"{d:+d}: {errors[deltas == d].mean():.1f}" for d in DELTAS if (deltas == d).any()
         ]

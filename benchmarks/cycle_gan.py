@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from cycle_brains import (
     Brains,
+    add_fit_options,
     brains_of,
     describe,
     draw,
     few_brains,
+    fit_of,
     inside,
     load_average,
     make_changed,
@@ -282,13 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--kind", choices=tuple(TASKS), default="alpha-gan")
-    parser.add_argument("--steps", type=int, default=FIT.steps)
-    parser.add_argument("--rate", type=float, default=FIT.learning_rate)
-    parser.add_argument("--batch", type=int, default=FIT.batch_size)
-    parser.add_argument("--ema", type=float, default=FIT.ema_decay)
-    parser.add_argument("--report-every", type=int, default=500)
-    parser.add_argument("--train", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    add_fit_options(parser, FIT)
     parser.add_argument("--critic-hears", action="store_true")
     for term in ("l1", "codes", "anchor", "similarity", "kl", "adversarial", "penalty"):
         parser.add_argument(f"--{term}", type=float, default=getattr(Gan, term))
@@ -312,15 +308,7 @@ def main() -> None:
         adversarial=options.adversarial,
         penalty=options.penalty,
     )
-    config = replace(
-        FIT,
-        steps=options.steps,
-        learning_rate=options.rate,
-        batch_size=options.batch,
-        ema_decay=options.ema,
-        report_every=options.report_every,
-        seed=options.seed,
-    )
+    config = fit_of(options, FIT)
     if options.stage == "time":
         brains = few_brains(options.out)
         say_cost(try_steps(options.name, TASKS[gan.kind](brains, config, gan), config, 3))

@@ -179,29 +179,42 @@ def counterfactuals(
     """How far the read age moves, against how far it was asked to, beside the reconstruction's."""
     person, asked, delta, read = [], [], [], []
     for number, (z0, values) in enumerate(people):
-        ages = [values["age"], *other_ages(schema, values["age"])]
-
-        def condition(a: float, known: dict[str, Any] = values) -> Condition:
-            return Condition(torch.from_numpy(schema.encode(known | {"age": a}))[None])
-
-        own, *others = map(condition, ages)
-        made = edit_latent(models, z0[None], own, others, edit)
-        images = [models.decode(z)[:, 0] for z in (made.reconstruction, *made.counterfactuals)]
-        read += list(judges.judge(torch.cat(images))["age"])
+        ages, images = changed(models, schema, z0, values, edit)
+        read += list(judges.judge(images)["age"])
         person += [number] * len(ages)
         asked += ages
         delta += [a - ages[0] for a in ages]
     return changed_lines(*map(np.array, (person, asked, delta, read)))
 
 
+def changed(
+    models: Models, schema: Schema, z0: Tensor, values: dict[str, Any], edit: Edit
+) -> tuple[list[float], Tensor]:
+    """A person of latent `z0` (C, d, h, w) at other ages: the ages, their own first, and images
+    (1 + J, D, H, W), the first as the model gives the scan back."""
+    ages = [values["age"], *other_ages(schema, values["age"])]
+    vectors = [schema.encode(values | {"age": age}) for age in ages]
+    own, *others = [Condition(torch.from_numpy(v)[None]) for v in vectors]
+    made = edit_latent(models, z0[None], own, others, edit)
+    images = [models.decode(z)[:, 0] for z in (made.reconstruction, *made.counterfactuals)]
+    return ages, torch.cat(images)
+
+
 def direct(
     models: Models, schema: Schema, judges: Judges, n: int, steps: int, guidance: float
 ) -> dict:
     """The age and sex that are read in `n` brains of nobody."""
+    images, ages, female = new_brains(models, schema, n, steps, guidance)
+    return direct_line(ages, female, judges.judge(images))
+
+
+def new_brains(
+    models: Models, schema: Schema, n: int, steps: int, guidance: float
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Images (n, D, H, W) of nobody, the ages that were asked for, and who is female."""
     c, ages, female = spaced(schema, n)
-    new = generated(models, c, steps, guidance, 0)
-    guess = judges.judge(torch.cat([models.decode(z[None])[:, 0] for z in new]))
-    return direct_line(ages, female, guess)
+    latents = generated(models, c, steps, guidance, 0)
+    return torch.cat([models.decode(z[None])[:, 0] for z in latents]), ages, female
 
 
 def direct_line(ages: np.ndarray, female: np.ndarray, guess: dict[str, np.ndarray]) -> dict:

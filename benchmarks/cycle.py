@@ -3,17 +3,19 @@
     python benchmarks/cycle_people.py --out build/cycle            # twenty minutes a thousand
     python benchmarks/cycle_autoencoder.py --out build/cycle --steps 0
     python benchmarks/cycle_latents.py --out build/cycle
-    python benchmarks/cycle_table.py judge --out build/cycle
+    python benchmarks/cycle_judge.py --out build/cycle
     python benchmarks/cycle.py pairs --out build/cycle --steps 400 --channels 32 64 --ema 0.98
     python benchmarks/cycle.py ldm --out build/cycle --name plain --steps 20000
     python benchmarks/cycle.py more --out build/cycle --name more --source plain --steps 2000
     python benchmarks/cycle.py cycle --out build/cycle --name cycle --source plain --steps 2000
-    python benchmarks/cycle_table.py table --out build/cycle --names plain more cycle
+    python benchmarks/cycle_mean.py --out build/cycle
+    python benchmarks/cycle_compare.py make --out build/cycle --names real copy ridge more cycle
+    python benchmarks/cycle_compare.py table --out build/cycle --control more --names ridge cycle
 
 `pairs` compares settings on a small network. `ldm` trains a model whose latent mean has no
 conditions, unless --latent-mean; `more` goes on with plain steps, `cycle` with steps of the cycle,
-as many at the same rate. Every stage goes on where it was interrupted. cycle_gan.py and cycle_ar.py
-are what CDM compares with.
+as many at the same rate (--mean conditional: on what a latent mean leaves over). Every stage goes
+on where it was interrupted. cycle_gan.py and cycle_ar.py are what CDM compares with.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from cycle_autoencoder import rows_of
 from cycle_latents import AUTOENCODER, conditions_of, latents_of
 from cycle_people import read_people
 
-from cfgen.bundle import copy_bundle, half, read_bundle, write_part
+from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
@@ -99,24 +101,37 @@ def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfi
 
 
 def go_on(
-    out: Path, name: str, config: FitConfig, source: str, cycle: Cycle | None, n: int
+    source: Bundle,
+    path: Path,
+    runs: Path,
+    config: FitConfig,
+    data: LatentData,
+    cycle: Cycle | None,
+    *,
+    new_mean: bool | None,
 ) -> None:
-    """A bundle OUT/NAME: the UNet of `source` trained on, by plain steps or by the cycle's."""
-    bundle = read_bundle(out / source)
-    models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
-    data, reader = data_of(out, bundle.schema, n)
-    mean, net = models.latent_mean, models.unet.train()
+    """A bundle at `path`: the UNet of `source` trained on, by plain steps or by the cycle's; with
+    `new_mean` on what the mean of these latents leaves over, a mean of the conditions or not."""
+    models, how = load_models(source, CPU), diffusion_of(source, LATENT_DIFFUSION)
+    reader, mean, net = age_reader(source.schema, data), models.latent_mean, models.unet.train()
+    if new_mean is not None:
+        mean = mean_of(data, source.schema, replace(how, latent_mean=new_mean, latent_scale="all"))
     task = (
         LatentDiffusionTask(data, mean, CPU, config, how, reader, net)
         if cycle is None
         else CycleTask(net, data, mean, CPU, config, how, cycle, reader)
     )
-    trained = fit(task, config, out / "runs" / name)
-    copied = copy_bundle(bundle, out / name)
-    about = bundle.part("unet").config | {"cycle": None if cycle is None else asdict(cycle)}
-    write_part(copied, "unet", half(trained), about, bundle.part("unet").trained)
+    trained = fit(task, config, runs)
+    copied = copy_bundle(source, path)
+    if new_mean is not None:
+        conditional = {"conditional": new_mean}
+        copied = write_part(copied, "latent_mean", mean.tensors(), conditional, {})
+    about = source.part("unet").config | {"cycle": None if cycle is None else asdict(cycle)}
+    write_part(copied, "unet", half(trained), about, source.part("unet").trained)
 
 
+# What a training goes on from: the source's mean, or one of its own.
+MEANS = {"kept": None, "plain": False, "conditional": True}
 # It divides by the signal: less of a shift leaves some.
 EPS = schedule_for("eps")
 # Settings that are compared on a small network: name -> changes of the first.
@@ -165,6 +180,7 @@ def main() -> None:
     parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
     parser.add_argument("--no-positions", action="store_true")
     parser.add_argument("--latent-mean", action="store_true")
+    parser.add_argument("--mean", choices=tuple(MEANS), default="kept", help="Of more and cycle.")
     parser.add_argument("--latent-scale", choices=("channel", "all"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
@@ -204,7 +220,10 @@ def main() -> None:
     elif options.stage in ("more", "cycle"):
         cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
         chosen = cycle if options.stage == "cycle" else None
-        go_on(out, options.name, config, options.source, chosen, options.train)
+        source, runs = read_bundle(out / options.source), out / "runs" / options.name
+        data, _ = data_of(out, source.schema, options.train)
+        to, new_mean = out / options.name, MEANS[options.mean]
+        go_on(source, to, runs, config, data, chosen, new_mean=new_mean)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/cycle_ar.py tokens --out build/cycle --name vqvae-ar --steps 5000
     python benchmarks/cycle_ar.py train --out build/cycle --name vqvae-ar --steps 15000
     python benchmarks/cycle_ar.py make --out build/cycle --name vqvae-ar
-    python benchmarks/cycle_table.py table --out build/cycle --made vqvae-ar
+    python benchmarks/cycle_compare.py make --out build/cycle --names vqvae-ar
 
 `tokens` trains a VQVAE on images and writes the tokens of all people, `train` a transformer on
 them, conditioned on age and sex; both go on where they were interrupted. `make` writes new brains.

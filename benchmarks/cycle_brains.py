@@ -1,5 +1,5 @@
 """What the baselines of benchmarks/cycle.py share: the people they learn from, and the brains they
-make, as files that cycle_table.py judges.
+make, as files that cycle_compare.py judges.
 
 The people, their splits and their conditions are those of the diffusion model. Its latents are
 standardised by a mean and a spread; here images are, by the mean image of the train people and one

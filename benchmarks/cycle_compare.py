@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from cycle_brains import DELTAS
 from cycle_latents import latents_of
+from cycle_made import changed, new_brains
 from cycle_people import People, levelled, read_people
-from cycle_table import changed, new_brains
 from matplotlib.image import imsave
 from torch import Tensor
 
@@ -47,6 +47,7 @@ CPU = torch.device("cpu")
 # SD of the simulator's noise in levelled brightness; what changes by less did not change.
 NOISE = 0.02
 PAIRS = 150
+TRUTH = ("skill", "skill with residual", "slope of change", "leakage")
 Line = dict[str, float | str]
 # By person and years, (D, H, W).
 Truths = dict[tuple[int, int], Tensor]
@@ -94,7 +95,9 @@ def changed_by(
 
 
 def changed_in(folder: Path) -> Changed:
-    """Those that a baseline made before."""
+    """Those that a baseline made before, if it makes any."""
+    if not (folder / "changed.npz").exists():
+        return
     made = np.load(folder / "changed.npz")
     for number in dict.fromkeys(made["person"].tolist()):
         own = made["person"] == number
@@ -102,21 +105,14 @@ def changed_in(folder: Path) -> Changed:
         yield number, deltas[1:], torch.from_numpy(made["images"][own]).float()
 
 
-def edits(people: People, judges: Judges, true: Truths, edited: Changed) -> Iterator[Line]:
-    """A line for each edit whose truth is known."""
+def edits(people: People, judges: Judges, true: Truths | None, edited: Changed) -> Iterator[Line]:
+    """A line for each edit; where truth is known, for each whose truth is."""
     for number, deltas, images in edited:
         values, guess = people.values(number), judges.judge(images)
         scan = torch.from_numpy(people.images[number].astype(np.float32))
-        brain = (scan > 0).numpy()
         for k, delta in enumerate(deltas, 1):
-            if (number, delta) not in true:
+            if true is not None and (number, delta) not in true:
                 continue
-            image = true[number, delta].numpy()
-            written = scan + images[k] - images[0]
-            plain, kept = (
-                image_truth(scan.numpy(), x.numpy(), image, brain, NOISE)
-                for x in (images[k], written)
-            )
             yield {
                 "subject": str(number),
                 "delta": delta,
@@ -125,14 +121,25 @@ def edits(people: People, judges: Judges, true: Truths, edited: Changed) -> Iter
                 "change": float(guess["age"][k] - guess["age"][0]),
                 "female": float(values["sex"] == "F"),
                 "read female": float(guess["sex"][k]),
-                "skill": plain.skill,
-                "skill with residual": kept.skill,
-                "slope of change": kept.slope,
-                "leakage": kept.leakage,
-            }
+            } | ({} if true is None else against(scan, images[[0, k]], true[number, delta]))
 
 
-def new_in(folder: Path) -> New:
+def against(scan: Tensor, made: Tensor, truth: Tensor) -> Line:
+    """How a scan (D, H, W) that is changed compares with the truth; `made` (2, D, H, W) as a model
+    gives it back, and changed."""
+    brain, written = (scan > 0).numpy(), scan + made[1] - made[0]
+    plain, kept = (
+        image_truth(scan.numpy(), x.numpy(), truth.numpy(), brain, NOISE)
+        for x in (made[1], written)
+    )
+    values = plain.skill, kept.skill, kept.slope, kept.leakage
+    return dict(zip(TRUTH, values, strict=True))
+
+
+def new_in(folder: Path) -> New | None:
+    """Brains of nobody that a baseline made before, if it makes any."""
+    if not (folder / "direct.npz").exists():
+        return None
     made = np.load(folder / "direct.npz")
     return torch.from_numpy(made["images"]).float(), made["age"], made["female"]
 
@@ -180,28 +187,31 @@ def make(
     people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
     latents, numbers = latents_of(out, split)
     own = {k: z.float() for k, z in zip(numbers[:people_n], latents[:, 0], strict=False)}
-    true = dict(truths(out, people, list(own)))
+    # Of real people nobody knows it.
+    simulated = "tiv" in people.table[0]
+    true = dict(truths(out, people, list(own))) if simulated else None
     real = torch.from_numpy(people.images[people.rows(split)[:n]]).float()
     folder = folder_of(out, edit.guidance)
     folder.mkdir(exist_ok=True)
     for name in names:
         if (folder / f"{name}-sets.csv").exists():
             continue
-        if (out / name / "direct.npz").exists():
-            new, edited = new_in(out / name), iter(())
-            if (out / name / "changed.npz").exists():
-                edited = changed_in(out / name)
-        else:
+        if (out / name / "unet.safetensors").exists():
             bundle = read_bundle(out / name)
             models = load_models(bundle, CPU)
             new = new_brains(models, bundle.schema, n, steps, edit.guidance)
             edited = changed_by(models, bundle.schema, people, own, edit)
-        keep(folder / f"{name}-new.csv", new_lines(judges, new))
-        draw(folder / f"{name}.png", new[0])
+        else:
+            new, edited = new_in(out / name), changed_in(out / name)
+        lines, sets = [], []
+        if new is not None:
+            lines, sets = new_lines(judges, new), [set_figures(judges, real, new[0])]
+            draw(folder / f"{name}.png", new[0])
+        keep(folder / f"{name}-new.csv", lines)
         found = list(edits(people, judges, true, edited))
         keep(folder / f"{name}-edits.csv", found)
-        keep(folder / f"{name}-sets.csv", [set_figures(judges, real, new[0])])
-        print(f"{name}: {len(new[0])} brains, {len(found)} edits", flush=True)
+        keep(folder / f"{name}-sets.csv", sets)
+        print(f"{name}: {len(lines)} brains, {len(found)} edits", flush=True)
 
 
 def keep(path: Path, lines: list[Line]) -> None:
@@ -245,38 +255,45 @@ def mean(lines: list[dict[str, str]], values: np.ndarray) -> str:
     return words(mean_over_people(values, [line["subject"] for line in lines]))
 
 
+def print_new(folder: Path, name: str) -> None:
+    new, sets = read_lines(folder, name, "new"), read_lines(folder, name, "sets")
+    if not new:
+        return
+    ages, read = column(new, "age"), column(new, "read")
+    print(
+        f"{name}, new brains: age error {mean(new, error_of(new))}, slope "
+        f"{np.polyfit(ages, read, 1)[0]:.2f}, r {np.corrcoef(ages, read)[0, 1]:.2f}, sex right "
+        f"{mean(new, right_sex(new))}; "
+        + ", ".join(f"{k} {column(sets, k).mean():.3f}" for k in sets[0])
+    )
+
+
+def print_edits(folder: Path, name: str) -> None:
+    edited = read_lines(folder, name, "edits")
+    if not edited:
+        return
+    who = [line["subject"] for line in edited]
+    deltas, change = column(edited, "delta"), column(edited, "change")
+    print(
+        f"{name}, counterfactuals: age error {mean(edited, error_of(edited))}, slope of the "
+        f"change {words(ratio_over_people(deltas * change, deltas**2, who))}, sex kept "
+        f"{mean(edited, right_sex(edited))}; "
+        + ", ".join(f"{k} {mean(edited, column(edited, k))}" for k in TRUTH if k in edited[0])
+    )
+    errors = error_of(edited)
+    groups = [f"{d:+d}: {errors[deltas == d].mean():.1f}" for d in DELTAS if (deltas == d).any()]
+    print(f"{name}, age error by delta: " + ", ".join(groups))
+
+
 def print_table(folder: Path, names: list[str], control: str) -> None:
     for name in [control, *names]:
-        new, edited = read_lines(folder, name, "new"), read_lines(folder, name, "edits")
-        sets = read_lines(folder, name, "sets")
-        ages, read = column(new, "age"), column(new, "read")
-        print(
-            f"{name}, new brains: age error {mean(new, error_of(new))}, slope "
-            f"{np.polyfit(ages, read, 1)[0]:.2f}, r {np.corrcoef(ages, read)[0, 1]:.2f}, sex right "
-            f"{mean(new, right_sex(new))}; "
-            + ", ".join(f"{k} {column(sets, k).mean():.3f}" for k in sets[0])
-        )
-        if not edited:
-            continue
-        who = [line["subject"] for line in edited]
-        deltas, change = column(edited, "delta"), column(edited, "change")
-        print(
-            f"{name}, counterfactuals: age error {mean(edited, error_of(edited))}, slope of the "
-            f"change {words(ratio_over_people(deltas * change, deltas**2, who))}, sex kept "
-            f"{mean(edited, right_sex(edited))}; "
-            + ", ".join(
-                f"{k} {mean(edited, column(edited, k))}"
-                for k in ("skill", "skill with residual", "slope of change", "leakage")
-            )
-        )
-        errors = error_of(edited)
-        groups = [
-            f"{d:+d}: {errors[deltas == d].mean():.1f}" for d in DELTAS if (deltas == d).any()
-        ]
-        print(f"{name}, age error by delta: " + ", ".join(groups))
+        print_new(folder, name)
+        print_edits(folder, name)
     for name in names:
         for kind, what in (("new", "new brains"), ("edits", "counterfactuals")):
             ours, theirs = read_lines(folder, name, kind), read_lines(folder, control, kind)
+            if not (ours and theirs):
+                continue
             for measure, of in (("age error", error_of), ("sex right", right_sex)):
                 difference = of(ours) - of(theirs)
                 print(f"{name} less {control}, {what}: {measure} {mean(ours, difference)}")

@@ -3,7 +3,7 @@
     python benchmarks/cycle_gan.py train --out build/cycle --name vae-gan --kind vae-gan
     python benchmarks/cycle_gan.py train --out build/cycle --name alpha-gan --kind alpha-gan
     python benchmarks/cycle_gan.py make --out build/cycle --name alpha-gan
-    python benchmarks/cycle_table.py table --out build/cycle --made vae-gan alpha-gan
+    python benchmarks/cycle_compare.py make --out build/cycle --names vae-gan alpha-gan
 
 `train` goes on where it was interrupted; `time`, in its place, says what a step takes and how many
 a core does in an hour. `make` writes new brains and counterfactuals of test people with the last

@@ -23,7 +23,6 @@ import cycle_ar
 import cycle_brains
 import cycle_compare
 import cycle_gan
-import cycle_table
 from cycle_ar_nets import Tokeniser, Transformer
 from cycle_gan_nets import gradient_penalty
 
@@ -226,32 +225,34 @@ def test_from_people_to_the_table(tmp_path, monkeypatch):
             number = np.arange(len(images))
             return {"age": 50 * middle + number, "sex": number % 2}
 
-    monkeypatch.setattr(cycle_table, "load_judge", lambda *_: Reader())
-    monkeypatch.setattr(cycle_table, "read_bundle", lambda path: path)
-    direct, change, age = cycle_table.made_table(folder, ["gan"])
-    assert (direct["n"], direct["sex"], age["n"]) == (6, 1.0, 3)
-    with np.load(folder / "gan" / "changed.npz") as made:
-        images, delta = made["images"], made["delta"]
-        assert set(np.round(delta)) <= {0, -30, -10, 10, 30}
-        assert (delta == 0).sum() == 3
-        ages, known = made["age"], cycle_brains.read_people(folder)
-        own = [float(known.table[n]["age"]) for n in made["person"][delta == 0]]
-        assert ages[delta == 0] == pytest.approx(own)
-    assert images.shape == (len(delta), *SHAPE)
-    moved = delta != 0
-    line = cycle_table.changed_lines(made_person := np.arange(4) // 2, *_example(), READ)[0]
-    assert made_person.tolist() == [0, 0, 1, 1]
-    assert (line["slope"], line["mae"]) == pytest.approx((0.5, 5.0))
-    assert moved.any()
-    assert np.isfinite(change["slope"])
+    images, _, female = cycle_compare.new_in(folder / "gan")
+    lines = cycle_compare.new_lines(Reader(), (images, np.zeros(6), female))
+    assert [line["read"] for line in lines] == pytest.approx(
+        [50 * float(x[8, 8, 8]) + k for k, x in enumerate(images)]
+    )
+    assert all(line["female"] == line["read female"] for line in lines)
+    known = cycle_brains.read_people(folder)
+    edited = list(
+        cycle_compare.edits(known, Reader(), None, cycle_compare.changed_in(folder / "gan"))
+    )
+    assert len({line["subject"] for line in edited}) == 3
+    assert {line["delta"] for line in edited} <= {-30, -10, 10, 30}
+    for line in edited:
+        own = float(known.table[int(line["subject"])]["age"])
+        assert line["age"] == pytest.approx(own + line["delta"])
+    assert list(cycle_compare.changed_in(tmp_path)) == []
+    assert cycle_compare.new_in(tmp_path) is None
 
 
-READ = np.array([40.0, 45.0, 50.0, 45.0])
-
-
-def _example():
-    """Ages and deltas of two people, each given back and taken ten years on or back."""
-    return np.array([40.0, 50.0, 50.0, 40.0]), np.array([0.0, 10.0, 0.0, -10.0])
+def test_a_truth_that_is_met_has_a_skill_of_one():
+    draw = torch.Generator().manual_seed(0)
+    scan, truth = torch.rand(2, *SHAPE, generator=draw) + 0.1
+    met = cycle_compare.against(scan, torch.stack([scan, truth]), truth)
+    assert met["skill"] == pytest.approx(1)
+    # As far off as it is given back, the residual of the scan brings it right again.
+    off = cycle_compare.against(scan, torch.stack([scan, truth]) + 0.5, truth)
+    assert off["skill"] < 0
+    assert off["skill with residual"] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_difference_to_the_control_is_that_of_the_same_people(tmp_path, capsys):
@@ -267,9 +268,15 @@ def test_a_difference_to_the_control_is_that_of_the_same_people(tmp_path, capsys
         edits = [line | more | measured for line in new]
         cycle_compare.keep(tmp_path / f"{name}-edits.csv", edits)
         cycle_compare.keep(tmp_path / f"{name}-sets.csv", [{"fid": 1.0}])
+    for kind, lines in (("new", []), ("sets", []), ("edits", [new[0] | more | measured])):
+        cycle_compare.keep(tmp_path / f"copy-{kind}.csv", lines)
     cycle_compare.print_table(tmp_path, ["cycle"], "plain")
     said = capsys.readouterr().out
     assert "plain, new brains: age error 2.00" in said
     assert "cycle less plain, new brains: age error 2.00" in said
     assert "cycle less plain, counterfactuals: sex right 0.00" in said
     assert "slope of the change 0.50" in said
+    cycle_compare.print_table(tmp_path, [], "copy")
+    said = capsys.readouterr().out
+    assert "copy, new" not in said
+    assert "copy, counterfactuals: age error 5.00" in said

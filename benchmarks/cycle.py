@@ -14,8 +14,9 @@
 
 `pairs` compares settings on a small network. `ldm` trains a model whose latent mean has no
 conditions, unless --latent-mean; `more` goes on with plain steps, `cycle` with steps of the cycle,
-as many at the same rate (--mean conditional: on what a latent mean leaves over). Every stage goes
-on where it was interrupted. cycle_gan.py and cycle_ar.py are what CDM compares with.
+as many at the same rate; with --mean plain or conditional on what a mean of their own latents
+leaves over, in place of the source's. Every stage goes on where it was interrupted. cycle_gan.py
+and cycle_ar.py are what CDM compares with.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfi
     )
     source = read_bundle(out / AUTOENCODER)
     bundle = copy_bundle(replace(source, schema=schema), out / name)
-    conditional = {"conditional": how.latent_mean}
-    bundle = write_part(bundle, "latent_mean", mean.tensors(), conditional, {})
+    about = {"conditional": how.latent_mean, "scale": how.latent_scale}
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), about, {})
     network = unet_config(data.conditions.shape[1], data.shape, how)
     about = unet_description(network, how)
     write_part(bundle, "unet", half(net), about, trained_on(rows, config))
@@ -108,30 +109,27 @@ def go_on(
     data: LatentData,
     cycle: Cycle | None,
     *,
-    new_mean: bool | None,
+    mean: LatentMean | None = None,
 ) -> None:
-    """A bundle at `path`: the UNet of `source` trained on, by plain steps or by the cycle's; with
-    `new_mean` on what the mean of these latents leaves over, a mean of the conditions or not."""
+    """A bundle at `path`: the UNet of `source` trained on, by plain steps or by the cycle's, on
+    what another latent mean leaves over where one is given."""
     models, how = load_models(source, CPU), diffusion_of(source, LATENT_DIFFUSION)
-    reader, mean, net = age_reader(source.schema, data), models.latent_mean, models.unet.train()
-    if new_mean is not None:
-        mean = mean_of(data, source.schema, replace(how, latent_mean=new_mean, latent_scale="all"))
+    reader, r_of, net = age_reader(source.schema, data), mean or models.latent_mean, models.unet
     task = (
-        LatentDiffusionTask(data, mean, CPU, config, how, reader, net)
+        LatentDiffusionTask(data, r_of, CPU, config, how, reader, net.train())
         if cycle is None
-        else CycleTask(net, data, mean, CPU, config, how, cycle, reader)
+        else CycleTask(net.train(), data, r_of, CPU, config, how, cycle, reader)
     )
     trained = fit(task, config, runs)
     copied = copy_bundle(source, path)
-    if new_mean is not None:
-        conditional = {"conditional": new_mean}
-        copied = write_part(copied, "latent_mean", mean.tensors(), conditional, {})
+    if mean is not None:
+        scale = "all" if mean.spread is None else "voxel"
+        told = {"conditional": bool(mean.coefficients[1:].any()), "scale": scale}
+        copied = write_part(copied, "latent_mean", mean.tensors(), told, {})
     about = source.part("unet").config | {"cycle": None if cycle is None else asdict(cycle)}
     write_part(copied, "unet", half(trained), about, source.part("unet").trained)
 
 
-# What a training goes on from: the source's mean, or one of its own.
-MEANS = {"kept": None, "plain": False, "conditional": True}
 # It divides by the signal: less of a shift leaves some.
 EPS = schedule_for("eps")
 # Settings that are compared on a small network: name -> changes of the first.
@@ -180,8 +178,8 @@ def main() -> None:
     parser.add_argument("--conditioning", choices=("attention", "norm", "both"), default="both")
     parser.add_argument("--no-positions", action="store_true")
     parser.add_argument("--latent-mean", action="store_true")
-    parser.add_argument("--mean", choices=tuple(MEANS), default="kept", help="Of more and cycle.")
-    parser.add_argument("--latent-scale", choices=("channel", "all"), default="all")
+    parser.add_argument("--mean", choices=("kept", "plain", "conditional"), default="kept")
+    parser.add_argument("--latent-scale", choices=("channel", "all", "voxel"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
     parser.add_argument("--channels", type=int, nargs="+")
@@ -222,8 +220,9 @@ def main() -> None:
         chosen = cycle if options.stage == "cycle" else None
         source, runs = read_bundle(out / options.source), out / "runs" / options.name
         data, _ = data_of(out, source.schema, options.train)
-        to, new_mean = out / options.name, MEANS[options.mean]
-        go_on(source, to, runs, config, data, chosen, new_mean=new_mean)
+        conditional = replace(how, latent_mean=options.mean == "conditional")
+        mean = None if options.mean == "kept" else mean_of(data, source.schema, conditional)
+        go_on(source, out / options.name, runs, config, data, chosen, mean=mean)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ Prediction = Literal["v", "eps", "z0"]
 LossWeights = Literal["uniform", "min-snr"]
 Conditioning = Literal["attention", "norm", "both"]
 # Latents are standardised by a spread for each channel, or by one for all: then a channel counts in
-# the loss as much as it varies.
-LatentScale = Literal["channel", "all"]
+# the loss as much as it varies. Of one for all, the network may be told the spread of each voxel
+# (diffusion/preconditioning.py).
+LatentScale = Literal["channel", "all", "voxel"]
 PREDICTION: Prediction = "v"
 LOSS_WEIGHTS: LossWeights = "uniform"
 CONDITIONING: Conditioning = "attention"

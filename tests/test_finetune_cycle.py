@@ -12,9 +12,11 @@ import torch
 
 from cfgen.bundle import read_bundle, tuples
 from cfgen.data.volume import Volume, write_new
+from cfgen.diffusion.preconditioning import v_of
 from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError
 from cfgen.jobs.train_latent_diffusion import _first_net
+from cfgen.nets.condition import Condition
 from cfgen.space.grids import model_grid
 from cfgen.train.latents import LatentData
 
@@ -143,6 +145,35 @@ def test_train_ldm_says_in_the_bundle_how_it_was_trained(cfgen, tiny_bundle, ima
     assert hasattr(models.unet, "condition_embed")
     with (tmp_path / "made-training" / "unet" / "report.csv").open(newline="") as file:
         assert "error_t700" in next(csv.DictReader(file))
+
+
+def test_a_network_that_is_told_the_spread_of_voxels(cfgen, tiny_bundle, images, tmp_path):
+    """Untrained it says 0: what it means is the guess of who knows the spread alone, wherever it is
+    loaded; and who goes on from it is told too."""
+    table = manifest(tmp_path, images)
+    usual = ("train-ldm", "--manifest", table, "--bundle", tiny_bundle.path, "--threads", 1)
+    short = ("--steps", 1, "--batch-size", 1, "--learning-rate", 0)
+    made, on = tmp_path / "made", tmp_path / "on"
+    code, _, said = cfgen(*usual, *short, "--latent-scale", "voxel", "--out", made)
+    assert code == 0, said
+    code, _, said = cfgen(*usual, *short, "--init", made, "--out", on)
+    assert code == 0, said
+    zt = torch.randn(1, 8, 20, 24, 22, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([300])
+    for path in (made, on):
+        models = load_models(read_bundle(path), torch.device("cpu"))
+        spread = models.latent_mean.spread
+        assert spread is not None
+        assert spread.shape == zt.shape[1:]
+        denoise = models.denoiser(Condition(torch.zeros(1, 2)), 2.0)
+        guess = v_of(torch.zeros_like(zt), zt, t, models.schedule, spread)
+        torch.testing.assert_close(denoise(zt, t), guess)
+        assert float(guess.abs().max()) > 0.1
+    code, _, said = cfgen(
+        *usual, *short, "--latent-scale", "voxel", "--prediction", "eps", "--out", tmp_path / "no"
+    )
+    assert code == 2
+    assert "voxel with a network that says eps" in said
 
 
 @pytest.mark.parametrize(

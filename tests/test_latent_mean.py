@@ -134,7 +134,7 @@ def test_latents_that_are_looked_at_some_at_a_time_give_the_same_mean(monkeypatc
     whole = fit_latent_mean(z0, c, weights, SPLINED)
     monkeypatch.setattr(latent_means, "CHUNK", 7)
     parts = fit_latent_mean(z0, c, weights, SPLINED)
-    for a, b in zip(vars(whole).values(), vars(parts).values(), strict=True):
+    for a, b in zip(whole.tensors().values(), parts.tensors().values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-6, equal_nan=True)
     # As the error of the latents about what was fitted, one by one.
     error = (z0 - whole.mean(c)).transpose(0, 1).flatten(1).std(1)

@@ -22,12 +22,15 @@ RIDGE = 0.1
 class LatentMean:
     """`knots` (variables, K), NaN where a variable is linear; `coefficients` (F, C, D, H, W);
     `sigma` (C, 1, 1, 1), the standard deviation of the residual of each channel; `gain`, (D, H, W)
-    or (1,), multiplies the shift between two conditions (causal/gain.py)."""
+    or (1,), multiplies the shift between two conditions (causal/gain.py); `spread` (C, D, H, W),
+    that of each voxel of the standardised residual, where the network is told
+    (diffusion/preconditioning.py)."""
 
     knots: Tensor
     coefficients: Tensor
     sigma: Tensor
     gain: Tensor
+    spread: Tensor | None = None
 
     def mean(self, c: Tensor) -> Tensor:
         """mu(c) (B, C, D, H, W) of condition vectors c (B, variables)."""
@@ -45,15 +48,23 @@ class LatentMean:
         return mean + self.sigma * r
 
     def to(self, device: torch.device) -> LatentMean:
-        return LatentMean(*(v.to(device) for v in vars(self).values()))
+        spread = None if self.spread is None else self.spread.to(device)
+        return LatentMean(
+            self.knots.to(device),
+            self.coefficients.to(device),
+            self.sigma.to(device),
+            self.gain.to(device),
+            spread,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
+        tensors = {
             "knots": self.knots,
             "coefficients": self.coefficients.half(),
             "sigma": self.sigma,
             "gain": self.gain,
         }
+        return tensors if self.spread is None else tensors | {"spread": self.spread}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> LatentMean:
@@ -62,6 +73,7 @@ class LatentMean:
             tensors["coefficients"].float(),
             tensors["sigma"].float(),
             tensors["gain"].float(),
+            tensors["spread"].float() if "spread" in tensors else None,
         )
 
 

@@ -52,7 +52,9 @@ def train_ldm(
     latent_scale: Annotated[
         cfg.LatentScale,
         typer.Option(
-            "--latent-scale", help="What latents are divided by: a spread a channel, or one."
+            "--latent-scale",
+            help="What latents are divided by: a spread a channel, or one for "
+            "all; voxel: one, and the network is told how much each voxel varies.",
         ),
     ] = cfg.LATENT_SCALE,
     prediction: Annotated[

@@ -15,6 +15,7 @@ from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
 from cfgen.diffusion.inversion import invert_ddim
+from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.edit.control import Control, load_control
@@ -69,10 +70,15 @@ class Models:
                 "1, or one that was",
             )
         nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
-        net = self._network(c)
-        step = guided(net, c.tokens(), nothing, guidance)
+        net, spread = self._network(c), self.latent_mean.spread
+
+        def net_v(zt: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            # Networks count noise levels from 0.
+            return v_of(net(zt, t, context), zt, t + 1, self.schedule, spread)
+
+        step = guided(net_v, c.tokens(), nothing, guidance)
         if rescale:
-            step = guided_z0(net, c.tokens(), nothing, guidance, self.schedule, rescale)
+            step = guided_z0(net_v, c.tokens(), nothing, guidance, self.schedule, rescale)
 
         def denoise(zt: Tensor, t: Tensor) -> Tensor:
             with autocast(self.device):

@@ -45,6 +45,7 @@ from cfgen.train.latent_diffusion import (
     LATENT_DIFFUSION,
     LatentDiffusionConfig,
     LatentDiffusionTask,
+    check_scale,
     schedule_for,
 )
 from cfgen.train.latents import LatentData, age_reader, fit_mean, latent_data, trial_data
@@ -106,7 +107,10 @@ def train_latent_diffusion(
     check_batch(config.batch_size)
     torch_device, runs = pick_device(device), runs_folder(out, "unet")
     join(torch_device)
-    bundle = read_bundle(source)
+    bundle, parent = read_bundle(source), None if init is None else read_bundle(init)
+    if parent is not None:
+        diffusion = diffusion_of(parent, diffusion)
+    check_scale(diffusion)
     autoencoder = load_autoencoder(bundle, torch_device)
     grid = bundle.preprocess.grid
     train, val = read_splits(manifest, bundle.schema, grid, folder=runs)
@@ -122,10 +126,7 @@ def train_latent_diffusion(
     )
     if diffusion.latent_mean:
         mean = replace(mean, gain=_gain(train, data.latents, autoencoder, torch_device, bundle))
-    first = None
-    if init is not None:
-        parent = read_bundle(init)
-        first, diffusion = _first_net(parent, data, torch_device), diffusion_of(parent, diffusion)
+    first = None if parent is None else _first_net(parent, data, torch_device)
     task = LatentDiffusionTask(
         data, mean, torch_device, config, diffusion, age_reader(bundle.schema, data), first
     )
@@ -133,9 +134,8 @@ def train_latent_diffusion(
     if not leads():
         return bundle
     copied = copy_bundle(bundle, out)
-    copied = write_part(
-        copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
-    )
+    about = {"conditional": diffusion.latent_mean, "scale": diffusion.latent_scale}
+    copied = write_part(copied, "latent_mean", mean.tensors(), about, {})
     description = unet_description(task.net.config, diffusion)
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 
@@ -150,6 +150,7 @@ def try_latent_diffusion(
 ) -> Trial:
     """Two steps of it on the first two scans, of which nothing is left."""
     check_batch(config.batch_size)
+    check_scale(diffusion)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
     autoencoder = load_autoencoder(bundle, torch_device)
@@ -173,10 +174,13 @@ def unet_description(net: UNetConfig, diffusion: LatentDiffusionConfig) -> dict[
 
 
 def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:
-    """`usual` with the schedule and the loss weights of a bundle's diffusion model."""
+    """`usual` with the schedule and the loss weights of a bundle's diffusion model, and told the
+    spread of voxels where that is."""
     known = bundle.part("unet").config
+    told = bundle.part("latent_mean").config.get("scale") == "voxel"
     return replace(
         usual,
+        latent_scale="voxel" if told else usual.latent_scale,
         schedule=ScheduleConfig(**known["schedule"]),
         loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
         drop_conditions=known.get("drop_conditions", LATENT_DIFFUSION.drop_conditions),

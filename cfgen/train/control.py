@@ -16,6 +16,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Control, FitConfig
 from cfgen.data.regions import FLUID
 from cfgen.device import autocast, channels_last
+from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.weights import loss_weights
 from cfgen.measure.region_masks import REGIONS
 from cfgen.nets.condition import Condition
@@ -90,7 +91,8 @@ class ControlTask(LatentDiffusionTask):
         # The network counts noise levels from 0 (diffusion/guidance.py).
         level = (t - 1).to(self.device)
         masks = c.masks.contiguous(memory_format=torch.channels_last_3d)
-        return under(zt, level, c.tokens(dropped), masks).float()
+        output = under(zt, level, c.tokens(dropped), masks).float()
+        return v_of(output, zt, t, self.schedule, self.spread)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(generator)

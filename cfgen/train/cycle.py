@@ -64,7 +64,4 @@ class CycleTask(LatentDiffusionTask):
 
     def _output(self, zt: Tensor, t: Tensor, c: Tensor) -> Tensor:
         zt = zt.contiguous(memory_format=torch.channels_last_3d)
-        # The network counts noise levels from 0 (diffusion/guidance.py).
-        tokens = Condition(c).tokens()
-        output: Tensor = self.net(zt, (t - 1).to(self.device), tokens).float()
-        return output
+        return self.ask(self.net, zt, t, Condition(c))

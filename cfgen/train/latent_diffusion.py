@@ -20,9 +20,11 @@ from cfgen.config import (
     Prediction,
 )
 from cfgen.device import autocast, channels_last
+from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.diffusion.weights import loss_weights
+from cfgen.errors import UsageError
 from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import Trunk, UNet, UNetConfig
@@ -65,6 +67,15 @@ class LatentDiffusionConfig:
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
+
+
+def check_scale(config: LatentDiffusionConfig) -> None:
+    """Raises UsageError where the network is told a spread and does not say v."""
+    said = config.schedule.prediction
+    if config.latent_scale == "voxel" and said != "v":
+        raise UsageError(
+            "--latent-scale", f"voxel with a network that says {said}", "one that says v"
+        )
 
 
 def schedule_for(prediction: Prediction) -> ScheduleConfig:
@@ -135,6 +146,7 @@ class LatentDiffusionTask:
         self.data, self.mean, self.device = data, latent_mean, device
         self.fit, self.config, self.reader = fit, config, reader
         self.schedule = Schedule.make(config.schedule)
+        self.spread = None if latent_mean.spread is None else latent_mean.spread.to(device)
         if net is None:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
         set_checkpointing(net, config.checkpointing)
@@ -180,11 +192,11 @@ class LatentDiffusionTask:
     def ask(
         self, net: nn.Module, zt: Tensor, t: Tensor, c: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """The network's output at zt (B, C, d, h, w) and times t (B,), float32."""
+        """What the network means at zt (B, C, d, h, w) and times t (B,), float32."""
         tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
         output: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
-        return output
+        return v_of(output, zt, t, self.schedule, self.spread)
 
     def critic_loss(self, step: int) -> Tensor | None:
         return None

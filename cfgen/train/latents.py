@@ -168,7 +168,20 @@ def fit_mean(
     if scale == "channel":
         return mean
     sigma = mean.sigma.square().mean().sqrt().expand_as(mean.sigma)
-    return replace(mean, sigma=sigma.clone())
+    mean = replace(mean, sigma=sigma.clone())
+    if scale == "all":
+        return mean
+    return replace(mean, spread=_spread(mean, latents, conditions))
+
+
+def _spread(mean: LatentMean, latents: Tensor, conditions: Tensor) -> Tensor:
+    """(C, d, h, w): the root mean square of the standardised residual in each voxel, over the views
+    (N, views, C, d, h, w) of all scans."""
+    squares = torch.zeros(latents.shape[2:], dtype=torch.float64)
+    for views, c in zip(latents, conditions.cpu(), strict=True):
+        r = mean.residual(views.cpu().float(), c[None].expand(len(views), -1))
+        squares += r.double().square().sum(0)
+    return (squares / (len(latents) * latents.shape[1])).sqrt().float()
 
 
 def _mean(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class Models:
     control: Control | None = None
     null: bool = True
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d, h, w) of the latents."""
+        return tuple(self.latent_mean.coefficients.shape[2:])
+
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
         """The latent mean (B, C, d, h, w) float32 of images (B, 1, D, H, W)."""
@@ -63,12 +68,7 @@ class Models:
         Raises UsageError for guidance that the UNet was not trained for, and for masks where there
         is no network that takes them.
         """
-        if guidance != 1 and not self.null:
-            raise UsageError(
-                "--guidance",
-                f"{guidance:g} with a UNet that was never trained without conditions",
-                "1, or one that was",
-            )
+        require_null(guidance, self.null)
         nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
         net, spread = self._network(c), self.latent_mean.spread
 
@@ -211,10 +211,26 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
-    null = bundle.part("unet").config.get("drop_conditions", 1.0) > 0
-    shape = mean.coefficients.shape[2:]
-    control = load_control(bundle, net, shape, device) if masks else None
-    return Models(autoencoder, mean, net, schedule, device, control, null)
+    models = Models(autoencoder, mean, net, schedule, device, None, has_null(bundle))
+    if not masks:
+        return models
+    return replace(models, control=load_control(bundle, net, models.shape, device))
+
+
+def has_null(bundle: Bundle) -> bool:
+    """Whether the bundle's UNet was trained without conditions too."""
+    dropped: float = bundle.part("unet").config.get("drop_conditions", 1.0)
+    return dropped > 0
+
+
+def require_null(guidance: float, null: bool) -> None:
+    """Raises UsageError for guidance of a UNet that was never trained without conditions."""
+    if guidance != 1 and not null:
+        raise UsageError(
+            "--guidance",
+            f"{guidance:g} with a UNet that was never trained without conditions",
+            "1, or one that was",
+        )
 
 
 def load_autoencoder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:

@@ -22,7 +22,7 @@ from cfgen.streams import Purpose, torch_stream
 
 Measure = Callable[[np.ndarray], list[RegionVolume]]
 LEVEL = 0.95
-Spread = Literal["sampler", "law of volumes"]
+Spread = Literal["sampler", "law of volumes", "law of volumes and the sampler"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ of 32 x 10 x 12 x 11); label maps are rendered again, and moved as the latents' 
 network is trained for as many steps, and so is the UNet itself, with no masks. On held-out people:
 the error of the network's output at three noise levels, with their own masks, another's, none; and
 of new latents under their masks, of noise alone, the volume that ridge regression reads in them on
-the volume that was asked for. Interrupted, the same command goes on.
+the volume that was asked for. Each network is also left as a bundle, OUT/KIND-STEPS, with the
+shipped segmenter and causal model, for `counterfactual --by masks` and benchmarks/by.py.
+Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from cycle_latents import CHUNK, VIEWS, latents_of
 from cycle_people import SHAPE, read_people
 from torch import Tensor
 
-from cfgen.bundle import read_bundle
+from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import DEFAULT_GRID, SEED, FitConfig
 from cfgen.data.volume import Volume
 from cfgen.edit.latent import load_models
+from cfgen.jobs.train_control import control_description
 from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.measure.region_masks import REGIONS, region_masks
 from cfgen.nets.condition import Condition
@@ -90,6 +94,15 @@ def figures(
     return found
 
 
+def write_bundle(source: Bundle, task: ControlTask, net: torch.nn.Module, out: Path) -> None:
+    """The bundle that was trained on with its network, and what `counterfactual` needs beside."""
+    shipped, bundle = read_bundle(DEFAULT_BUNDLE), copy_bundle(source, out)
+    description = control_description(task, source)
+    bundle = write_part(bundle, "controlnet", half(net), description, {})
+    for part in ("segmenter", "scm", "template"):
+        bundle = write_part(bundle, part, shipped.tensors(part), shipped.part(part).config, {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--people", type=Path, required=True)
@@ -139,14 +152,17 @@ def main() -> None:
             )
             asked = Condition(c)
         else:
-            name, _, contrast = kind.partition("-")
-            control = ControlConfig(name, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
+            by, _, contrast = kind.partition("-")
+            control = ControlConfig(by, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
             with_masks = replace(held_out, masks=masks, held_out_masks=val_masks)
             task = ControlTask(
                 models.unet, with_masks, models.latent_mean, CPU, config, how, control
             )
             asked = Condition(c, told(val_masks.float(), torch.ones_like(val_masks[:, :1]).float()))
-        net = fit(task, config, options.out / "runs" / f"{kind}-{options.steps}")
+        name = f"{kind}-{options.steps}"
+        net = fit(task, config, options.out / "runs" / name)
+        if isinstance(task, ControlTask):
+            write_bundle(bundle, task, net, options.out / name)
         report = task.report(net, options.out / f"{kind}.png")
         lines.append({"kind": kind} | report | figures(task, net, asked, readers))
         logging.info("%s", lines[-1])

@@ -16,7 +16,7 @@ import torch
 
 from cfgen import __version__
 from cfgen.causal.scm import Scm
-from cfgen.config import DECODING, EDIT, SEED, DecoderKind, Edit, Render
+from cfgen.config import EDIT, SEED, DecoderKind, Edit, Render
 from cfgen.data.conditions import Values
 from cfgen.data.volume import SYNTHETIC
 from cfgen.data.volumes import RegionVolume, sums
@@ -281,13 +281,10 @@ def edit_under(
 
 
 def decoded(engine: Engine, z0: torch.Tensor, drawing: Drawing = Drawing()) -> np.ndarray:
-    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid. A diffusion decoder starts
-    from the same noise for each, so that it cancels in a difference."""
-    if drawing.decoder == "diffusion":
-        image = engine.decoder.decode(z0, [drawing.seed], DECODING)
-    else:
-        image = engine.models.decode(z0)
-    return np.asarray(image[0, 0].cpu().numpy())
+    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid. The noise of a diffusion
+    decoder is the same for each, so that it cancels in a difference."""
+    models = engine.sharp if drawing.decoder == "diffusion" else engine.models
+    return np.asarray(models.decode(z0, drawing.seed)[0, 0].cpu().numpy())
 
 
 def check_law(scm: Scm, samples: int) -> None:

@@ -16,7 +16,7 @@ from cfgen.data.conditions import Schema
 from cfgen.data.schema import VOLUME_UNIT
 from cfgen.device import pick_device
 from cfgen.edit.control import load_control
-from cfgen.edit.decoder import DiffusionDecoder, load_decoder
+from cfgen.edit.decoder import load_decoder
 from cfgen.edit.latent import Models, load_models
 from cfgen.edit.samples import Measure
 from cfgen.edit.way import Way, way_of
@@ -47,9 +47,10 @@ class Engine:
         return replace(self.models, control=control)
 
     @cached_property
-    def decoder(self) -> DiffusionDecoder:
-        """Raises BundleError when the bundle has none, or one of another autoencoder."""
-        return load_decoder(self.bundle, self.device)
+    def sharp(self) -> Models:
+        """With the diffusion decoder. Raises BundleError as `models`, and for a decoder of another
+        autoencoder."""
+        return replace(self.models, decoder=load_decoder(self.bundle, self.device))
 
     @cached_property
     def scm(self) -> Scm:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.config import Edit
+from cfgen.config import DECODING, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
@@ -19,6 +19,7 @@ from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.edit.control import Control, load_control
+from cfgen.edit.decoder import DiffusionDecoder, load_decoder
 from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
@@ -32,7 +33,8 @@ class Models:
     """`latent_mean` is always there: the papers' plain form is a mean without conditions.
 
     `control` is for conditions with masks; `null` says whether the UNet was trained without
-    conditions too, which guidance needs.
+    conditions too, which guidance needs. A `decoder` that is there decodes in the autoencoder's
+    place.
     """
 
     autoencoder: AnyAutoencoder
@@ -42,6 +44,7 @@ class Models:
     device: torch.device
     control: Control | None = None
     null: bool = True
+    decoder: DiffusionDecoder | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +59,11 @@ class Models:
         return z0
 
     @torch.inference_mode()
-    def decode(self, z0: Tensor) -> Tensor:
+    def decode(self, z0: Tensor, seed: int = SEED) -> Tensor:
+        """Images (B, 1, D, H, W) float32 of latents; a diffusion decoder starts from the noise of
+        the seed, which is the same for all."""
+        if self.decoder is not None:
+            return self.decoder.decode(z0, [seed] * len(z0), DECODING)
         with autocast(self.device):
             image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
         return image
@@ -195,9 +202,11 @@ def without_conditions(bundle: Bundle) -> BundleError:
     return BundleError(bundle.path, "its UNet takes no conditions", "one that does", fix)
 
 
-def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) -> Models:
-    """With `masks` also the network that takes them. Raises BundleError when a part is missing,
-    damaged or does not fit its configuration."""
+def load_models(
+    bundle: Bundle, device: torch.device, *, masks: bool = False, decoder: DecoderKind = "kl"
+) -> Models:
+    """With `masks` also the network that takes them, and the diffusion decoder where it is asked
+    for. Raises BundleError when a part is missing, damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
     width = token_width(sum(v.width for v in bundle.schema.variables))
@@ -212,9 +221,11 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
     models = Models(autoencoder, mean, net, schedule, device, None, has_null(bundle))
-    if not masks:
-        return models
-    return replace(models, control=load_control(bundle, net, models.shape, device))
+    if masks:
+        models = replace(models, control=load_control(bundle, net, models.shape, device))
+    if decoder == "diffusion":
+        models = replace(models, decoder=load_decoder(bundle, device))
+    return models
 
 
 def has_null(bundle: Bundle) -> bool:

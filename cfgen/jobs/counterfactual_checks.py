@@ -9,6 +9,7 @@ from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import volume_names
 from cfgen.config import EDIT, By
 from cfgen.data.conditions import Intervention
+from cfgen.edit.decoder import check_decoder
 from cfgen.edit.edits import check_law
 from cfgen.edit.latent import has_null, require_null
 from cfgen.edit.way import Way, way_of
@@ -48,6 +49,8 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
         check_law(load_scm(bundle), options.samples)
     if way.generates:
         require_null(options.sampler.guidance, has_null(bundle))
+    if options.decoder == "diffusion":
+        check_decoder(bundle)
     if way.by == "masks":
         volumes = [name for name in regions if name in volume_names(load_scm(bundle).graph)]
         require_known(volumes, bundle.part("controlnet").config["regions"], "--set")

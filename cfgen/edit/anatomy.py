@@ -17,7 +17,6 @@ from cfgen.scan.moved import Movement
 from cfgen.scan.open import Opened
 from cfgen.space.grids import crop_box
 from cfgen.space.sampling import sample
-from cfgen.space.warp import voxels
 
 # The codes that labels are written in.
 TABLE = "freesurfer"
@@ -29,7 +28,7 @@ MARGIN = 3
 class Anatomy:
     """`labels` of a scan on the model grid, 0 outside the brain; `chances` (C, D, H, W) float32 are
     the probabilities of the brain's structures, from `BRAIN_FROM` on, and `left` (D, H, W) that of
-    the left side."""
+    the left side, all 0 outside the brain."""
 
     labels: Volume
     chances: Tensor
@@ -54,20 +53,20 @@ def anatomy_of(opened: Opened, movement: Movement | None = None) -> Anatomy:
     """
     posteriors, prepared = opened.posteriors, opened.prepared
     assert posteriors is not None
-    index = voxels(prepared.grid.shape)
-    at = _carried(index, prepared.to_native @ prepared.grid.affine)
+    inside = torch.from_numpy(prepared.mask)
+    at = _carried(inside.nonzero().float(), prepared.to_native @ prepared.grid.affine)
     if movement is not None:
         place = _carried(at, np.linalg.inv(movement.grid.affine))
         at = at + sample(movement.displacement, place, "zeros").movedim(0, -1)
     where = _carried(at, np.linalg.inv(posteriors.grid.affine))
     field = torch.cat([posteriors.classes[BRAIN_FROM:], posteriors.left[None]])
     found = sample(field, where)
-    chances, left = found[:-1], found[-1]
-    best = chances.argmax(0).numpy()
-    codes = np.array([[s.right, s.left] for s in STRUCTURES[BRAIN_FROM:]])
-    labels = codes[best, (left > 0.5).int().numpy()] * prepared.mask
-    volume = Volume(labels.astype(np.float32), prepared.grid.affine, opened.volume.path)
-    return Anatomy(volume, chances, left)
+    codes = torch.tensor([[s.right, s.left] for s in STRUCTURES[BRAIN_FROM:]])
+    labels, maps = torch.zeros(inside.shape), torch.zeros(len(found), *inside.shape)
+    labels[inside] = codes[found[:-1].argmax(0), (found[-1] > 0.5).long()].float()
+    maps[:, inside] = found
+    volume = Volume(labels.numpy(), prepared.grid.affine, opened.volume.path)
+    return Anatomy(volume, maps[:-1], maps[-1])
 
 
 def _carried(points: Tensor, matrix: np.ndarray) -> Tensor:

@@ -12,10 +12,10 @@ the voxel did not come from the scan, and o the part of it that is cortex or the
 (ventricles are filled with fluid already). w is the fraction of white matter there and s the change
 of its brightness,
 
-    s = G_sd * (q d) / G_sd * q ,    q = (w0 w)^2 ,
+    s = G_sd * (q d) / G_sd * q ,    q = (w0 w)^4 ,
 
-d being counterfactual less reconstruction, averaged where there is white matter before (w0) and
-after, over centimetres.
+d being counterfactual less reconstruction, averaged over centimetres where there is nothing but
+white matter before (w0) and after.
 
 That is the lock: borders lie where moved tissue has them, since w s has the shape of the tissue
 itself and is smooth otherwise, and the model's own picture of the anatomy comes in by the share of
@@ -109,7 +109,7 @@ def lock_of(tissue: Tissue, movement: Movement) -> Lock:
 def white_change(lock: Lock, change: Tensor, spacing_mm: float) -> Tensor:
     """w s (D, H, W) of a `change` d (D, H, W) on the tissue's grid."""
     before, after = lock.white
-    both = (before * after).square()
+    both = (before * after) ** 4
     sd = AROUND_MM / spacing_mm
     return after * smoothed(both * change, sd) / (smoothed(both, sd) + LEAST_WHITE)
 

@@ -18,7 +18,7 @@ import argparse
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ from cfgen.space.grids import model_grid
 from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
-from cfgen.train.latents import LatentData, fit_reader, seen
+from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
 from cfgen.train.mapped import mapped
 
 CPU = torch.device("cpu")
@@ -94,6 +94,35 @@ def figures(
     return found
 
 
+@dataclass(frozen=True)
+class VolumeReader:
+    """Ridge regression of a region's standardised log volume on latents."""
+
+    name: str
+    reader: LatentReader
+    centre: float
+    spread: float
+
+    def logs(self, people: Path, numbers: Sequence[int]) -> np.ndarray:
+        """True log volumes of people by number."""
+        return np.log(read_people(people).column(self.name, np.array(numbers)))
+
+    def read(self, latent: Tensor) -> float:
+        """The log volume (mL) that one latent (1, C, d, h, w) shows."""
+        return float(self.reader.read(latent)[0]) * self.spread + self.centre
+
+
+def readers_of(people: Path, data: LatentData, numbers: Sequence[int]) -> dict[str, VolumeReader]:
+    """Of every region in `READ`, from the latents of people by number."""
+    readers, table = {}, read_people(people)
+    for name in READ:
+        known = torch.from_numpy(np.log(table.column(name, np.array(numbers)))).float()
+        centre, spread = float(known.mean()), float(known.std())
+        reader = fit_reader(data.latents[:, 0], ((known - centre) / spread)[:, None], 0)
+        readers[name] = VolumeReader(name, reader, centre, spread)
+    return readers
+
+
 def write_bundle(source: Bundle, task: ControlTask, net: torch.nn.Module, out: Path) -> None:
     """The bundle that was trained on with its network, and what `counterfactual` needs beside."""
     shipped, bundle = read_bundle(DEFAULT_BUNDLE), copy_bundle(source, out)
@@ -131,14 +160,11 @@ def main() -> None:
         data.held_out[: options.val],
         data.held_out_conditions[: options.val],
     )
-    table = read_people(options.people)
     readers = {}
-    for name in READ:
-        known = torch.from_numpy(np.log(table.column(name, np.array(everybody)))).float()
-        centre, spread = known.mean(), known.std()
-        reader = fit_reader(data.latents[:, 0], ((known - centre) / spread)[:, None], 0)
-        values = torch.from_numpy(np.log(table.column(name, np.array(others)))).float()
-        readers[name] = (reader, (values - centre) / spread, held_out.held_out.float())
+    for name, reader in readers_of(options.people, data, everybody).items():
+        values = torch.from_numpy(reader.logs(options.people, others)).float()
+        standard = (values - reader.centre) / reader.spread
+        readers[name] = (reader.reader, standard, held_out.held_out.float())
     lines = []
     for kind in options.kinds:
         models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)

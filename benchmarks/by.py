@@ -35,7 +35,7 @@ from moved_truth import Judge, cohort_in, read, write
 from scm import STRUCTURES, fitted
 
 from cfgen.bundle import read_bundle
-from cfgen.config import By
+from cfgen.config import EDIT, By
 from cfgen.data.conditions import Values
 from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
@@ -78,18 +78,20 @@ def values_of(row: Row, opened: Opened) -> Values:
     return {**known, **ill, **volumes_by_structure(regions.result.volumes)}
 
 
-def edits_of(engine: Engine, law: Law, opened: Opened, factual: Row, true: Row) -> dict[By, Edits]:
+def edits_of(
+    engine: Engine, law: Law, drawing: Drawing, opened: Opened, factual: Row, true: Row
+) -> dict[By, Edits]:
     here = values_of(factual, opened)
     ill = {name: float(true.extra.get(name) or 0) for name in ILLNESSES}
     there = {**here, **ill, "age": true.values["age"], "sex": true.values["sex"]}
     question = Question(opened, law, here, [there])
     tissue = TissueEdits(question)
     return {
-        "conditions": edit_latents(engine, opened, here, [there], Drawing()),
+        "conditions": edit_latents(engine, opened, here, [there], drawing),
         "tissue": tissue,
-        "masks": edit_by_masks(engine, question, Drawing()),
+        "masks": edit_by_masks(engine, question, drawing),
         "tissue+masks": FilledEdits(
-            tissue, edit_by_masks(engine, question, Drawing(), tissue=tissue)
+            tissue, edit_by_masks(engine, question, drawing, tissue=tissue)
         ),
     }
 
@@ -124,7 +126,8 @@ class Ruler:
 def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
     engine, out = ruler.engine, options.out
     cap = engine.bundle.preprocess.intensity_cap
-    lines = read(out / "edits.csv")
+    edit = replace(EDIT, guidance=options.guidance, guidance_from="factual", depth=options.depth)
+    drawing, lines = Drawing(edit), read(out / "edits.csv")
     done = {(line["subject"], line["query"]) for line in lines}
     subjects: set[str] = set()
     for factual, true in cohort_in(out / "people", options.n, options.query, "anatomy", engine):
@@ -137,7 +140,7 @@ def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
         if options.as_made:
             opened = as_made(opened, cap)
         try:
-            edits = edits_of(engine, law, opened, factual, true)
+            edits = edits_of(engine, law, drawing, opened, factual, true)
             images = {by: next(edit.images(0)) for by, edit in edits.items()}
         except CfgenError as error:
             print(f"{true.subject} {query}: {error}", flush=True)
@@ -245,6 +248,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--people", type=Path, help="Of benchmarks/cycle.py: read latents too.")
     parser.add_argument("--query", nargs="+", default=["age=+20", "aud=1"])
+    parser.add_argument("--guidance", type=float, default=1.0, help="Away from the factual.")
+    parser.add_argument("--depth", type=float, default=EDIT.depth)
     parser.add_argument("--as-made", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

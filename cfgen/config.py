@@ -65,6 +65,11 @@ SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
 
 
+# What guidance of an edit leads away from: a network that is told no conditions (Ho & Salimans
+# 2022), or the factual conditions and masks, so that it exaggerates what the edit changes alone.
+GuidedFrom = Literal["nothing", "factual"]
+
+
 @dataclass(frozen=True)
 class Edit:
     """How far a latent is inverted and how it is denoised again."""
@@ -75,6 +80,7 @@ class Edit:
     depth: float = 0.6
     fixed_point: int = 2
     guidance: float = 1.0
+    guidance_from: GuidedFrom = "nothing"
 
 
 EDIT = Edit()

@@ -17,12 +17,14 @@ from cfgen.config import Edit
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import BRAIN_FROM, NAMES
 from cfgen.data.volume import Volume, read_volume, write_new
+from cfgen.diffusion.guidance import led
 from cfgen.edit.anatomy import anatomy_of, edited, voxels_of
 from cfgen.edit.control import BESIDE
 from cfgen.edit.decoder import DiffusionDecoder
 from cfgen.edit.edits import Drawing, Question, TissueEdits, decoded
 from cfgen.edit.engine import Engine, load_engine, variables_of
 from cfgen.edit.filled import FilledEdits, Lock, lock_of, white_change
+from cfgen.edit.latent import edit_latent
 from cfgen.edit.masked import edit_by_masks, mask_records
 from cfgen.edit.sidecar import read_sidecar
 from cfgen.edit.tissue import move_tissue
@@ -33,6 +35,7 @@ from cfgen.jobs.counterfactual import counterfactual
 from cfgen.jobs.counterfactual_checks import checked_way
 from cfgen.jobs.counterfactual_files import Options
 from cfgen.measure.region_masks import region_masks
+from cfgen.nets.condition import Condition
 from cfgen.nets.controlnet import control_of
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.scan.gate import Gate
@@ -141,7 +144,34 @@ def test_guidance_without_a_null_condition_is_refused_at_once(guided, tmp_path):
     options = Options(by="masks", edit=Edit(guidance=2.0))
     with pytest.raises(UsageError, match="--guidance: 2 with a UNet that was never trained"):
         checked_way(bundle, asked, options)
-    assert checked_way(bundle, asked, replace(options, edit=Edit())).by == "masks"
+    for edit in (Edit(), Edit(guidance=2.0, guidance_from="factual")):
+        assert checked_way(bundle, asked, replace(options, edit=edit)).by == "masks"
+
+
+def test_guidance_from_the_factual_exaggerates_the_edit_alone(engine, question, opened):
+    """At one latent it is linear in the weight; a null edit stays one, and no null is needed."""
+    models = replace(engine.masked, null=False)
+    labels = anatomy_of(opened).labels
+    smaller = labels.like(np.where(labels.data == 17, 2, labels.data))
+    vector = torch.zeros(1, 2)
+    c, target = (Condition(vector, models.control.masks(m)) for m in (labels, smaller))
+    torch.manual_seed(0)
+    zt, t = torch.randn(1, 8, 20, 24, 22), torch.tensor([400])
+    toward, away = models.denoiser(target, 1.0), models.denoiser(c, 1.0)
+    step = toward(zt, t) - away(zt, t)
+    assert step.abs().max() > 0
+    assert torch.allclose(led(toward, away, 5.0)(zt, t), away(zt, t) + 5 * step, atol=1e-5)
+    assert torch.equal(led(toward, away, 1.0)(zt, t), toward(zt, t))
+    z0 = models.latent_mean.latent(0.1 * zt, vector)
+    plain, more = (
+        edit_latent(models, z0, c, [target, c], replace(QUICK, guidance=w, guidance_from="factual"))
+        for w in (1.0, 3.0)
+    )
+    assert torch.equal(more.counterfactuals[1], more.reconstruction)
+    changes = [float((e.counterfactuals[0] - e.reconstruction).norm()) for e in (plain, more)]
+    assert changes[1] == pytest.approx(3 * changes[0], rel=0.2)
+    with pytest.raises(UsageError, match="never trained without conditions"):
+        edit_latent(models, z0, c, [target], replace(QUICK, guidance=3.0))
 
 
 def test_regions_on_the_model_grid_are_those_of_the_scan(opened):

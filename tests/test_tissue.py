@@ -200,7 +200,10 @@ def test_a_volume_that_does_not_fit_is_refused_and_leaves_nothing(engine, stripp
         (Options(render="warp", keep_noise=False), "--move-noise"),
         (Options(edit=Edit(steps=3, depth=0)), "--steps, --depth: not with --by tissue"),
         # What was said is refused even where it is what is done anyway.
-        (Options(edit=Edit()), "--steps, --depth, --guidance: not with --by tissue"),
+        (
+            Options(edit=Edit()),
+            "--steps, --depth, --guidance, --guidance-from: not with --by tissue",
+        ),
     ],
 )
 def test_what_a_render_does_not_have_is_refused(engine, stripped_scan, tmp_path, options, said):

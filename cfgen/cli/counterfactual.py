@@ -132,8 +132,17 @@ def counterfactual(
         float | None,
         typer.Option(
             "--guidance",
-            help="Classifier-free guidance weight of latent edits.",
+            help="Guidance weight of latent edits.",
             show_default=str(cfg.EDIT.guidance),
+        ),
+    ] = None,
+    guidance_from: Annotated[
+        cfg.GuidedFrom | None,
+        typer.Option(
+            "--guidance-from",
+            help="Guidance away from a model without conditions, or from the factual ones, so that "
+            "what changes is exaggerated and nothing else.",
+            show_default=cfg.EDIT.guidance_from,
         ),
     ] = None,
     decoder: Annotated[
@@ -183,6 +192,7 @@ def counterfactual(
     """
     setup(threads, verbose, quiet)
     latent: dict[str, Any] = {"steps": steps, "depth": depth, "guidance": guidance}
+    latent["guidance_from"] = guidance_from
     sampler = {name: value for name, value in latent.items() if value is not None}
     if table is not None:
         from cfgen.jobs.counterfactual_table import Asked, outputs
@@ -197,7 +207,7 @@ def counterfactual(
             "--move-noise": not keep_noise,
             **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
             "--report": report,
-            **{f"--{name}": True for name in sampler},
+            **{f"--{name.replace('_', '-')}": True for name in sampler},
         }
         if any(of_images.values()):
             raise UsageError(

@@ -13,7 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DECODING, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
-from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
+from cfgen.diffusion.guidance import ContextNet, guided, guided_z0, led
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
@@ -145,19 +145,27 @@ def edit_latent(
     r = models.latent_mean.residual(z0, c.vector)
     rt = abduct(models, r, c, times, config.fixed_point, noise)
 
-    def predict(target: Condition, guidance: float) -> Tensor:
+    from_factual = config.guidance_from == "factual"
+
+    def predict(target: Condition, denoiser: Denoiser) -> Tensor:
         with working("denoising", len(times) - 1) as step:
-            denoiser = counted(models.denoiser(target, guidance), step)
-            edited = denoise_ddim(denoiser, models.schedule, rt, times)
+            edited = denoise_ddim(counted(denoiser, step), models.schedule, rt, times)
         return models.latent_mean.latent(edited, target.vector, c.vector)
 
-    reconstruction = predict(c, 1.0)
+    def guided_to(target: Condition) -> Denoiser:
+        if from_factual:
+            toward, away = models.denoiser(target, 1.0), models.denoiser(c, 1.0)
+            return led(toward, away, config.guidance)
+        return models.denoiser(target, config.guidance)
+
+    reconstruction = predict(c, models.denoiser(c, 1.0))
     error = (reconstruction - z0).norm() / z0.norm()
     counterfactuals = [
-        # What is asked for is what is: without guidance that was computed already.
+        # What is asked for is what is: unless guidance leads away from it, that was computed
+        # already.
         reconstruction
-        if config.guidance == 1 and target.equals(c)
-        else predict(target, config.guidance)
+        if (config.guidance == 1 or from_factual) and target.equals(c)
+        else predict(target, guided_to(target))
         for target in targets
     ]
     return LatentEdit(reconstruction, counterfactuals, float(error))

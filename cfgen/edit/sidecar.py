@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from cfgen.bundle import Bundle
 from cfgen.causal.centiles import CentileRecord
-from cfgen.config import By, Control, DecoderKind, Edit, Render
+from cfgen.config import By, Control, DecoderKind, Edit, GuidedFrom, Render
 from cfgen.data.record import Software, SourceFile, key, read_record
 from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
@@ -56,10 +56,11 @@ class Sampler:
     depth: float
     fixed_point: int
     guidance: float
+    guidance_from: GuidedFrom = "nothing"
 
     @staticmethod
     def of(edit: Edit) -> Sampler:
-        return Sampler("DDIM", edit.steps, edit.depth, edit.fixed_point, edit.guidance)
+        return Sampler("DDIM", **asdict(edit))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
     if way.moves and options.samples > 1:
         check_law(load_scm(bundle), options.samples)
     if way.generates:
-        require_null(options.sampler.guidance, has_null(bundle))
+        null = has_null(bundle) or options.sampler.guidance_from == "factual"
+        require_null(options.sampler.guidance, null)
     if options.decoder == "diffusion":
         check_decoder(bundle)
     if way.by == "masks":
@@ -59,6 +60,6 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
 
 def sampler_options(options: Options) -> str:
     """Which of them say something new; all where what they say is what it is anyway."""
-    names = ("steps", "depth", "guidance")
+    names = ("steps", "depth", "guidance", "guidance_from")
     new = [n for n in names if getattr(options.sampler, n) != getattr(EDIT, n)]
-    return ", ".join(f"--{name}" for name in new or names)
+    return ", ".join(f"--{name.replace('_', '-')}" for name in new or names)

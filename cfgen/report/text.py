@@ -262,6 +262,7 @@ _RENDER = {
     "brain there.",
 }
 
+_FROM = {"nothing": "", "factual": " away from the factual ones"}
 _CONTROL = {
     "masks": "a control network beside it",
     "concatenate": "as further channels of its input",
@@ -303,7 +304,7 @@ def _made_by(sidecar: Sidecar, before: str, after: str) -> list[str]:
         f"conditions ({before}), inverted by DDIM in {sampler.steps} steps to "
         f"{100 * sampler.depth:g} % of the diffusion time under these conditions{told}, and "
         f"denoised under the counterfactual conditions ({after}){told} with guidance weight "
-        f"{sampler.guidance:g}.",
+        f"{sampler.guidance:g}{_FROM[sampler.guidance_from]}.",
         f"The round trip under the factual conditions lost "
         f"{100 * (sidecar.round_trip_error or 0.0):.2f} % of the latent.",
     ]

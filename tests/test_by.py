@@ -148,6 +148,15 @@ def test_guidance_without_a_null_condition_is_refused_at_once(guided, tmp_path):
         assert checked_way(bundle, asked, replace(options, edit=edit)).by == "masks"
 
 
+def test_a_decoder_of_another_autoencoder_is_refused_at_once(guided, tmp_path):
+    bundle = copy_bundle(guided, tmp_path / "decoded")
+    config = {"beside": {"autoencoder": "another"}}
+    bundle = write_part(bundle, "decoder", {"z_mean": torch.zeros(1)}, config, {})
+    asked = parse_interventions(bundle.schema, ["+20"])
+    with pytest.raises(BundleError, match="decodes the latents of another autoencoder"):
+        checked_way(bundle, asked, Options(by="masks", decoder="diffusion"))
+
+
 def test_guidance_from_the_factual_exaggerates_the_edit_alone(engine, question, opened):
     """At one latent it is linear in the weight; a null edit stays one, and no null is needed."""
     models = replace(engine.masked, null=False)

@@ -34,6 +34,9 @@ from cfgen.scan.moved import Source, move, scaled, source_of
 from cfgen.scan.open import Opened
 from cfgen.scan.render import render
 
+# Movements of a scan that are kept: each is 20 MB, and there may be sixty targets.
+KEPT = 8
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -154,8 +157,8 @@ class TissueEdits:
     def moved(self, number: int, sample: int = 0) -> Moved:
         """Raises ImageError when a region can't be brought to its volume."""
         if (number, sample) not in self.done:
-            # Only one target's is kept: there may be sixty.
-            for key in [k for k in self.done if k[0] != number]:
+            old = [key for key in self.done if key != (number, 0)]
+            for key in old[: max(0, len(old) + 1 - KEPT)]:
                 del self.done[key]
             changes = self.question.world(number, sample).within_head
             try:

@@ -41,8 +41,14 @@ class Preprocess:
 
 PREPROCESS = Preprocess()
 
-# How an edit reaches the scan: its own tissue moved (edit/tissue.py), or a latent edit on the model
-# grid brought there (scan/render.py). The default is the first that the bundle has the parts for.
+# By what a counterfactual is made: a diffusion model under other conditions alone (edit/latent.py),
+# the scan's own tissue moved (edit/tissue.py), the diffusion model under edited masks of regions
+# too (edit/masked.py), or moved tissue in which that model fills what is new (edit/filled.py). The
+# default is moved tissue where the bundle can.
+By = Literal["conditions", "tissue", "masks", "tissue+masks"]
+
+# How an edit reaches the scan: its own tissue moved, or an edit on the model grid brought there
+# (scan/render.py).
 Render = Literal["tissue", "residual", "warp", "latent"]
 
 # Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age
@@ -59,6 +65,11 @@ SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
 
 
+# What guidance of an edit leads away from: a network that is told no conditions (Ho & Salimans
+# 2022), or the factual conditions and masks, so that it exaggerates what the edit changes alone.
+GuidedFrom = Literal["nothing", "factual"]
+
+
 @dataclass(frozen=True)
 class Edit:
     """How far a latent is inverted and how it is denoised again."""
@@ -69,6 +80,7 @@ class Edit:
     depth: float = 0.6
     fixed_point: int = 2
     guidance: float = 1.0
+    guidance_from: GuidedFrom = "nothing"
 
 
 EDIT = Edit()

@@ -17,8 +17,14 @@ from cfgen.data.table import Row, write_table
 from cfgen.data.tissues import TISSUES
 from cfgen.device import pick_device
 from cfgen.errors import ManifestError
-from cfgen.measure.tissues import PART, TissueScan, read_tissue_scan, tissue_dice
-from cfgen.metrics.statistics import mean_over_people
+from cfgen.measure.tissues import (
+    PART,
+    TissueScan,
+    dice_lines,
+    read_tissue_scan,
+    summary,
+    tissue_dice,
+)
 from cfgen.nets.segmenter import TissueNet
 from cfgen.processes import leads
 from cfgen.progress import each
@@ -28,8 +34,6 @@ from cfgen.train.tissues import TISSUE_NET, TissueTask
 from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
-# The line of a scan's Dice over tissues.
-MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ def train_tissues(
     for name, scans in {"val": val, **_read(data.tests)}.items():
         found = tissue_dice(net, scans, torch_device)
         figures[name] = summary(found, [s.row.subject for s in scans])
-        lines += dice_lines(name, scans, found)
-        log.info("segmentation on %d scans of %s: %s", len(scans), name, dice_text(figures[name]))
+        lines += scan_lines(name, scans, found)
     write_table(folder / "dice.csv", lines)
+    for text in dice_lines(figures):
+        log.info("segmentation %s", text)
     description = {**net_config(TISSUE_NET), "classes": list(TISSUES), "dice": figures}
     return write_part(copy_bundle(bundle, out), PART, half(net), description, trained)
 
@@ -90,35 +95,7 @@ def _read(tests: dict[str, list[Row]]) -> dict[str, list[TissueScan]]:
     return {name: [read_tissue_scan(row) for row in rows] for name, rows in tests.items()}
 
 
-def summary(
-    found: dict[str, np.ndarray], subjects: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
-    """By tissue and of their mean: Dice, everybody counting once, with its 95 % interval."""
-    every = found | {MEAN: np.mean(list(found.values()), axis=0)}
-    figures = {}
-    for name, values in every.items():
-        value, low, high, _ = mean_over_people(values, subjects)
-        numbers = {"dice": value, "low": low, "high": high}
-        # JSON has no NaN.
-        figures[name] = {k: None if x != x else x for k, x in numbers.items()}
-    return figures
-
-
-def dice_text(figures: dict[str, dict[str, float | None]]) -> str:
-    """'csf 0.912 [0.905, 0.918], ...'"""
-    return ", ".join(f"{name} {_few(f['dice'])}{_interval(f)}" for name, f in figures.items())
-
-
-def _few(x: float | None) -> str:
-    return "unknown" if x is None else f"{x:.3f}"
-
-
-def _interval(figure: dict[str, float | None]) -> str:
-    low, high = figure["low"], figure["high"]
-    return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-
-
-def dice_lines(
+def scan_lines(
     name: str, scans: Sequence[TissueScan], found: dict[str, np.ndarray]
 ) -> list[dict[str, str]]:
     """A line a scan: which, and its Dice."""

@@ -1,0 +1,198 @@
+"""Is an edited acquisition what it says? By probes that were trained before, and trained again.
+
+For every parameter and every level that scans were edited to, the edits stand beside the real scans
+that have the level. A frozen probe learned from real scans what each level looks like; the one that
+is trained again learns from these edits and scans themselves (of other people) where each came
+from. Edits that are what they say leave both at chance.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cfgen.data.acquisition_columns import is_acquisition
+from cfgen.data.conditions import Value, number_text
+from cfgen.data.table import MISSING, Row
+from cfgen.evaluate.edits import mean_of_edits
+from cfgen.evaluate.scans import Instruments, Made, Real, people
+from cfgen.metrics.appearance import appearance
+from cfgen.metrics.probe import Samples, auc_over_people, probabilities, recall_over_people
+from cfgen.metrics.result import CDDGM, Result
+
+log = logging.getLogger("cfgen")
+FOOLED, SOURCE, EDITED = "probe_fooled", "probe_source", "probe_edited_auc"
+FROZEN, AGAIN = "frozen", "trained again"
+RETRAINED = "arXiv 2610.14140"
+# People of a level, for it to be one.
+FEWEST = 5
+# Numbers of so many values at most are levels, as field strengths are; of others the median parts
+# two.
+FEW_VALUES = 4
+# A number is a level's when it differs by so little of it.
+SAME = 0.02
+
+Leveller = Callable[[Value], str | None]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a probe sees of an image, whose it is, and the level that it came from."""
+
+    features: np.ndarray
+    subject: str
+    source: str
+
+
+def probe_results(
+    tools: Instruments, method: str, edits: Sequence[Made], real: Sequence[Real], seed: int
+) -> list[Result]:
+    """Figures of every acquisition parameter that both manifests state and some edit changed."""
+    stated = dict.fromkeys(n for r in real for n in (*r.row.values, *r.row.extra))
+    names = [n for n in stated if is_acquisition(n)]
+    changed = [
+        n
+        for n in names
+        if any(_value(m.row, n) not in (None, _value(m.real.row, n)) for m in edits)
+    ]
+    if not changed:
+        return []
+    seen = {id(r): _features(r.seen.image, r.seen.embedding, r.mask) for r in real}
+    made = {id(m): _features(m.seen.image, m.seen.embedding, m.real.mask) for m in edits}
+    results: list[Result] = []
+    for name in changed:
+        leveller = levels_of([v for r in real if (v := _value(r.row, name)) is not None])
+        scans = [
+            _Scan(seen[id(r)], r.person, level)
+            for r in real
+            if (level := _level(leveller, r.row, name)) is not None
+        ]
+        by_target: dict[str, list[Made]] = {}
+        for m in edits:
+            before, after = (_level(leveller, row, name) for row in (m.real.row, m.row))
+            if before is not None and after is not None and before != after:
+                by_target.setdefault(after, []).append(m)
+        base = Result(
+            method=method,
+            variable=name,
+            by="probe",
+            extractor=f"logistic regression on appearance and features of "
+            f"{tools.extractor('judge').name}",
+            reference=RETRAINED,
+        )
+        for target, some in by_target.items():
+            own = [
+                _Scan(made[id(m)], m.person, str(_level(leveller, m.real.row, name))) for m in some
+            ]
+            line = replace(base, group=target, n=len(people(some)))
+            results += _of_target(line, target, own, scans, some, seed)
+    return results
+
+
+def _features(image: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.concatenate([appearance(image, mask), embedding])
+
+
+def _of_target(
+    base: Result,
+    target: str,
+    edited: Sequence[_Scan],
+    real: Sequence[_Scan],
+    edits: Sequence[Made],
+    seed: int,
+) -> list[Result]:
+    """Edits to one level, `edited` as probes see them, beside the real scans."""
+    learn = _of_many(real)
+    # Who is beside the edits: real scans of the level, and edits of sources that are many enough.
+    together = _of_many([*(s for s in real if s.source == target), *edited])
+    levels = sorted({s.source for s in (*real, *edited)})
+    there = {s.source for s in together}
+    if target not in there or len(there) < 2 or target not in {s.source for s in learn}:
+        log.info(
+            "%s: %s to %s: too few people for a probe; it takes %d of each level",
+            base.method,
+            base.variable,
+            target,
+            FEWEST,
+        )
+        return []
+    number = {level: n for n, level in enumerate(levels)}
+    samples, before = _samples(together, number), _samples(learn, number)
+    all_edits = _samples(edited, number)
+    at = number[target]
+    results = []
+    called = probabilities(before, all_edits, len(levels)).argmax(1)
+    fooled = mean_of_edits((called == at).astype(float), edits)
+    results.append(replace(base, variant=FROZEN, reference=CDDGM).named(FOOLED, fooled, "up"))
+    chance = f"chance {1 / len(there):.2f}"
+    for variant, of in ((FROZEN, before), (AGAIN, samples)):
+        found = probabilities(of, samples, len(levels))
+        line = replace(base, variant=variant)
+        right = (found.argmax(1) == samples.level).astype(float)
+        source = recall_over_people(right, samples.level, samples.subjects, seed)
+        results.append(line.named(SOURCE, source, "down", note=f"balanced accuracy, {chance}"))
+        area = auc_over_people(1 - found[:, at], samples.level != at, samples.subjects, seed)
+        results.append(line.named(EDITED, area, "down", note="edited against real, chance 0.50"))
+    return results
+
+
+def _of_many(scans: Sequence[_Scan]) -> list[_Scan]:
+    """The scans of levels that enough people have."""
+    whose: dict[str, set[str]] = {}
+    for s in scans:
+        whose.setdefault(s.source, set()).add(s.subject)
+    return [s for s in scans if len(whose[s.source]) >= FEWEST]
+
+
+def _samples(scans: Sequence[_Scan], number: Mapping[str, int]) -> Samples:
+    return Samples(
+        np.stack([s.features for s in scans]),
+        np.array([number[s.source] for s in scans]),
+        [s.subject for s in scans],
+    )
+
+
+def _value(row: Row, name: str) -> Value | None:
+    value = row.values.get(name, row.extra.get(name))
+    return None if value is None or str(value).strip().lower() in MISSING else value
+
+
+def _level(leveller: Leveller, row: Row, name: str) -> str | None:
+    value = _value(row, name)
+    return None if value is None else leveller(value)
+
+
+def levels_of(values: Sequence[Value]) -> Leveller:
+    """How a parameter's values become levels: texts as they are; of a few different numbers each;
+    of many 'up to' and 'above' their median. None where a value is none of these."""
+    numbers = [_number(v) for v in values]
+    known = sorted({x for x in numbers if x is not None})
+    if None in numbers or not known:
+        return lambda value: str(value)
+    if len(known) <= FEW_VALUES:
+        return lambda value: _nearest(_number(value), known)
+    middle = float(np.median([x for x in numbers if x is not None]))
+    text = number_text(round(middle, 6))
+
+    def part(value: Value) -> str | None:
+        x = _number(value)
+        return None if x is None else f"{'up to' if x <= middle else 'above'} {text}"
+
+    return part
+
+
+def _nearest(x: float | None, known: Sequence[float]) -> str | None:
+    if x is None:
+        return None
+    near = min(known, key=lambda k: abs(k - x))
+    return number_text(near) if abs(near - x) <= SAME * abs(near) else None
+
+
+def _number(value: Value) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None

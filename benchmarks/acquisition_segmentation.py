@@ -40,7 +40,7 @@ from cfgen.data.table import Row
 from cfgen.data.tissues import TISSUES
 from cfgen.data.volume import Volume, write_atomically, write_new
 from cfgen.errors import CfgenError
-from cfgen.jobs.train_tissues import read_tissue_data, train_tissues
+from cfgen.jobs.train_tissues import Manifests, train_tissues
 from cfgen.metrics.statistics import Estimate, over_people, ratio_over_people
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Subject
@@ -131,10 +131,10 @@ def train(out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int
     if variant in made:
         augmented = [made[variant] / "manifest.csv"]
     augmentation: TissueAugmentation = "plain" if variant == "plain" else "none"
-    data = read_tissue_data(own, augmented, [own, other])
+    manifests = Manifests(own, augmented, [own, other])
     config = replace(TISSUES_FIT, seed=seed, steps=fit)
     print(f"training {run.name}", flush=True)
-    train_tissues(data, out / "empty", run, config, "cpu", augmentation)
+    train_tissues(manifests, out / "empty", run, config, "cpu", augmentation)
 
 
 def read_dice(out: Path, vendor: str, variant: str, tested: str) -> dict[int, dict[str, Dice]]:

@@ -20,9 +20,9 @@ from cfgen.data.regions import table
 from cfgen.data.tissues import CSF, GREY, WHITE, tissues_of
 from cfgen.data.volume import Volume, write_new
 from cfgen.errors import ImageError, ManifestError
-from cfgen.jobs.train_tissues import read_tissue_data
 from cfgen.measure.tissues import dice, load_tissues, read_tissue_scan, summary, tissue_map
 from cfgen.train.tissues import PLAIN, TissueTask, random_example
+from cfgen.train.tissues_data import read_tissue_data
 
 CPU = torch.device("cpu")
 SHAPE = (24, 26, 22)
@@ -190,7 +190,7 @@ def test_it_learns_a_contrast_and_fails_at_another_unless_it_saw_it(cfgen, sourc
         for name, contrast in (("own", BRIGHT), ("other", TURNED))
     )
     command = ["train-predictor", "--manifest", own, "--bundle", source, "--target", "segmentation"]
-    command += ["--test", own, "--test", other, "--steps", 100, "--device", "cpu", "--threads", 1]
+    command += ["--test", own, "--test", other, "--steps", 200, "--device", "cpu", "--threads", 1]
     command += ["--learning-rate", 0.01]
     figures = {}
     for name, more in (("none", []), ("oracle", ["--augmented", other])):
@@ -204,9 +204,9 @@ def test_it_learns_a_contrast_and_fails_at_another_unless_it_saw_it(cfgen, sourc
         with (tmp_path / f"{name}-training" / "tissues" / "dice.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
         assert [line["subject"] for line in lines] == ["s4", "s5", "s6", "s5", "s6"]
-    assert figures["none"]["own"] > 0.85
+    assert figures["none"]["own"] > 0.8
     assert figures["none"]["other"] < 0.6
-    assert figures["oracle"]["other"] > 0.8
+    assert figures["oracle"]["other"] > 0.75
     # The weights that are written are those that were measured.
     net = load_tissues(read_bundle(tmp_path / "oracle"), CPU)
     row = next(r for r in read_manifest(own, default_schema()) if r.subject == "s6")
@@ -249,7 +249,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     def loss(step):
         task = TissueTask(people, [], CPU, config, "plain")
         g = torch.Generator().manual_seed(step)
-        return float(task.loss(step, g)[0])
+        return task.loss(step, g)[0].item()
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)

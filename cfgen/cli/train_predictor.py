@@ -85,7 +85,7 @@ def train_predictor(
             "--learning-rate",
             min=0,
             help="Its highest value.",
-            show_default=str(_JUDGE.learning_rate),
+            show_default=f"{_JUDGE.learning_rate}, of segmentation {_TISSUES.learning_rate}",
         ),
     ] = None,
     batch_size: Annotated[
@@ -136,11 +136,11 @@ def train_predictor(
         if len(set(targets)) > 1 or networks:
             found = "--networks" if networks else f"together with {' and '.join(targets)}"
             raise UsageError("--target segmentation", found, "segmentation alone: one network")
-        from cfgen.jobs.train_tissues import read_tissue_data, train_tissues
+        from cfgen.jobs.train_tissues import Manifests, train_tissues
 
-        data = read_tissue_data(manifest, augmented or [], test or [])
+        manifests = Manifests(manifest, augmented or [], test or [])
         tissues = fit_of(_TISSUES, *fit)
-        network = train_tissues(data, bundle, out, tissues, device, augmentation or "none")
+        network = train_tissues(manifests, bundle, out, tissues, device, augmentation or "none")
         print_bundle(network.path)
         return
     if augmentation or augmented or test:

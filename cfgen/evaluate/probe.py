@@ -17,11 +17,11 @@ import numpy as np
 from cfgen.data.acquisition_columns import is_acquisition
 from cfgen.data.conditions import Value, number_text
 from cfgen.data.table import MISSING, Row
-from cfgen.evaluate.edits import mean_of_edits
 from cfgen.evaluate.scans import Instruments, Made, Real, people
 from cfgen.metrics.appearance import appearance
 from cfgen.metrics.probe import Samples, auc_over_people, probabilities, recall_over_people
 from cfgen.metrics.result import CDDGM, Result
+from cfgen.metrics.statistics import mean_over_people
 
 log = logging.getLogger("cfgen")
 FOOLED, SOURCE, EDITED = "probe_fooled", "probe_source", "probe_edited_auc"
@@ -88,7 +88,7 @@ def probe_results(
                 _Scan(made[id(m)], m.person, str(_level(leveller, m.real.row, name))) for m in some
             ]
             line = replace(base, group=target, n=len(people(some)))
-            results += _of_target(line, target, own, scans, some, seed)
+            results += _of_target(line, own, scans, seed)
     return results
 
 
@@ -97,18 +97,11 @@ def _features(image: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> np.
 
 
 def _of_target(
-    base: Result,
-    target: str,
-    edited: Sequence[_Scan],
-    real: Sequence[_Scan],
-    edits: Sequence[Made],
-    seed: int,
+    base: Result, edited: Sequence[_Scan], real: Sequence[_Scan], seed: int
 ) -> list[Result]:
-    """Edits to one level, `edited` as probes see them, beside the real scans."""
-    learn = _of_many(real)
-    # Who is beside the edits: real scans of the level, and edits of sources that are many enough.
+    """Edits to the level `base.group` beside the real scans, of sources that are many enough."""
+    target, learn = base.group, _of_many(real)
     together = _of_many([*(s for s in real if s.source == target), *edited])
-    levels = sorted({s.source for s in (*real, *edited)})
     there = {s.source for s in together}
     if target not in there or len(there) < 2 or target not in {s.source for s in learn}:
         log.info(
@@ -119,22 +112,22 @@ def _of_target(
             FEWEST,
         )
         return []
+    levels = sorted({s.source for s in (*learn, *together)})
     number = {level: n for n, level in enumerate(levels)}
-    samples, before = _samples(together, number), _samples(learn, number)
-    all_edits = _samples(edited, number)
-    at = number[target]
-    results = []
-    called = probabilities(before, all_edits, len(levels)).argmax(1)
-    fooled = mean_of_edits((called == at).astype(float), edits)
-    results.append(replace(base, variant=FROZEN, reference=CDDGM).named(FOOLED, fooled, "up"))
-    chance = f"chance {1 / len(there):.2f}"
-    for variant, of in ((FROZEN, before), (AGAIN, samples)):
+    samples, at = _samples(together, number), number[target]
+    results, is_edit = [], samples.level != at
+    chance = f"balanced accuracy, chance {1 / len(there):.2f}"
+    for variant, of in ((FROZEN, _samples(learn, number)), (AGAIN, samples)):
         found = probabilities(of, samples, len(levels))
-        line = replace(base, variant=variant)
-        right = (found.argmax(1) == samples.level).astype(float)
+        called, line = found.argmax(1), replace(base, variant=variant)
+        if variant == FROZEN:
+            whose = [s for s, e in zip(samples.subjects, is_edit, strict=True) if e]
+            fooled = mean_over_people((called[is_edit] == at).astype(float), whose)
+            results.append(replace(line, reference=CDDGM).named(FOOLED, fooled, "up"))
+        right = (called == samples.level).astype(float)
         source = recall_over_people(right, samples.level, samples.subjects, seed)
-        results.append(line.named(SOURCE, source, "down", note=f"balanced accuracy, {chance}"))
-        area = auc_over_people(1 - found[:, at], samples.level != at, samples.subjects, seed)
+        results.append(line.named(SOURCE, source, "down", note=chance))
+        area = auc_over_people(1 - found[:, at], is_edit, samples.subjects, seed)
         results.append(line.named(EDITED, area, "down", note="edited against real, chance 0.50"))
     return results
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +13,9 @@ import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, write_part
 from cfgen.config import FitConfig, TissueAugmentation
-from cfgen.data.conditions import default_schema
-from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row, write_table
 from cfgen.data.tissues import TISSUES
 from cfgen.device import pick_device
-from cfgen.errors import ManifestError
 from cfgen.measure.tissues import (
     PART,
     TissueScan,
@@ -31,23 +30,24 @@ from cfgen.progress import each
 from cfgen.train.fit import fit
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.tissues import TISSUE_NET, TissueTask
+from cfgen.train.tissues_data import TissueData, read_tissue_data
 from cfgen.train.together import check_batch
 
 log = logging.getLogger("cfgen")
 
 
 @dataclass(frozen=True)
-class TissueData:
-    """Rows with labels: of each person in `train` the scan and what was made of it, `val`, and the
-    scans of further manifests by name."""
+class Manifests:
+    """What is learned from and measured on (`train.tissues_data.read_tissue_data`): scans with
+    splits, counterfactuals of their train people, and scans to be tested on."""
 
-    train: list[list[Row]]
-    val: list[Row]
-    tests: dict[str, list[Row]]
+    scans: Path
+    augmented: Sequence[Path] = ()
+    tests: Sequence[Path] = ()
 
 
 def train_tissues(
-    data: TissueData,
+    manifests: Manifests,
     source: Path,
     out: Path,
     config: FitConfig,
@@ -58,11 +58,13 @@ def train_tissues(
 
     Dice by tissue on val and on the tests goes into the part's configuration and, scan by scan,
     into dice.csv beside the checkpoints. The weights are the last ones; nothing is chosen by Dice.
-    Raises ImageError for labels of another grid or table than cfgen knows.
+    Raises ManifestError where a manifest lacks what is needed, ImageError for labels of another
+    grid than their scan's, or of a table that cfgen does not know.
     """
     check_batch(config.batch_size)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
+    data = read_tissue_data(manifests.scans, manifests.augmented, manifests.tests)
     renditions = sum(map(len, data.train))
     log.info("segmentation: %d people, %d images to learn from", len(data.train), renditions)
     with_scans = each(data.train, len(data.train), "people read")
@@ -70,7 +72,7 @@ def train_tissues(
     val = [read_tissue_scan(row) for row in data.val]
     task = TissueTask(people, val, torch_device, config, augmentation)
     folder = runs_folder(out, PART)
-    net = fit(task, config, folder)
+    net = fit(task, config, folder / _digest(data, augmentation))
     assert isinstance(net, TissueNet)
     if not leads():
         return bundle
@@ -91,6 +93,12 @@ def train_tissues(
     return write_part(copy_bundle(bundle, out), PART, half(net), description, trained)
 
 
+def _digest(data: TissueData, augmentation: TissueAugmentation) -> str:
+    """Of what is learned from: other scans, or changed otherwise, are another run."""
+    images = [[str(row.image.absolute()) for row in rows] for rows in data.train]
+    return hashlib.sha256(json.dumps([augmentation, images]).encode()).hexdigest()[:8]
+
+
 def _read(tests: dict[str, list[Row]]) -> dict[str, list[TissueScan]]:
     return {name: [read_tissue_scan(row) for row in rows] for name, rows in tests.items()}
 
@@ -104,73 +112,3 @@ def scan_lines(
         | {tissue: f"{values[n]:.5f}" for tissue, values in found.items()}
         for n, s in enumerate(scans)
     ]
-
-
-def read_tissue_data(
-    manifest: Path, augmented: Sequence[Path] = (), tests: Sequence[Path] = ()
-) -> TissueData:
-    """The labelled rows of a manifest's splits train and val, counterfactuals of the train people
-    out of `augmented` manifests, and scans of `tests`.
-
-    A person of `augmented` who is not in train is left out, so that nobody of val or a test gets
-    into training; of a test manifest the rows of split 'test' count where there are any, and nobody
-    who was trained on. What is left out is said. Raises ManifestError where nothing is left.
-    """
-    rows = _labelled(manifest)
-    by_person: dict[str, list[Row]] = {}
-    for row in (r for r in rows if r.split == "train"):
-        by_person.setdefault(row.subject, []).append(row)
-    val = [r for r in rows if r.split == "val"]
-    for split, part in (("train", by_person), ("val", val)):
-        if not part:
-            raise ManifestError(
-                manifest,
-                f"no row with labels has split '{split}'",
-                "scans with label maps in train to learn from, and in val to be measured on",
-                "add the columns labels and split",
-            )
-    for path in augmented:
-        made = _labelled(path)
-        kept = [r for r in made if r.subject in by_person]
-        _say_left_out(path, len(made) - len(kept), "are of nobody in train")
-        if not kept:
-            raise ManifestError(
-                path, "nobody of it is in train", f"subjects of the train rows of {manifest}"
-            )
-        for row in kept:
-            by_person[row.subject].append(row)
-    named = {_name(path): _tested(path, by_person) for path in tests}
-    if len(named) < len(tests) or "val" in named:
-        raise ManifestError(
-            ", ".join(map(str, tests)), "two of one name, or one called val", "other names"
-        )
-    return TissueData(list(by_person.values()), val, named)
-
-
-def _labelled(path: Path) -> list[Row]:
-    rows = read_manifest(path, default_schema())
-    kept = [r for r in rows if r.labels]
-    _say_left_out(path, len(rows) - len(kept), "have no labels")
-    return kept
-
-
-def _name(path: Path) -> str:
-    """A manifest that says nothing by its own name is called as its folder is."""
-    return path.absolute().parent.name if path.stem == "manifest" else path.stem
-
-
-def _tested(path: Path, trained: dict[str, list[Row]]) -> list[Row]:
-    rows = _labelled(path)
-    rows = [r for r in rows if r.split == "test"] or rows
-    kept = [r for r in rows if r.subject not in trained]
-    _say_left_out(path, len(rows) - len(kept), "have the subject of a train row")
-    if not kept:
-        raise ManifestError(
-            path, "no row to test on", "scans with labels of people who were not trained on"
-        )
-    return kept
-
-
-def _say_left_out(path: Path, count: int, why: str) -> None:
-    if count:
-        log.warning("%s: %d rows %s and are left out", path, count, why)

@@ -14,8 +14,10 @@ from scipy import ndimage, stats
 
 from cfgen.data.grid import Grid
 from cfgen.data.table import Row
+from cfgen.evaluate.files import SENTENCES
 from cfgen.evaluate.probe import AGAIN, EDITED, FOOLED, FROZEN, SOURCE, levels_of, probe_results
 from cfgen.evaluate.scans import Made, Real, Seen
+from cfgen.evaluate.suite import SUITES
 from cfgen.evaluate.tables import tables
 from cfgen.metrics.appearance import BLOCKS, QUANTILES, appearance
 from cfgen.metrics.axioms import area_under_roc, mean_recall
@@ -200,6 +202,13 @@ def test_a_perfect_edit_leaves_both_at_chance_and_a_copy_fools_nobody():
     assert copy[FOOLED, FROZEN].value < 0.1
     assert copy[SOURCE, FROZEN].value > 0.9
     assert copy[SOURCE, AGAIN].value > 0.9
+
+
+def test_suites_that_compare_sets_have_probes_and_methods_say_so():
+    assert [name for name, suite in SUITES.items() if not suite.probes] == ["quick"]
+    _, listed = results(np.zeros(8))
+    held = [text for holds, text in SENTENCES if any(map(holds, listed))]
+    assert ["Probes" in text for text in held] == [True]
 
 
 def test_edits_of_the_brain_and_few_people_have_no_probe():

@@ -26,6 +26,7 @@ BIDS_ACQUISITION = frozenset(
         "PartialFourier",
         "ParallelReductionFactorInPlane",
         "EchoSpacing",
+        "NumberShots",
     )
 )
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from cfgen.config import FitConfig, TissueAugmentation
 from cfgen.data.tissues import TISSUES
 from cfgen.device import channels_last
-from cfgen.measure.tissues import TissueScan, tissue_dice
+from cfgen.measure.tissues import TissueScan, tissue_dice, tissue_map
 from cfgen.nets.segmenter import SegmenterConfig, TissueNet
 from cfgen.train.augmentation import Augmentation, mirror, random_acquisition
 from cfgen.train.draws import chance, each_its_own
 from cfgen.train.fit import seed_weights
-from cfgen.train.segmenter import set_loss
+from cfgen.train.segmenter import draw_labels, set_loss
 from cfgen.train.together import my_part
 
 TISSUE_NET = SegmenterConfig(
@@ -75,9 +75,11 @@ class TissueTask:
 
     @torch.no_grad()
     def report(self, net: nn.Module, picture: Path) -> dict[str, float]:
-        """Mean Dice of the held-out scans by tissue."""
+        """Mean Dice of the held-out scans by tissue, and a picture of the first."""
         net = copy.deepcopy(net).eval()
         assert isinstance(net, TissueNet)
+        first = self.held_out[0].image
+        draw_labels(picture, first.float(), tissue_map(net, first, self.device), len(TISSUES))
         found = tissue_dice(net, self.held_out, self.device)
         means = {name: float(np.nanmean(values)) for name, values in found.items()}
         return means | {"mean": float(np.mean(list(means.values())))}

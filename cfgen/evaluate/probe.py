@@ -118,7 +118,7 @@ def _of_target(
     results, is_edit = [], samples.level != at
     chance = f"balanced accuracy, chance {1 / len(there):.2f}"
     for variant, of in ((FROZEN, _samples(learn, number)), (AGAIN, samples)):
-        found = probabilities(of, samples, len(levels))
+        found = probabilities(of, samples, len(levels), seed)
         called, line = found.argmax(1), replace(base, variant=variant)
         if variant == FROZEN:
             whose = [s for s, e in zip(samples.subjects, is_edit, strict=True) if e]

@@ -175,7 +175,7 @@ def results(left_over):
         for r in real
         if r.row.extra["Manufacturer"] == "Siemens"
     ]
-    found = probe_results(TOOLS, "ours", edits, real, 0)  # type: ignore[arg-type]
+    found = probe_results(TOOLS, {"ours": edits}, real, 0)  # type: ignore[arg-type]
     return {(r.metric, r.variant): r for r in found}, found
 
 
@@ -215,6 +215,6 @@ def test_suites_that_compare_sets_have_probes_and_methods_say_so():
 def test_edits_of_the_brain_and_few_people_have_no_probe():
     real = [scan(s, "GE" if n % 2 else "Siemens", 0) for n, s in enumerate(names(8))]
     older = [edit(r, r.row.extra["Manufacturer"], 0) for r in real]
-    assert probe_results(TOOLS, "ours", older, real, 0) == []  # type: ignore[arg-type]
+    assert probe_results(TOOLS, {"ours": older}, real, 0) == []  # type: ignore[arg-type]
     few = [edit(r, "GE", 0) for r in real if r.row.extra["Manufacturer"] == "Siemens"]
-    assert probe_results(TOOLS, "ours", few, real, 0) == []  # type: ignore[arg-type]
+    assert probe_results(TOOLS, {"ours": few}, real, 0) == []  # type: ignore[arg-type]

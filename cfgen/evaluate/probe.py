@@ -17,7 +17,7 @@ import numpy as np
 from cfgen.data.acquisition_columns import is_acquisition
 from cfgen.data.conditions import Value, number_text
 from cfgen.data.table import MISSING, Row
-from cfgen.evaluate.scans import Instruments, Made, Real, people
+from cfgen.evaluate.scans import Instruments, Made, Real, Seen
 from cfgen.metrics.appearance import appearance
 from cfgen.metrics.probe import Samples, auc_over_people, probabilities, recall_over_people
 from cfgen.metrics.result import CDDGM, Result
@@ -48,52 +48,52 @@ class _Scan:
 
 
 def probe_results(
-    tools: Instruments, method: str, edits: Sequence[Made], real: Sequence[Real], seed: int
+    tools: Instruments, methods: Mapping[str, Sequence[Made]], real: Sequence[Real], seed: int
 ) -> list[Result]:
-    """Figures of every acquisition parameter that both manifests state and some edit changed."""
+    """Figures of every method, and every acquisition parameter that both manifests state and some
+    edit changed."""
     stated = dict.fromkeys(n for r in real for n in (*r.row.values, *r.row.extra))
-    names = [n for n in stated if is_acquisition(n)]
-    changed = [
-        n
-        for n in names
-        if any(_value(m.row, n) not in (None, _value(m.real.row, n)) for m in edits)
-    ]
-    if not changed:
+    every_edit = [m for edits in methods.values() for m in edits]
+    names = [n for n in stated if is_acquisition(n) and _changed(every_edit, n)]
+    if not names:
         return []
-    seen = {id(r): _features(r.seen.image, r.seen.embedding, r.mask) for r in real}
-    made = {id(m): _features(m.seen.image, m.seen.embedding, m.real.mask) for m in edits}
+    # The copies of all scans are the scans.
+    images = {id(r.seen): (r.seen, r.mask) for r in real}
+    images |= {id(m.seen): (m.seen, m.real.mask) for m in every_edit}
+    features = {key: _features(seen, mask) for key, (seen, mask) in images.items()}
+    judge = tools.extractor("judge").name
+    base = Result(
+        by="probe",
+        extractor=f"logistic regression on appearance and features of {judge}",
+        reference=RETRAINED,
+    )
     results: list[Result] = []
-    for name in changed:
+    for name in names:
         leveller = levels_of([v for r in real if (v := _value(r.row, name)) is not None])
         scans = [
-            _Scan(seen[id(r)], r.person, level)
+            _Scan(features[id(r.seen)], r.person, level)
             for r in real
             if (level := _level(leveller, r.row, name)) is not None
         ]
-        by_target: dict[str, list[Made]] = {}
-        for m in edits:
-            before, after = (_level(leveller, row, name) for row in (m.real.row, m.row))
-            if before is not None and after is not None and before != after:
-                by_target.setdefault(after, []).append(m)
-        base = Result(
-            method=method,
-            variable=name,
-            by="probe",
-            extractor=f"logistic regression on appearance and features of "
-            f"{tools.extractor('judge').name}",
-            reference=RETRAINED,
-        )
-        for target, some in by_target.items():
-            own = [
-                _Scan(made[id(m)], m.person, str(_level(leveller, m.real.row, name))) for m in some
-            ]
-            line = replace(base, group=target, n=len(people(some)))
-            results += _of_target(line, own, scans, seed)
+        for method, edits in methods.items():
+            by_target: dict[str, list[_Scan]] = {}
+            for m in edits:
+                before, after = (_level(leveller, row, name) for row in (m.real.row, m.row))
+                if before is not None and after is not None and before != after:
+                    seen = _Scan(features[id(m.seen)], m.person, before)
+                    by_target.setdefault(after, []).append(seen)
+            for target, edited in by_target.items():
+                line = replace(base, method=method, variable=name, group=target)
+                results += _of_target(line, edited, scans, seed)
     return results
 
 
-def _features(image: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.concatenate([appearance(image, mask), embedding])
+def _changed(edits: Sequence[Made], name: str) -> bool:
+    return any(_value(m.row, name) not in (None, _value(m.real.row, name)) for m in edits)
+
+
+def _features(seen: Seen, mask: np.ndarray) -> np.ndarray:
+    return np.concatenate([appearance(seen.image, mask), seen.embedding])
 
 
 def _of_target(
@@ -116,12 +116,13 @@ def _of_target(
     number = {level: n for n, level in enumerate(levels)}
     samples, at = _samples(together, number), number[target]
     results, is_edit = [], samples.level != at
+    whose = [s for s, e in zip(samples.subjects, is_edit, strict=True) if e]
+    base = replace(base, n=len(set(whose)))
     chance = f"balanced accuracy, chance {1 / len(there):.2f}"
     for variant, of in ((FROZEN, _samples(learn, number)), (AGAIN, samples)):
         found = probabilities(of, samples, len(levels), seed)
         called, line = found.argmax(1), replace(base, variant=variant)
         if variant == FROZEN:
-            whose = [s for s, e in zip(samples.subjects, is_edit, strict=True) if e]
             fooled = mean_over_people((called[is_edit] == at).astype(float), whose)
             results.append(replace(line, reference=CDDGM).named(FOOLED, fooled, "up"))
         right = (called == samples.level).astype(float)

@@ -125,12 +125,12 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
     with working("comparing edits", len(with_copy)) as step:
         for name, counterfactuals in with_copy.items():
             results += _of_edits(tools, name, counterfactuals, real)
-            if suite.probes:
-                results += probe_results(tools, name, counterfactuals, real, asked.seed)
             if suite.papers:
                 results += edits.acquisition_likeness(name, counterfactuals, real, asked.seed)
             log.info("%s: edits compared", name)
             step()
+    if suite.probes:
+        results += probe_results(tools, with_copy, real, asked.seed)
     if methods:
         results += cohort_response(real, REGIONS)
     if asked.negative_controls:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cfgen.bundle import Bundle, copy_bundle, half, net_config, read_bundle, write_part
 from cfgen.config import FitConfig, TissueAugmentation
-from cfgen.data.table import Row, write_table
+from cfgen.data.table import write_table
 from cfgen.data.tissues import TISSUES
 from cfgen.device import pick_device
 from cfgen.measure.tissues import (
@@ -69,8 +69,11 @@ def train_tissues(
     log.info("segmentation: %d people, %d images to learn from", len(data.train), renditions)
     with_scans = each(data.train, len(data.train), "people read")
     people = [[read_tissue_scan(row) for row in rows] for rows in with_scans]
-    val = [read_tissue_scan(row) for row in data.val]
-    task = TissueTask(people, val, torch_device, config, augmentation)
+    measured = {
+        name: [read_tissue_scan(row) for row in rows]
+        for name, rows in {"val": data.val, **data.tests}.items()
+    }
+    task = TissueTask(people, measured["val"], torch_device, config, augmentation)
     folder = runs_folder(out, PART)
     net = fit(task, config, folder / _digest(data, augmentation))
     assert isinstance(net, TissueNet)
@@ -82,7 +85,7 @@ def train_tissues(
     net = net.half().float()
     lines: list[dict[str, str]] = []
     figures = {}
-    for name, scans in {"val": val, **_read(data.tests)}.items():
+    for name, scans in measured.items():
         found = tissue_dice(net, scans, torch_device)
         figures[name] = summary(found, [s.row.subject for s in scans])
         lines += scan_lines(name, scans, found)
@@ -97,10 +100,6 @@ def _digest(data: TissueData, augmentation: TissueAugmentation) -> str:
     """Of what is learned from: other scans, or changed otherwise, are another run."""
     images = [[str(row.image.absolute()) for row in rows] for rows in data.train]
     return hashlib.sha256(json.dumps([augmentation, images]).encode()).hexdigest()[:8]
-
-
-def _read(tests: dict[str, list[Row]]) -> dict[str, list[TissueScan]]:
-    return {name: [read_tissue_scan(row) for row in rows] for name, rows in tests.items()}
 
 
 def scan_lines(

@@ -321,6 +321,22 @@ def test_targets_that_cannot_be_learned(tmp_path, target, said):
         read_judge_data(cohort(tmp_path, rows), [target], GRID)
 
 
+def test_targets_of_the_acquisition_by_names_of_bids_or_of_cfgen(tmp_path):
+    rows = people(train=6, val=2)
+    for n, row in enumerate(rows):
+        row |= {"EchoTime": 0.003 + 0.0005 * (n % 3), "Manufacturer": ["GE", "Siemens"][n % 2]}
+    rows[1]["EchoTime"] = "n/a"
+    path = cohort(tmp_path, rows)
+    schema, train, _ = read_judge_data(path, ["te_ms", "manufacturer"], GRID)
+    own, known, _ = read_judge_data(path, ["EchoTime", "Manufacturer"], GRID)
+    assert schema.names == ["te_ms", "manufacturer"]
+    assert own.names == ["EchoTime", "Manufacturer"]
+    assert schema.variable("te_ms").support == (3.0, 4.0)
+    # One target in two units, and the value that is missing is missing in both.
+    torch.testing.assert_close(train.targets, known.targets, equal_nan=True)
+    assert train.targets.isnan().nonzero().tolist() == [[1, 0]]
+
+
 def test_the_errors_say_what_a_judge_without_eyes_would_say():
     truth = np.array([20.0, 40.0, 60.0, 80.0])
     leaning = 50 + 0.5 * (truth - 50)

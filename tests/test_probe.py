@@ -5,6 +5,7 @@ People are simulated as numbers: a scanner's stamp is a shift of some features.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
+from cfgen.data.acquisition_columns import acquisition_of, with_acquisition
+from cfgen.data.conditions import Schema, Variable
 from cfgen.data.grid import Grid
 from cfgen.data.table import Row
+from cfgen.errors import UsageError
 from cfgen.evaluate.files import SENTENCES
 from cfgen.evaluate.probe import AGAIN, EDITED, FOOLED, FROZEN, SOURCE, levels_of, probe_results
 from cfgen.evaluate.scans import Made, Real, Seen
@@ -188,11 +192,11 @@ def test_an_edit_that_fools_a_frozen_probe_is_told_when_it_is_trained_again():
     assert by_key[SOURCE, AGAIN].value > 0.9
     assert by_key[EDITED, AGAIN].value > 0.95
     assert by_key[EDITED, AGAIN].low > 0.8
-    assert (by_key[EDITED, AGAIN].variable, by_key[EDITED, AGAIN].group) == ("Manufacturer", "GE")
+    assert (by_key[EDITED, AGAIN].variable, by_key[EDITED, AGAIN].group) == ("manufacturer", "GE")
     assert by_key[EDITED, AGAIN].n == 30
     text = tables(listed, ["ours"])
     assert "Is the acquisition what it says?" in text
-    assert "| Manufacturer GE | ours | 30 |" in text
+    assert "| manufacturer GE | ours | 30 |" in text
 
 
 def test_a_perfect_edit_leaves_both_at_chance_and_a_copy_fools_nobody():
@@ -218,3 +222,35 @@ def test_edits_of_the_brain_and_few_people_have_no_probe():
     assert probe_results(TOOLS, {"ours": older}, real, 0) == []  # type: ignore[arg-type]
     few = [edit(r, "GE", 0) for r in real if r.row.extra["Manufacturer"] == "Siemens"]
     assert probe_results(TOOLS, {"ours": few}, real, 0) == []  # type: ignore[arg-type]
+
+
+def test_names_of_bids_and_of_cfgen_are_one_acquisition():
+    """Scans come with the columns of their sidecars, edits with cfgen's own."""
+    extra = {"Manufacturer": "GE", "EchoTime": "0.0035", "site": "x", "FlipAngle": "n/a"}
+    scanned = Row("s", Path("a.nii"), extra=extra)
+    assert acquisition_of(scanned) == {"manufacturer": "GE", "te_ms": 3.5}
+    edited = Row("s", Path("b.nii"), values={"te_ms": 2.98}, extra={"manufacturer": "GE"})
+    assert acquisition_of(edited) == {"manufacturer": "GE", "te_ms": 2.98}
+    # A column of cfgen's own name holds, wherever it stands.
+    for columns in ({"EchoTime": "0.1", "te_ms": "3"}, {"te_ms": "3", "EchoTime": "0.1"}):
+        assert acquisition_of(Row("s", Path("c.nii"), extra=columns)) == {"te_ms": 3.0}
+    echo = Variable("te_ms", "continuous", "ms", 0.5, 100.0)
+    maker = Variable("manufacturer", "categorical", levels=("GE", "Siemens"))
+    assert with_acquisition(scanned, Schema((echo, maker))).values == {
+        "te_ms": 3.5,
+        "manufacturer": "GE",
+    }
+    far = replace(scanned, extra={"EchoTime": "3.5"}, source="m.csv:2")
+    with pytest.raises(UsageError, match=r"m.csv:2 te_ms: '3500' is implausible"):
+        with_acquisition(far, Schema((echo,)))
+
+
+def test_edits_in_other_names_are_probed_all_the_same():
+    makers = ["GE" if n % 2 else "Siemens" for n in range(40)]
+    real = [scan(s, maker, STAMPS[maker]) for s, maker in zip(names(40), makers, strict=True)]
+    edits = [
+        replace(m, row=replace(m.row, extra={"manufacturer": "GE"}))
+        for m in (edit(r, "GE", STAMPS["GE"]) for r in real[::2])
+    ]
+    found = probe_results(TOOLS, {"ours": edits}, real, 0)  # type: ignore[arg-type]
+    assert {r.variable for r in found} == {"manufacturer"}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cfgen.data.acquisition_columns import is_acquisition
+from cfgen.data.acquisition_columns import acquisition_of
 from cfgen.data.conditions import Value, number_text
-from cfgen.data.table import MISSING, Row
+from cfgen.data.table import Row
 from cfgen.evaluate.scans import Instruments, Made, Real, Seen
 from cfgen.metrics.appearance import appearance
 from cfgen.metrics.probe import Samples, auc_over_people, probabilities, recall_over_people
@@ -52,9 +52,14 @@ def probe_results(
 ) -> list[Result]:
     """Figures of every method, and every acquisition parameter that both manifests state and some
     edit changed."""
-    stated = dict.fromkeys(n for r in real for n in (*r.row.values, *r.row.extra))
     every_edit = [m for edits in methods.values() for m in edits]
-    names = [n for n in stated if is_acquisition(n) and _changed(every_edit, n)]
+    stated = {id(row): acquisition_of(row) for row in (*(r.row for r in real), *_rows(every_edit))}
+    pairs = [(stated[id(m.real.row)], stated[id(m.row)]) for m in every_edit]
+    names = [
+        name
+        for name in dict.fromkeys(n for r in real for n in stated[id(r.row)])
+        if any(after.get(name) not in (None, before.get(name)) for before, after in pairs)
+    ]
     if not names:
         return []
     # The copies of all scans are the scans.
@@ -69,16 +74,17 @@ def probe_results(
     )
     results: list[Result] = []
     for name in names:
-        leveller = levels_of([v for r in real if (v := _value(r.row, name)) is not None])
+        leveller = levels_of([p[name] for r in real if name in (p := stated[id(r.row)])])
+        level = {key: leveller(p[name]) if name in p else None for key, p in stated.items()}
         scans = [
-            _Scan(features[id(r.seen)], r.person, level)
+            _Scan(features[id(r.seen)], r.person, own)
             for r in real
-            if (level := _level(leveller, r.row, name)) is not None
+            if (own := level[id(r.row)]) is not None
         ]
         for method, edits in methods.items():
             by_target: dict[str, list[_Scan]] = {}
             for m in edits:
-                before, after = (_level(leveller, row, name) for row in (m.real.row, m.row))
+                before, after = level[id(m.real.row)], level[id(m.row)]
                 if before is not None and after is not None and before != after:
                     seen = _Scan(features[id(m.seen)], m.person, before)
                     by_target.setdefault(after, []).append(seen)
@@ -88,8 +94,9 @@ def probe_results(
     return results
 
 
-def _changed(edits: Sequence[Made], name: str) -> bool:
-    return any(_value(m.row, name) not in (None, _value(m.real.row, name)) for m in edits)
+def _rows(edits: Sequence[Made]) -> list[Row]:
+    """Of the edits and of their scans."""
+    return [row for m in edits for row in (m.row, m.real.row)]
 
 
 def _features(seen: Seen, mask: np.ndarray) -> np.ndarray:
@@ -147,16 +154,6 @@ def _samples(scans: Sequence[_Scan], number: Mapping[str, int]) -> Samples:
         np.array([number[s.source] for s in scans]),
         [s.subject for s in scans],
     )
-
-
-def _value(row: Row, name: str) -> Value | None:
-    value = row.values.get(name, row.extra.get(name))
-    return None if value is None or str(value).strip().lower() in MISSING else value
-
-
-def _level(leveller: Leveller, row: Row, name: str) -> str | None:
-    value = _value(row, name)
-    return None if value is None else leveller(value)
 
 
 def levels_of(values: Sequence[Value]) -> Leveller:

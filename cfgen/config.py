@@ -188,6 +188,17 @@ JUDGE_FIT = FitConfig(
     report_every=200,
 )
 SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
+# How a tissue network's scans are changed (train/tissues.py): not, or in gamma, bias and noise.
+TissueAugmentation = Literal["none", "plain"]
+TISSUES_FIT = FitConfig(
+    steps=800,
+    learning_rate=5e-3,
+    weight_decay=1e-3,
+    warmup_steps=20,
+    ema_decay=0.98,
+    checkpoint_every=100,
+    report_every=400,
+)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ __all__ = [
     "open_channels",
     "read_volume",
     "refuse_existing",
+    "slice_axis",
     "strip_suffix",
     "write_atomically",
     "write_like",
@@ -178,6 +179,20 @@ def header_notices(path: Path | str) -> list[Notice]:
         stored = open_header(stream, path)
         _frame_shape(stored.image.shape, path)
         return [Notice("header", text) for text in stored.warnings]
+
+
+def slice_axis(path: Path) -> int:
+    """Along which axis (0 to 2) the slices of a scan lie: what its NIfTI header says, else the
+    axis of the longest voxels, else the last, in which converters put it."""
+    with image_stream(path) as stream:
+        stored = open_header(stream, path)
+    if not isinstance(stored.image, nib.MGHImage):
+        axis = stored.image.header.get_dim_info()[2]
+        if axis is not None:
+            return int(axis)
+    spacing = np.sqrt((stored.affine[:3, :3] ** 2).sum(0))
+    longest = int(spacing.argmax())
+    return longest if spacing[longest] > 1.02 * np.median(spacing) else 2
 
 
 def is_synthetic(path: Path) -> bool:

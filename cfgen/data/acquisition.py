@@ -89,6 +89,8 @@ def acquisition_schema(protocols: Sequence[Protocol] = ()) -> Schema:
 
 @dataclass(frozen=True)
 class _Stated:
+    """What `fit_schema` takes of a row."""
+
     values: dict[str, Value]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cfgen.data.acquisition import (
     GE_INVERSION_OFFSET_MS,
     MAKERS,
+    NAMES,
     NUMBERS,
     TEXTS,
     Protocol,
@@ -62,9 +63,7 @@ _SEQUENCE_KEYS = (
 _OTHER_SEQUENCES = ("mp2rage", "space", "spc", "cube", "vista", "tse", "fse", "epi", "flair")
 
 
-def read_header(
-    cells: Mapping[str, Any], where: object, known: Protocol | None = None
-) -> Reading:
+def read_header(cells: Mapping[str, Any], where: object, known: Protocol | None = None) -> Reading:
     """The protocol that a sidecar, or options in its words, states.
 
     `known` are manufacturer and sequence where the cells do not name them. What cannot be used
@@ -82,7 +81,7 @@ def read_header(
     return reader.reading
 
 
-def read_columns(cells: Mapping[str, str], where: object) -> Reading:
+def read_columns(cells: Mapping[str, str], where: object, known: Protocol | None = None) -> Reading:
     """The protocol in a manifest's columns: cfgen's names ('te_ms') in its units, others as in a
     sidecar. `tr_ms` is the preparation's in MPRAGE and the excitation's in SPGR."""
     own = {p.name for p in NUMBERS} | set(TEXTS)
@@ -93,9 +92,9 @@ def read_columns(cells: Mapping[str, str], where: object) -> Reading:
         if (text := lower.get(key.lower())) is not None and key.lower() not in own
     }
     words |= {TEXTS[name]: lower[name] for name in TEXTS if name in lower}
-    reading = read_header(words, where)
+    reading = read_header(words, where, known)
     schema = acquisition_schema()
-    sequence = reading.values.get("sequence")
+    sequence = reading.values.get("sequence", (known or {}).get("sequence"))
     for name, text in lower.items():
         target = name
         if name == EITHER_TR_MS:
@@ -103,10 +102,16 @@ def read_columns(cells: Mapping[str, str], where: object) -> Reading:
         if target not in schema.names or (target == "ti_ms" and sequence == "SPGR"):
             continue
         try:
-            reading.values[target] = schema.check_value(target, text, f"column {name}")
+            reading.values[target] = schema.check_value(target, text, f"{where} {name}")
         except UsageError as error:
             reading.problems[target] = str(error)
     return reading
+
+
+def known_name(name: str) -> bool:
+    """Whether `read_columns` understands a column of this name."""
+    every = {*KEYS, *NAMES, EITHER_TR_MS, *(s for many in _SYNONYMS.values() for s in many)}
+    return name.lower() in {n.lower() for n in every}
 
 
 def header(protocol: Protocol) -> dict[str, Value]:

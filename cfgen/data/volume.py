@@ -50,9 +50,9 @@ __all__ = [
     "is_image_path",
     "is_synthetic",
     "open_channels",
+    "read_geometry",
     "read_volume",
     "refuse_existing",
-    "slice_axis",
     "strip_suffix",
     "write_atomically",
     "write_like",
@@ -181,18 +181,22 @@ def header_notices(path: Path | str) -> list[Notice]:
         return [Notice("header", text) for text in stored.warnings]
 
 
-def slice_axis(path: Path) -> int:
-    """Along which axis (0 to 2) the slices of a scan lie: what its NIfTI header says, else the
-    axis of the longest voxels, else the last, in which converters put it."""
+def read_geometry(path: Path) -> tuple[Grid, int]:
+    """The grid of a scan, and along which axis (0 to 2) its slices lie: what a NIfTI header says,
+    else the axis of the longest voxels, else the last, in which converters put them.
+
+    Raises ImageError where the header cannot be read, or is of no single volume.
+    """
     with image_stream(path) as stream:
         stored = open_header(stream, path)
+    i, j, k = _frame_shape(stored.image.shape, path)
+    grid = Grid((i, j, k), stored.affine)
     if not isinstance(stored.image, nib.MGHImage):
         axis = stored.image.header.get_dim_info()[2]
         if axis is not None:
-            return int(axis)
-    spacing = np.sqrt((stored.affine[:3, :3] ** 2).sum(0))
-    longest = int(spacing.argmax())
-    return longest if spacing[longest] > 1.02 * np.median(spacing) else 2
+            return grid, int(axis)
+    longest = int(np.argmax(grid.spacing))
+    return grid, longest if grid.spacing[longest] > 1.02 * np.median(grid.spacing) else 2
 
 
 def is_synthetic(path: Path) -> bool:

@@ -61,6 +61,11 @@ class Curve:
         out = np.where(values < low, values * (self.target[0] / low), out)
         return np.where(values > high, values * (self.target[-1] / high), out).astype(np.float32)
 
+    @property
+    def inverse(self) -> Curve:
+        """The way back."""
+        return Curve(self.target, self.source, self.t1_ms)
+
     def slope(self, values: np.ndarray) -> np.ndarray:
         """d target / d source, of any shape, float32."""
         steps = np.diff(self.target) / np.diff(self.source)
@@ -71,6 +76,24 @@ class Curve:
 
 def contrast_curve(levels: Levels, source: Acquisition, target: Acquisition) -> Curve:
     """Raises UsageError where a signal is not monotone, and says whose and where."""
+    white, t1, before, after = signals(source, target)
+    scale = [levels.white / np.interp(white, t1, values) for values in (before, after)]
+    # From the longest T1, the darkest, on.
+    path = Curve(before[::-1] * scale[0], after[::-1] * scale[1], {})
+    own = np.array([levels.fluid, levels.grey, levels.white])
+    nodes = np.concatenate([own, path.source[path.source > levels.white]])
+    found = np.interp(own[::-1], path.source, t1[::-1]).tolist()
+    return Curve(nodes, path(nodes).astype(float), dict(zip(TISSUES, found, strict=True)))
+
+
+def signals(
+    source: Acquisition, target: Acquisition
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """White matter's T1 at the source's field strength, T1 (n,) from brighter than it to fluid, and
+    the signals (n,) of what has them under both protocols, which fall with T1.
+
+    Raises UsageError where they do not.
+    """
     white, fluid = (float(tissue(n, source.field_tesla).t1_ms) for n in ("white", "fluid"))
     t1 = np.geomspace(white * SHORTEST_OF_WHITE, fluid, KNOTS)
     before = _signals(t1, source, source.field_tesla)
@@ -79,14 +102,7 @@ def contrast_curve(levels: Levels, source: Acquisition, target: Acquisition) -> 
         _falling_from(t1, before, white, source, "source"),
         _falling_from(t1, after, white, target, "target"),
     )
-    t1, before, after = t1[start:], before[start:], after[start:]
-    scale = (levels.white / np.interp(white, t1, before), levels.white / np.interp(white, t1, after))
-    # From the longest T1, the darkest, on.
-    path = Curve(before[::-1] * scale[0], after[::-1] * scale[1], {})
-    own = np.array([levels.fluid, levels.grey, levels.white])
-    nodes = np.concatenate([own, path.source[path.source > levels.white]])
-    found = np.interp(own[::-1], path.source, t1[::-1]).tolist()
-    return Curve(nodes, path(nodes).astype(float), dict(zip(TISSUES, found, strict=True)))
+    return white, t1[start:], before[start:], after[start:]
 
 
 def _falling_from(

@@ -8,11 +8,11 @@ noise at the target's expected ratio to the signal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
+from cfgen.config import BiasField, NoiseOf
 from cfgen.data.volume import Volume
 from cfgen.edit.contrast import Curve, contrast_curve
 from cfgen.measure.background import empty_voxels, levelled
@@ -20,11 +20,6 @@ from cfgen.measure.levels import Levels
 from cfgen.scan.moved import without_noise
 from cfgen.sim.physics import RECEIVE, Acquisition, by_field, noise_level
 
-# 'target': the subject's own field, as much stronger or weaker as the target's field strength has
-# it.
-Bias = Literal["keep", "remove", "target"]
-# 'own': the scan's own noise, where it is, scaled; 'fresh': what is missing is drawn anew.
-Noise = Literal["keep", "own", "fresh"]
 # Of a Gaussian: full width at half maximum over SD.
 WIDTH_OF_SD = 2.355
 # What varies by less than so many SD of the noise is noise.
@@ -35,8 +30,8 @@ NOISE_SD = 2.0
 class Effects:
     """What of the target protocol is rendered beside its contrast."""
 
-    bias: Bias = "keep"
-    noise: Noise = "keep"
+    bias: BiasField = "keep"
+    noise: NoiseOf = "keep"
     resolution: bool = False
 
 
@@ -76,54 +71,74 @@ class Rendering:
         return noise_level(self.scan, self.resolution.in_plane_mm)
 
 
+@dataclass(frozen=True)
+class OwnNoise:
+    """The SD of a scan's noise, and where fresh noise is drawn from."""
+
+    sd: float
+    generator: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Rerendered:
+    """The scan (I, J, K) float32 under the target protocol, the curve of its contrast, and the bias
+    fields that were divided out and put in."""
+
+    image: np.ndarray
+    curve: Curve
+    bias: np.ndarray
+    target_bias: np.ndarray
+
+    def undone(self, image: np.ndarray) -> np.ndarray:
+        """An image under the target protocol with the contrast and bias field of the source."""
+        return self.curve.inverse(image / self.target_bias) * self.bias
+
+
 def rerender(
     volume: Volume,
     levels: Levels,
     protocols: tuple[Rendering, Rendering],
     effects: Effects = EFFECTS,
-    draw: tuple[float, np.random.Generator] | None = None,
-) -> tuple[np.ndarray, Curve]:
-    """The scan (I, J, K) float32 under the second of two `protocols`, its own being the first, and
-    the curve of its contrast. `draw` is the SD of the scan's noise, and where fresh noise comes
-    from; both are needed for `effects.noise` alone.
-
-    Raises UsageError where a protocol's signal is not monotone.
-    """
+    noise: OwnNoise | None = None,
+) -> Rerendered:
+    """A scan under the second of two `protocols`, its own being the first; `noise` is the scan's,
+    where `effects` change it. Raises UsageError where a protocol's signal is not monotone."""
     source, target = protocols
     curve = contrast_curve(levels, source.scan, target.scan)
     level = levelled(volume.data)
     bias = levels.bias_on(volume.grid)
+    target_bias = _target_bias(bias, effects.bias, protocols)
+    ratio = target.noise / source.noise
     rest = np.float32(0)
-    if effects.noise == "own" and draw is not None:
-        smooth = without_noise(level, NOISE_SD * draw[0])
-        rest, level = (level - smooth) * np.float32(target.noise / source.noise), smooth
-    out = curve(level / bias) * _target_bias(bias, effects.bias, protocols)
+    if effects.noise == "own" and noise is not None:
+        smooth = without_noise(level, NOISE_SD * noise.sd)
+        rest, level = (level - smooth) * np.float32(ratio), smooth
+    out = curve(level / bias) * target_bias
     kept = 1.0
     if effects.resolution:
-        for axis, sigma in enumerate(
-            target.resolution.sigmas(source.resolution, volume.grid.spacing)
-        ):
+        sigmas = target.resolution.sigmas(source.resolution, volume.grid.spacing)
+        for axis, sigma in enumerate(sigmas):
             if sigma > 0:
                 out = ndimage.gaussian_filter1d(out, sigma, axis, mode="nearest")
                 kept *= _noise_kept(sigma)
-    out += rest
-    if effects.noise == "fresh" and draw is not None:
-        sd, generator = draw
-        wanted = sd * target.noise / source.noise
-        there = sd * kept * curve.slope(level / bias)
-        out = _with_noise(out, np.sqrt(np.maximum(wanted**2 - there**2, 0)), generator)
+    out = out + rest
+    if effects.noise == "fresh" and noise is not None:
+        there = noise.sd * kept * curve.slope(level / bias)
+        missing = np.maximum((noise.sd * ratio) ** 2 - there**2, 0)
+        out = _with_noise(out, np.sqrt(missing), noise.generator)
     empty = empty_voxels(volume.data)
     nothing = volume.data == 0 if empty is None else empty
-    return np.where(nothing, volume.data, out).astype(np.float32), curve
+    image = np.where(nothing, volume.data, out).astype(np.float32)
+    return Rerendered(image, curve, bias, target_bias)
 
 
 def _target_bias(
-    bias: np.ndarray, kind: Bias, protocols: tuple[Rendering, Rendering]
+    bias: np.ndarray, kind: BiasField, protocols: tuple[Rendering, Rendering]
 ) -> np.ndarray:
     if kind == "keep":
         return bias
     if kind == "remove":
-        return np.ones((), np.float32)
+        return np.ones((1, 1, 1), np.float32)
     ranges = [by_field(RECEIVE, p.scan.field_tesla) for p in protocols]
     return bias ** np.float32(ranges[1] / ranges[0])
 
@@ -135,9 +150,7 @@ def _noise_kept(sigma: float) -> float:
     return float(np.sqrt((ndimage.gaussian_filter1d(point, sigma) ** 2).sum()))
 
 
-def _with_noise(
-    image: np.ndarray, sd: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
+def _with_noise(image: np.ndarray, sd: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Rician: two channels of a receiver, of which the magnitude is stored. Below zero, where no
     magnitude is, the noise is added."""
     real = image + sd * generator.standard_normal(image.shape, np.float32)

@@ -72,9 +72,9 @@ def tissue_levels(scan: Volume, posteriors: Posteriors) -> Levels:
     """Raises ImageError where a tissue has no sure voxel, or the three are not told apart."""
     image = torch.from_numpy(resample(levelled(scan.data), scan.grid, posteriors.grid))
     # Of white matter the least among the neighbours, of the thin cortex the voxel's own.
-    white = -F.max_pool3d(-_probability(posteriors, "white")[None, None], 3, 1, 1)[0, 0]
-    sure = {"white": white > SURE, "grey": _probability(posteriors, "grey") > SURE}
-    ventricle = _probability(posteriors, "fluid", ("lateral_ventricle",)) > SURE
+    white = -F.max_pool3d(-probability(posteriors, "white")[None, None], 3, 1, 1)[0, 0]
+    sure = {"white": white > SURE, "grey": probability(posteriors, "grey") > SURE}
+    ventricle = probability(posteriors, "fluid", ("lateral_ventricle",)) > SURE
     for tissue, where in (*sure.items(), ("fluid", ventricle)):
         if int((where & (image > 0)).sum()) < LEAST_VOXELS:
             raise ImageError(
@@ -101,7 +101,7 @@ def tissue_levels(scan: Volume, posteriors: Posteriors) -> Levels:
     return Levels(**levels, log_bias=log_bias, grid=posteriors.grid)
 
 
-def _probability(found: Posteriors, tissue: str, names: tuple[str, ...] = ()) -> Tensor:
+def probability(found: Posteriors, tissue: str, names: tuple[str, ...] = ()) -> Tensor:
     """That a voxel is of a tissue; of grey matter the cortex alone, since nuclei are brighter."""
     own = TISSUES.index(tissue)
     numbers = [n for n, s in enumerate(STRUCTURES) if s.name in names]

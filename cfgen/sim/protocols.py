@@ -132,7 +132,10 @@ def stated(protocol: Protocol, where: object) -> tuple[Acquisition, list[str]]:
     if missing:
         keys = " and ".join(parameter(n).key for n in missing)
         raise UsageError(
-            where, f"{keys} unknown", f"what the {sequence} equation needs", f"say --from {keys}=..."
+            where,
+            f"{keys} unknown",
+            f"what the {sequence} equation needs",
+            f"say --from {keys}=...",
         )
     maker = protocol.get("manufacturer")
     numbers = {n: float(protocol[n]) for n in protocol if n not in TEXTS}

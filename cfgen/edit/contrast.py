@@ -142,7 +142,8 @@ def along(t1_ms: np.ndarray, field_tesla: float, other_tesla: float) -> Tissue:
         return torch.from_numpy(np.exp(np.interp(x, nodes, np.log(values))))
 
     # What is shorter than white matter's changes with the field as white matter's does.
-    t1 = follow([float(m.t1_ms) for m in there]) * np.exp(np.minimum(x - nodes[0], 0))
+    shorter = torch.from_numpy(np.exp(np.minimum(x - nodes[0], 0)))
+    t1 = follow([float(m.t1_ms) for m in there]) * shorter
     return Tissue(
         t1,
         follow([float(m.t2_star_ms) for m in there]),

@@ -56,6 +56,12 @@ Render = Literal["tissue", "residual", "warp", "latent"]
 Rates = Literal["cohort", "within"]
 RATES: Rates = "cohort"
 
+# Of a scan under another protocol (edit/rerender.py): its bias field, where 'target' is the scan's
+# own, as much stronger or weaker as the target's field strength has it; and its noise, where 'own'
+# is scaled in its place, and 'fresh' adds what is missing.
+BiasField = Literal["keep", "remove", "target"]
+NoiseOf = Literal["keep", "own", "fresh"]
+
 # How the simulator makes a true counterfactual: the anatomy anew, with the subject's shape and
 # noise, or the partial volumes of the factual one changed at borders.
 TruthBy = Literal["anatomy", "partial-volumes"]

@@ -13,8 +13,8 @@ origin, with BCa bootstrap intervals over people; `occipital` is the change of t
 mean change of the others, where the law asks for none of it. The segmenter reads the image, and
 with `--people` ridge regression its latent (benchmarks/control.py); neither reads the truth
 rightly: compare with `oracle`. `--as-made` leaves heads in their own size, as the people of that
-bundle were; else they are registered, as scans are. OUT/edits.csv has a line an edit, OUT/pictures
-a picture a person. Interrupted, the same command goes on.
+bundle were; else they are registered, as scans are. OUT/edits.csv has a line an edit, of one
+guidance, OUT/pictures a picture a person. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 import numpy as np
@@ -35,7 +36,7 @@ from moved_truth import Judge, cohort_in, read, write
 from scm import STRUCTURES, fitted
 
 from cfgen.bundle import read_bundle
-from cfgen.config import EDIT, By
+from cfgen.config import EDIT, By, GuidedFrom
 from cfgen.data.conditions import Values
 from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
@@ -126,7 +127,7 @@ class Ruler:
 def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
     engine, out = ruler.engine, options.out
     cap = engine.bundle.preprocess.intensity_cap
-    edit = replace(EDIT, guidance=options.guidance, guidance_from="factual", depth=options.depth)
+    edit = replace(EDIT, guidance=options.guidance, guidance_from=options.guidance_from)
     drawing, lines = Drawing(edit), read(out / "edits.csv")
     done = {(line["subject"], line["query"]) for line in lines}
     subjects: set[str] = set()
@@ -248,8 +249,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--people", type=Path, help="Of benchmarks/cycle.py: read latents too.")
     parser.add_argument("--query", nargs="+", default=["age=+20", "aud=1"])
-    parser.add_argument("--guidance", type=float, default=1.0, help="Away from the factual.")
-    parser.add_argument("--depth", type=float, default=EDIT.depth)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance-from", choices=get_args(GuidedFrom), default="masks")
     parser.add_argument("--as-made", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -72,8 +72,9 @@ SKULL_STRIP: SkullStrip = "auto"
 
 
 # What guidance of an edit leads away from: a network that is told no conditions (Ho & Salimans
-# 2022), or the factual conditions and masks, so that it exaggerates what the edit changes alone.
-GuidedFrom = Literal["nothing", "factual"]
+# 2022); the factual conditions and masks, so that it exaggerates what the edit changes alone; or
+# the factual masks under the new conditions, so that it exaggerates what masks change.
+GuidedFrom = Literal["nothing", "factual", "masks"]
 
 
 @dataclass(frozen=True)

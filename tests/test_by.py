@@ -126,6 +126,11 @@ def test_what_goes_together(guided, tiny_bundle):
         (Options(by="tissue+masks", scale_head=True), "sex=M", "--scale-head"),
         (Options(by="tissue", decoder="diffusion"), "age=+1", "--decoder: not with --by tissue"),
         (Options(by="conditions", rates="within"), "age=+1", "--rates: not with --by conditions"),
+        (
+            Options(by="conditions", edit=Edit(guidance_from="masks")),
+            "age=+1",
+            "--guidance-from masks: not with --by conditions",
+        ),
         (Options(by="masks"), "amygdala=-10%", "--set: region 'amygdala'; expected those that the"),
         (Options(by="tissue+masks", samples=500), "age=+1", "--samples"),
     ],
@@ -179,6 +184,13 @@ def test_guidance_from_the_factual_exaggerates_the_edit_alone(engine, question, 
     assert torch.equal(more.counterfactuals[1], more.reconstruction)
     changes = [float((e.counterfactuals[0] - e.reconstruction).norm()) for e in (plain, more)]
     assert changes[1] == pytest.approx(3 * changes[0], rel=0.2)
+    # From the masks alone: conditions that change alone are not exaggerated.
+    older = Condition(vector + 1, c.masks)
+    how = replace(QUICK, guidance=3.0, guidance_from="masks")
+    exaggerated = edit_latent(models, z0, c, [older, target], how).counterfactuals
+    assert torch.equal(exaggerated[1], more.counterfactuals[0])
+    unguided = edit_latent(models, z0, c, [older], QUICK).counterfactuals
+    assert torch.allclose(exaggerated[0], unguided[0], atol=1e-4)
     with pytest.raises(UsageError, match="never trained without conditions"):
         edit_latent(models, z0, c, [target], replace(QUICK, guidance=3.0))
 
@@ -261,6 +273,15 @@ def test_a_region_that_is_set_and_is_not_there_is_refused(engine, question, open
     smaller = replace(question, targets=question.targets[1:2])
     with pytest.raises(ImageError, match=r"mni_T1w.nii.gz: its mask of hippocampus is empty"):
         edit_by_masks(engine, smaller, Drawing(QUICK))
+
+
+def test_a_mask_that_does_not_fit_is_refused_by_the_scans_name(engine, question):
+    larger = {**question.factual, "cortex_frontal": 3 * question.factual["cortex_frontal"]}
+    said = (
+        r"mni_T1w.nii.gz: targets: .*cortex_frontal would grow.*smaller change, or for --by tissue"
+    )
+    with pytest.raises(ImageError, match=said):
+        edit_by_masks(engine, replace(question, targets=[larger]), Drawing(QUICK))
 
 
 def test_the_share_that_is_new_is_what_was_stretched():

@@ -140,8 +140,8 @@ def counterfactual(
         cfg.GuidedFrom | None,
         typer.Option(
             "--guidance-from",
-            help="Guidance away from a model without conditions, or from the factual ones, so that "
-            "what changes is exaggerated and nothing else.",
+            help="Guidance away from a model without conditions, from the factual ones, which "
+            "exaggerates what changes alone, or from the factual masks, which exaggerates theirs.",
             show_default=cfg.EDIT.guidance_from,
         ),
     ] = None,

@@ -145,7 +145,7 @@ def edit_latent(
     r = models.latent_mean.residual(z0, c.vector)
     rt = abduct(models, r, c, times, config.fixed_point, noise)
 
-    from_factual = config.guidance_from == "factual"
+    classifier_free = config.guidance_from == "nothing"
 
     def predict(target: Condition, denoiser: Denoiser) -> Tensor:
         with working("denoising", len(times) - 1) as step:
@@ -153,10 +153,10 @@ def edit_latent(
         return models.latent_mean.latent(edited, target.vector, c.vector)
 
     def guided_to(target: Condition) -> Denoiser:
-        if from_factual:
-            toward, away = models.denoiser(target, 1.0), models.denoiser(c, 1.0)
-            return led(toward, away, config.guidance)
-        return models.denoiser(target, config.guidance)
+        if classifier_free:
+            return models.denoiser(target, config.guidance)
+        away = c if config.guidance_from == "factual" else Condition(target.vector, c.masks)
+        return led(models.denoiser(target, 1.0), models.denoiser(away, 1.0), config.guidance)
 
     reconstruction = predict(c, models.denoiser(c, 1.0))
     error = (reconstruction - z0).norm() / z0.norm()
@@ -164,7 +164,7 @@ def edit_latent(
         # What is asked for is what is: unless guidance leads away from it, that was computed
         # already.
         reconstruction
-        if (config.guidance == 1 or from_factual) and target.equals(c)
+        if (config.guidance == 1 or not classifier_free) and target.equals(c)
         else predict(target, guided_to(target))
         for target in targets
     ]

@@ -18,13 +18,13 @@ from cfgen.config import Render
 from cfgen.data.conditions import Values
 from cfgen.data.parcellation import region_text
 from cfgen.data.volume import Volume
-from cfgen.edit.anatomy import anatomy_of, edited, voxels_of
+from cfgen.edit.anatomy import Anatomy, anatomy_of, edited, voxels_of
 from cfgen.edit.control import Control
 from cfgen.edit.edits import Account, Drawing, LatentEdits, Question, TissueEdits, edit_under
 from cfgen.edit.engine import Engine
 from cfgen.edit.latent import condition_of
 from cfgen.edit.sidecar import MaskRecord, MasksRecord
-from cfgen.errors import Notice
+from cfgen.errors import CfgenError, ImageError, Notice
 from cfgen.measure.region_masks import region_masks, require_known, require_there
 from cfgen.nets.condition import Condition
 from cfgen.progress import working
@@ -94,7 +94,7 @@ def edit_by_masks(
     borders.
 
     Raises UsageError for a volume that is set of a region that the network was not trained with,
-    and as `anatomy.edited`; ImageError for a region that the scan has nothing of.
+    and ImageError for a region that the scan has nothing of, or whose mask can't be edited.
     """
     control = engine.masked.control
     assert control is not None
@@ -110,7 +110,7 @@ def edit_by_masks(
             if tissue is None:
                 _require(asked, before.labels, control)
                 changes = {n: c for n, c in changes.items() if n in editable}
-                after = edited(before, changes)
+                after = _edited(before, changes)
             else:
                 after = anatomy_of(question.opened, tissue.moved(number).movement).labels
             maps.append(after)
@@ -127,6 +127,14 @@ def edit_by_masks(
     c = told(question.factual, before.labels)
     latents = edit_under(engine, question.opened, c, targets, drawing, how)
     return MaskedEdits(question, latents, records, tissue is not None)
+
+
+def _edited(before: Anatomy, changes: Mapping[str, float]) -> Volume:
+    try:
+        return edited(before, changes)
+    except CfgenError as error:
+        found, fix = f"{error.where}: {error.found}", "ask for a smaller change, or for --by tissue"
+        raise ImageError(before.labels.path or "scan", found, error.expected, fix) from error
 
 
 def moving(changes: Mapping[str, float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from cfgen.measure.region_masks import require_known
 # Which options have a meaning by what.
 GENERATED: tuple[By, ...] = ("conditions", "masks", "tissue+masks")
 MOVED: tuple[By, ...] = ("tissue", "tissue+masks")
+MASKED: tuple[By, ...] = ("masks", "tissue+masks")
 CAUSAL: tuple[By, ...] = ("tissue", "masks", "tissue+masks")
 
 
@@ -33,6 +34,7 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
     asked: dict[str, tuple[bool, tuple[By, ...]]] = {
         "--reconstruction": (options.reconstruction, GENERATED),
         sampler_options(options): (options.edit is not None, GENERATED),
+        "--guidance-from masks": (options.sampler.guidance_from == "masks", MASKED),
         "--decoder": (options.decoder != "kl", GENERATED),
         "--field": (options.field, MOVED),
         "--move-noise": (not options.keep_noise, MOVED),
@@ -48,7 +50,7 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
     if way.moves and options.samples > 1:
         check_law(load_scm(bundle), options.samples)
     if way.generates:
-        null = has_null(bundle) or options.sampler.guidance_from == "factual"
+        null = has_null(bundle) or options.sampler.guidance_from != "nothing"
         require_null(options.sampler.guidance, null)
     if options.decoder == "diffusion":
         check_decoder(bundle)

@@ -262,7 +262,11 @@ _RENDER = {
     "brain there.",
 }
 
-_FROM = {"nothing": "", "factual": " away from the factual ones"}
+_FROM = {
+    "nothing": "",
+    "factual": " away from the factual ones",
+    "masks": " away from the factual masks",
+}
 _CONTROL = {
     "masks": "a control network beside it",
     "concatenate": "as further channels of its input",

@@ -140,9 +140,9 @@ def train(out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int
 def read_dice(out: Path, vendor: str, variant: str, tested: str) -> dict[int, dict[str, Dice]]:
     """By seed and tissue, of the test people of a vendor."""
     found: dict[int, dict[str, Dice]] = {}
-    for run in sorted((out / "runs").glob(f"{vendor}-{variant}-*-training")):
-        seed = int(run.name.removesuffix("-training").rpartition("-")[2])
-        with (run / "tissues" / "dice.csv").open(newline="") as file:
+    for path in sorted((out / "runs").glob(f"{vendor}-{variant}-*-training/tissues/dice.csv")):
+        seed = int(path.parents[1].name.removesuffix("-training").rpartition("-")[2])
+        with path.open(newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["manifest"] == tested]
         tissues = TISSUES[1:]
         found[seed] = {t: {line["subject"]: float(line[t]) for line in lines} for t in tissues}

@@ -1,8 +1,8 @@
 """Does counterfactual acquisition help a segmentation network on another vendor's scans? (cDDGM Q3)
 
     python benchmarks/acquisition_segmentation.py --out build/segmentation --seeds 5
-    cfgen augment-iap --manifest build/segmentation/A/manifest.csv \\
-      --from-manifest build/segmentation/B/manifest.csv --sample 1 --out a-like-b/
+    cfgen augment-iap --manifest build/segmentation/A/train.csv \\
+      --from-manifest build/segmentation/B/train.csv --sample 1 --out a-like-b/
     python benchmarks/acquisition_segmentation.py --out build/segmentation --seeds 5 \\
       --made physics=a-like-b/,b-like-a/
 
@@ -68,7 +68,8 @@ def split_of(number: int) -> str:
 
 
 def make_people(out: Path, n: int) -> None:
-    """OUT/A and OUT/B: images, labels and sidecars of the same people, and a manifest each."""
+    """OUT/A and OUT/B: images, labels and sidecars of the same people, a manifest of all and one of
+    the train people, whose scans and protocols edits may be made of."""
     model, head = graph(), reference(DEFAULT_GRID)
     rows: dict[str, list[Row]] = {vendor: [] for vendor in VENDORS}
     variables = cohort.schema(model)
@@ -91,6 +92,7 @@ def make_people(out: Path, n: int) -> None:
             rows[vendor].append(row)
     for vendor, of_vendor in rows.items():
         write_manifest(out / vendor / "manifest.csv", of_vendor)
+        write_manifest(out / vendor / "train.csv", [r for r in of_vendor if r.split == "train"])
 
 
 def _scan(subject: Subject, head: Reference, folder: Path) -> Row:
@@ -140,9 +142,9 @@ def train(out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int
 def read_dice(out: Path, vendor: str, variant: str, tested: str) -> dict[int, dict[str, Dice]]:
     """By seed and tissue, of the test people of a vendor."""
     found: dict[int, dict[str, Dice]] = {}
-    for run in sorted((out / "runs").glob(f"{vendor}-{variant}-*-training")):
-        seed = int(run.name.removesuffix("-training").rpartition("-")[2])
-        with (run / "tissues" / "dice.csv").open(newline="") as file:
+    for path in sorted((out / "runs").glob(f"{vendor}-{variant}-*-training/tissues/dice.csv")):
+        seed = int(path.parents[1].name.removesuffix("-training").rpartition("-")[2])
+        with path.open(newline="") as file:
             lines = [line for line in csv.DictReader(file) if line["manifest"] == tested]
         tissues = TISSUES[1:]
         found[seed] = {t: {line["subject"]: float(line[t]) for line in lines} for t in tissues}

@@ -240,9 +240,9 @@ def test_names_of_bids_and_of_cfgen_are_one_acquisition():
         "te_ms": 3.5,
         "manufacturer": "GE",
     }
-    far = replace(scanned, extra={"EchoTime": "3.5"}, source="m.csv:2")
-    with pytest.raises(UsageError, match=r"m.csv:2 te_ms: '3500' is implausible"):
-        with_acquisition(far, Schema((echo,)))
+    other = replace(scanned, extra={"Manufacturer": "Philips"}, source="m.csv:2")
+    with pytest.raises(UsageError, match=r"m.csv:2 manufacturer: 'Philips' is no known"):
+        with_acquisition(other, Schema((maker,)))
 
 
 def test_edits_in_other_names_are_probed_all_the_same():

@@ -1,80 +1,23 @@
-"""Which columns of a manifest say how a scan was acquired: names of cfgen, and those of BIDS.
-
-cfgen's names have their unit in them; BIDS has times in seconds.
-"""
+"""What the columns of a manifest say of a scan's acquisition, by names of cfgen or of BIDS."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from cfgen.data.acquisition import ACQUISITION
+from cfgen.data.acquisition_headers import known_name, read_columns
 from cfgen.data.schema import Schema, Value, number_text
-from cfgen.data.table import MISSING, Row
-
-# BIDS 1.11, MRI metadata: hardware, sequence, timing and contrast.
-BIDS_ACQUISITION = frozenset(
-    (
-        "Manufacturer",
-        "ManufacturersModelName",
-        "MagneticFieldStrength",
-        "ReceiveCoilName",
-        "PulseSequenceType",
-        "ScanningSequence",
-        "SequenceVariant",
-        "ScanOptions",
-        "MRAcquisitionType",
-        "EchoTime",
-        "InversionTime",
-        "RepetitionTime",
-        "RepetitionTimeExcitation",
-        "RepetitionTimePreparation",
-        "FlipAngle",
-        "SliceThickness",
-        "PartialFourier",
-        "ParallelReductionFactorInPlane",
-        "EchoSpacing",
-        "NumberShots",
-    )
-)
+from cfgen.data.table import Row
 
 
 def is_acquisition(column: str) -> bool:
-    return column in ACQUISITION or column in BIDS_ACQUISITION
-
-
-# BIDS' name -> cfgen's, and how many of cfgen's unit are one of BIDS'.
-OWN_NAMES = {
-    "Manufacturer": ("manufacturer", 1.0),
-    "MagneticFieldStrength": ("field_tesla", 1.0),
-    "PulseSequenceType": ("sequence", 1.0),
-    "EchoTime": ("te_ms", 1000.0),
-    "InversionTime": ("ti_ms", 1000.0),
-    "RepetitionTime": ("tr_ms", 1000.0),
-    "FlipAngle": ("flip_degrees", 1.0),
-    "SliceThickness": ("slice_mm", 1.0),
-}
+    return column in ACQUISITION or known_name(column)
 
 
 def acquisition_of(row: Row) -> dict[str, Value]:
-    """What the columns of a row say of its acquisition, by cfgen's names where it has one; numbers
-    as numbers, without what is missing. A column of cfgen's own name holds before one of BIDS."""
-    known: dict[str, Value] = {}
-    for column, value in {**row.extra, **row.values}.items():
-        text = str(value).strip()
-        if not is_acquisition(column) or text.lower() in MISSING:
-            continue
-        name, factor = OWN_NAMES.get(column, (column, 1.0))
-        if name == column or name not in known:
-            known[name] = _scaled(text, factor)
-    return known
-
-
-def _scaled(text: str, factor: float) -> Value:
-    try:
-        # To as many digits as headers have: 0.0035 s are 3.5 ms.
-        return float(number_text(float(text) * factor))
-    except ValueError:
-        return text
+    """By cfgen's names and in its units; what is missing or cannot be used is not in it."""
+    cells = row.extra | {n: value_text(v) for n, v in row.values.items()}
+    return dict(read_columns(cells, row.source or "manifest").values)
 
 
 def with_acquisition(row: Row, schema: Schema) -> Row:

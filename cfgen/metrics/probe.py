@@ -17,8 +17,8 @@ from cfgen.metrics.statistics import BOOTSTRAP, NAN, PERCENTILE, Estimate, estim
 FOLDS = 5
 # People are dealt to folds so many times: with forty people an AUC by one deal is off by 0.05.
 DEALS = 5
-# Of the squared weights, beside the log loss of standardised numbers.
-STRENGTH = 0.1
+# What the log loss weighs beside the squared weights (of standardised numbers).
+LOSS_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _dealt(learn: Samples, test: Samples, levels: int, fold_of: Mapping[str, int
             continue
         model = make_pipeline(
             StandardScaler(),
-            LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=2000),
+            LogisticRegression(C=LOSS_WEIGHT, class_weight="balanced", max_iter=2000),
         )
         model.fit(learn.features[others], learn.level[others])
         found[own] = 0.0

@@ -240,7 +240,7 @@ def test_rows_that_cannot_be_done_fail_alone(cfgen, study, tmp_path, scan):
     assert "labels lie on another grid" in errors["h"]
     assert "disagree: te_ms" in errors["i"]
     assert "failed" in (out / "report.html").read_text()
-    code, printed, said = cfgen(*asked, "--out", tmp_path / "dry", "--dry-run")
+    code, printed, _ = cfgen(*asked, "--out", tmp_path / "dry", "--dry-run")
     assert (code, printed.strip()) == (1, "1 images of 1 scans")
     assert not (tmp_path / "dry").exists()
 

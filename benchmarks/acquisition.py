@@ -1,7 +1,8 @@
 """Scans under other protocols against the simulator's truth, and a real scan against literature.
 
     python benchmarks/acquisition.py --out build/acquisition --people 4     # half an hour, one core
-    python benchmarks/acquisition.py --out build/acquisition --real pumi_sub-001_T1w.nii.gz
+    python benchmarks/acquisition.py --out build/acquisition --real sub-01_T1w.nii.gz
+    python benchmarks/acquisition.py --out build/acquisition --time head_1mm.nii.gz
 
 Three cohorts of simulated people: `one` scanner, scanners at random (`randomised`), and scanners
 that age decides (`confounded`). Of each person the true counterfactual scan is known: same anatomy,
@@ -53,8 +54,9 @@ from cfgen.scan.pictures import counterfactual_picture
 from cfgen.scan.protocol import scan_protocol
 from cfgen.sim import cohort
 from cfgen.sim.graph import graph
-from cfgen.sim.physics import TISSUES, signal, tissue
+from cfgen.sim.physics import TISSUES, Acquisition, signal, tissue
 from cfgen.sim.protocols import stated
+from cfgen.space.grids import grid_text
 
 ONE = (
     "field_tesla=1.5",
@@ -305,30 +307,31 @@ def real(out: Path, net: Segmenter, image: Path) -> None:
         counterfactual_picture(*data, scan.volume.grid, brain, picture, label)
 
 
-def timed(out: Path, net: Segmenter) -> None:
-    """Seconds for a simulated 1 mm scan, once it is segmented."""
-    folder = out / "one_mm"
-    if not (folder / "manifest.csv").exists():
-        simulate(Plan(cohort.preset("lifespan"), 0, 1, (), SEED, "cdm-1mm"), folder, overwrite=True)
-    row = read_manifest(folder / "manifest.csv", default_schema())[0]
-    scan = look(net, row)
-    target = replace(scan.rendering, scan=replace(scan.rendering.scan, field_tesla=1.5))
+def timed(out: Path, net: Segmenter, image: Path) -> None:
+    """Seconds for a scan once it is segmented: levels, rendering, writing; and its new volumes."""
+    out.mkdir(parents=True, exist_ok=True)
+    volume = read_volume(image)
+    regions = segment(net, volume, CPU)
+    grid, axis = read_geometry(image)
+    resolution = Place(grid.spacing, axis).resolution({})
+    levels = tissue_levels(volume, regions.posteriors)
+    own = Rendering(Acquisition(), resolution)
+    scan = Scan(Row(subject="timed", image=image), volume, regions, levels, own)
+    target = replace(own, scan=replace(own.scan, field_tesla=1.5))
     for effects in (Effects(), ALL):
         seconds = []
         for _ in range(3):
             start = time.process_time(), time.perf_counter()
-            levels = tissue_levels(scan.volume, scan.regions.posteriors)
-            result = made(scan, target, effects, levels)
-            write_like(scan.volume, result.image, folder / "timed.nii.gz")
+            result = made(scan, target, effects, tissue_levels(volume, regions.posteriors))
+            write_like(volume, result.image, out / "timed.nii.gz")
             seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-        start = time.process_time()
-        soft_volumes(net, scan.volume.like(result.undone(result.image)), CPU)
-        measured = time.process_time() - start
+        start = time.process_time(), time.perf_counter()
+        soft_volumes(net, volume.like(result.undone(result.image)), CPU)
+        measured = time.process_time() - start[0], time.perf_counter() - start[1]
         cpu, wall = np.median(seconds, 0)
-        shape = "x".join(map(str, scan.volume.data.shape))
         print(
-            f"1 mm, {shape}, {effects}: {cpu:.1f} processor seconds, {wall:.1f} s; "
-            f"its volumes {measured:.1f} processor seconds"
+            f"{image.name}, {grid_text(grid)}, {effects}: {cpu:.1f} processor seconds, "
+            f"{wall:.1f} s; its volumes {measured[0]:.1f} and {measured[1]:.1f}"
         )
 
 
@@ -338,13 +341,13 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--measured", type=int, default=2, help="people whose regions are measured")
     parser.add_argument("--real", type=Path)
-    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--time", type=Path, metavar="SCAN")
     arguments = parser.parse_args()
     net = load_segmenter(read_bundle(DEFAULT_BUNDLE), CPU)
     if arguments.real:
         real(arguments.out, net, arguments.real)
     elif arguments.time:
-        timed(arguments.out, net)
+        timed(arguments.out, net, arguments.time)
     else:
         summary(arguments.out, net, arguments.people, arguments.measured)
 

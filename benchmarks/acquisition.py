@@ -50,7 +50,7 @@ from cfgen.measure.segmenter import Segmentation, load_segmenter, segment, soft_
 from cfgen.metrics.image import ssim
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.moved import noise_sd
-from cfgen.scan.pictures import counterfactual_picture
+from cfgen.scan.pictures import counterfactual_picture, new_figure
 from cfgen.scan.protocol import scan_protocol
 from cfgen.sim import cohort
 from cfgen.sim.graph import graph
@@ -138,11 +138,16 @@ def worst(changes) -> float:
     return max(abs(c.percent) for c in changes)
 
 
+def true_white(truth: Row) -> np.ndarray:
+    """Where a simulated scan is white matter alone."""
+    assert truth.posteriors is not None
+    return np.asarray(open_channels(truth.posteriors)[0][..., 3]) > 0.97
+
+
 def of_truth(net: Segmenter, scan: Scan, truth: Row, other: Row, volumes: bool) -> dict:
     """Every figure of one person and one target."""
     target, true = rendering(truth), read_volume(truth.image).data
-    channels, _ = open_channels(truth.posteriors)
-    white = np.asarray(channels[..., 3]) > 0.97
+    white = true_white(truth)
     inside = (true > 0) & (scan.volume.data > 0)
 
     def scaled(image: np.ndarray) -> np.ndarray:
@@ -276,6 +281,38 @@ def summary(out: Path, net: Segmenter, people: int, measured: int) -> None:
     print("\n".join(refused))
 
 
+def picture(out: Path, net: Segmenter, people: int) -> None:
+    """One person of the first cohort: scan, guess, truth, and what both are off by."""
+    rows, truths = simulated(out, "one", people)
+    scan = look(net, rows[0])
+    shown = [t for t in truths if t.subject == rows[0].subject][::2]
+    titles = ("scan", "by physics", "true", "physics - true", "scan - true")
+    figure, axes = new_figure(len(shown), len(titles), 11.0, 2.6 * len(shown))
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontsize=9)
+    for line, truth in zip(axes, shown, strict=True):
+        white = true_white(truth)
+        images = [
+            image / np.median(image[white])
+            for image in (
+                scan.volume.data,
+                made(scan, rendering(truth), Effects("target")).image,
+                read_volume(truth.image).data,
+            )
+        ]
+        images += [images[1] - images[2], images[0] - images[2]]
+        k = white.shape[2] // 2
+        for place, (panel, image) in enumerate(zip(line, images, strict=True)):
+            grey = {"vmin": 0, "vmax": 1.3, "cmap": "gray"}
+            window = grey if place < 3 else {"vmin": -0.2, "vmax": 0.2, "cmap": "RdBu_r"}
+            panel.imshow(np.rot90(image[:, :, k]), **window)
+        line[0].set_ylabel(truth.extra["intervention"], fontsize=9)
+    for panel in axes.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+    figure.savefig(out / "acquisition.png", dpi=80, bbox_inches="tight")
+
+
 def contrast(volume: Volume, regions: Segmentation) -> str:
     levels = tissue_levels(volume, regions.posteriors)
     return ratios(levels.white, levels.grey, levels.fluid)
@@ -341,11 +378,14 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--measured", type=int, default=2, help="people whose regions are measured")
     parser.add_argument("--real", type=Path)
+    parser.add_argument("--picture", action="store_true")
     parser.add_argument("--time", type=Path, metavar="SCAN")
     arguments = parser.parse_args()
     net = load_segmenter(read_bundle(DEFAULT_BUNDLE), CPU)
     if arguments.real:
         real(arguments.out, net, arguments.real)
+    elif arguments.picture:
+        picture(arguments.out, net, arguments.people)
     elif arguments.time:
         timed(arguments.out, net, arguments.time)
     else:

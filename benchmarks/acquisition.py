@@ -1,7 +1,8 @@
 """Scans under other protocols against the simulator's truth, and a real scan against literature.
 
     python benchmarks/acquisition.py --out build/acquisition --people 4     # half an hour, one core
-    python benchmarks/acquisition.py --out build/acquisition --real pumi_sub-001_T1w.nii.gz
+    python benchmarks/acquisition.py --out build/acquisition --real sub-01_T1w.nii.gz
+    python benchmarks/acquisition.py --out build/acquisition --time head_1mm.nii.gz
 
 Three cohorts of simulated people: `one` scanner, scanners at random (`randomised`), and scanners
 that age decides (`confounded`). Of each person the true counterfactual scan is known: same anatomy,
@@ -49,12 +50,13 @@ from cfgen.measure.segmenter import Segmentation, load_segmenter, segment, soft_
 from cfgen.metrics.image import ssim
 from cfgen.nets.segmenter import Segmenter
 from cfgen.scan.moved import noise_sd
-from cfgen.scan.pictures import counterfactual_picture
+from cfgen.scan.pictures import counterfactual_picture, new_figure
 from cfgen.scan.protocol import scan_protocol
 from cfgen.sim import cohort
 from cfgen.sim.graph import graph
-from cfgen.sim.physics import TISSUES, signal, tissue
+from cfgen.sim.physics import TISSUES, Acquisition, signal, tissue
 from cfgen.sim.protocols import stated
+from cfgen.space.grids import grid_text
 
 ONE = (
     "field_tesla=1.5",
@@ -136,11 +138,16 @@ def worst(changes) -> float:
     return max(abs(c.percent) for c in changes)
 
 
+def true_white(truth: Row) -> np.ndarray:
+    """Where a simulated scan is white matter alone."""
+    assert truth.posteriors is not None
+    return np.asarray(open_channels(truth.posteriors)[0][..., 3]) > 0.97
+
+
 def of_truth(net: Segmenter, scan: Scan, truth: Row, other: Row, volumes: bool) -> dict:
     """Every figure of one person and one target."""
     target, true = rendering(truth), read_volume(truth.image).data
-    channels, _ = open_channels(truth.posteriors)
-    white = np.asarray(channels[..., 3]) > 0.97
+    white = true_white(truth)
     inside = (true > 0) & (scan.volume.data > 0)
 
     def scaled(image: np.ndarray) -> np.ndarray:
@@ -274,6 +281,38 @@ def summary(out: Path, net: Segmenter, people: int, measured: int) -> None:
     print("\n".join(refused))
 
 
+def picture(out: Path, net: Segmenter, people: int) -> None:
+    """One person of the first cohort: scan, guess, truth, and what both are off by."""
+    rows, truths = simulated(out, "one", people)
+    scan = look(net, rows[0])
+    shown = [t for t in truths if t.subject == rows[0].subject][::2]
+    titles = ("scan", "by physics", "true", "physics - true", "scan - true")
+    figure, axes = new_figure(len(shown), len(titles), 11.0, 2.6 * len(shown))
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontsize=9)
+    for line, truth in zip(axes, shown, strict=True):
+        white = true_white(truth)
+        images = [
+            image / np.median(image[white])
+            for image in (
+                scan.volume.data,
+                made(scan, rendering(truth), Effects("target")).image,
+                read_volume(truth.image).data,
+            )
+        ]
+        images += [images[1] - images[2], images[0] - images[2]]
+        k = white.shape[2] // 2
+        for place, (panel, image) in enumerate(zip(line, images, strict=True)):
+            grey = {"vmin": 0, "vmax": 1.3, "cmap": "gray"}
+            window = grey if place < 3 else {"vmin": -0.2, "vmax": 0.2, "cmap": "RdBu_r"}
+            panel.imshow(np.rot90(image[:, :, k]), **window)
+        line[0].set_ylabel(truth.extra["intervention"], fontsize=9)
+    for panel in axes.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+    figure.savefig(out / "acquisition.png", dpi=80, bbox_inches="tight")
+
+
 def contrast(volume: Volume, regions: Segmentation) -> str:
     levels = tissue_levels(volume, regions.posteriors)
     return ratios(levels.white, levels.grey, levels.fluid)
@@ -305,30 +344,31 @@ def real(out: Path, net: Segmenter, image: Path) -> None:
         counterfactual_picture(*data, scan.volume.grid, brain, picture, label)
 
 
-def timed(out: Path, net: Segmenter) -> None:
-    """Seconds for a simulated 1 mm scan, once it is segmented."""
-    folder = out / "one_mm"
-    if not (folder / "manifest.csv").exists():
-        simulate(Plan(cohort.preset("lifespan"), 0, 1, (), SEED, "cdm-1mm"), folder, overwrite=True)
-    row = read_manifest(folder / "manifest.csv", default_schema())[0]
-    scan = look(net, row)
-    target = replace(scan.rendering, scan=replace(scan.rendering.scan, field_tesla=1.5))
+def timed(out: Path, net: Segmenter, image: Path) -> None:
+    """Seconds for a scan once it is segmented: levels, rendering, writing; and its new volumes."""
+    out.mkdir(parents=True, exist_ok=True)
+    volume = read_volume(image)
+    regions = segment(net, volume, CPU)
+    grid, axis = read_geometry(image)
+    resolution = Place(grid.spacing, axis).resolution({})
+    levels = tissue_levels(volume, regions.posteriors)
+    own = Rendering(Acquisition(), resolution)
+    scan = Scan(Row(subject="timed", image=image), volume, regions, levels, own)
+    target = replace(own, scan=replace(own.scan, field_tesla=1.5))
     for effects in (Effects(), ALL):
         seconds = []
         for _ in range(3):
             start = time.process_time(), time.perf_counter()
-            levels = tissue_levels(scan.volume, scan.regions.posteriors)
-            result = made(scan, target, effects, levels)
-            write_like(scan.volume, result.image, folder / "timed.nii.gz")
+            result = made(scan, target, effects, tissue_levels(volume, regions.posteriors))
+            write_like(volume, result.image, out / "timed.nii.gz")
             seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-        start = time.process_time()
-        soft_volumes(net, scan.volume.like(result.undone(result.image)), CPU)
-        measured = time.process_time() - start
+        start = time.process_time(), time.perf_counter()
+        soft_volumes(net, volume.like(result.undone(result.image)), CPU)
+        measured = time.process_time() - start[0], time.perf_counter() - start[1]
         cpu, wall = np.median(seconds, 0)
-        shape = "x".join(map(str, scan.volume.data.shape))
         print(
-            f"1 mm, {shape}, {effects}: {cpu:.1f} processor seconds, {wall:.1f} s; "
-            f"its volumes {measured:.1f} processor seconds"
+            f"{image.name}, {grid_text(grid)}, {effects}: {cpu:.1f} processor seconds, "
+            f"{wall:.1f} s; its volumes {measured[0]:.1f} and {measured[1]:.1f}"
         )
 
 
@@ -338,13 +378,16 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--measured", type=int, default=2, help="people whose regions are measured")
     parser.add_argument("--real", type=Path)
-    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--picture", action="store_true")
+    parser.add_argument("--time", type=Path, metavar="SCAN")
     arguments = parser.parse_args()
     net = load_segmenter(read_bundle(DEFAULT_BUNDLE), CPU)
     if arguments.real:
         real(arguments.out, net, arguments.real)
+    elif arguments.picture:
+        picture(arguments.out, net, arguments.people)
     elif arguments.time:
-        timed(arguments.out, net)
+        timed(arguments.out, net, arguments.time)
     else:
         summary(arguments.out, net, arguments.people, arguments.measured)
 

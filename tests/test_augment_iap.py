@@ -137,11 +137,7 @@ def study(tmp_path, scan, regions, person, monkeypatch):
         write_new(volume.like(white), folder / f"{name}_labels.nii.gz", np.uint8)
     write_manifest(folder / "cohort.csv", [row(n) for n in "abc"])
 
-    def again(net, image, device):
-        posteriors = regions.posteriors
-        return replace(regions, posteriors=posteriors)
-
-    monkeypatch.setattr(jobs, "segment", again)
+    monkeypatch.setattr(jobs, "segment", lambda net, image, device: regions)
     monkeypatch.setattr(jobs, "soft_volumes", lambda net, image, device: regions.volumes)
     return folder
 
@@ -240,7 +236,7 @@ def test_rows_that_cannot_be_done_fail_alone(cfgen, study, tmp_path, scan):
     assert "labels lie on another grid" in errors["h"]
     assert "disagree: te_ms" in errors["i"]
     assert "failed" in (out / "report.html").read_text()
-    code, printed, said = cfgen(*asked, "--out", tmp_path / "dry", "--dry-run")
+    code, printed, _ = cfgen(*asked, "--out", tmp_path / "dry", "--dry-run")
     assert (code, printed.strip()) == (1, "1 images of 1 scans")
     assert not (tmp_path / "dry").exists()
 
@@ -294,6 +290,7 @@ def test_the_same_protocol_gives_the_same_bytes(cfgen, study, tmp_path):
         ([], "neither; expected --to or --sample"),
         (["--to", "EchoTime=0.004", "--sample", "2"], "both; expected --to or --sample"),
         (["--to", "EchoTme=0.004"], "unknown parameter 'EchoTme'"),
+        (["--to", "EchoTime=0.004", "--from", "Shots=3"], "--from: unknown parameter 'Shots'"),
         (["--to", "Manufacturer=GE"], "Manufacturer alone, which no signal equation has"),
         (["--to", "EchoTime=0.3"], "neither s nor ms"),
         (["--to", "InversionTime=0.5"], "not monotone"),

@@ -119,7 +119,7 @@ def augment_iap(
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
     from cfgen.device import pick_device
-    from cfgen.edit.protocols import parse_changes
+    from cfgen.edit.protocols import check_changes
     from cfgen.edit.rerender import Effects
     from cfgen.jobs.augment_iap import Asked, Augmenter, Options, augment_scans, check
     from cfgen.jobs.counterfactuals import single_row
@@ -137,8 +137,7 @@ def augment_iap(
         assert image is not None
         rows = [single_row(image, None)]
     changes = _pairs(to or [], "--to")
-    if changes:
-        parse_changes(changes)
+    check_changes(changes)
     pool = _pool(rows, from_manifest, protocols) if sample else None
     asked = Asked(changes, pool, sample, _pairs(given or [], "--from"))
     start, stop = shard_of(shard, len(rows))
@@ -168,6 +167,7 @@ def augment_iap(
 
 def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     from cfgen.data.interventions import split_assignment
+    from cfgen.edit.protocols import check_names
 
     pairs: dict[str, str] = {}
     for text in texts:
@@ -175,6 +175,7 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
         if name in pairs:
             raise UsageError(option, f"{name} given twice", "one value for each parameter")
         pairs[name] = value
+    check_names(pairs, option)
     return pairs
 
 

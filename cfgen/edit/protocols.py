@@ -59,13 +59,16 @@ class Place:
         )
 
 
-def parse_changes(pairs: Mapping[str, str]) -> None:
-    """Raises UsageError for a name that no protocol has, or when physics knows none of them."""
+def check_names(pairs: Mapping[str, str], option: str) -> None:
+    """Raises UsageError for a name that no protocol has."""
     for name in pairs:
         if not known_name(name):
-            raise UsageError(
-                "--to", f"unknown parameter '{name}'", "BIDS' names, such as EchoTime or FlipAngle"
-            )
+            expected = "BIDS' names, such as EchoTime or FlipAngle"
+            raise UsageError(option, f"unknown parameter '{name}'", expected)
+
+
+def check_changes(pairs: Mapping[str, str]) -> None:
+    """Raises UsageError when physics knows none of them."""
     reading = read_columns(pairs, "--to", {"sequence": "MPRAGE", "manufacturer": "Siemens"})
     if set(reading.values) and set(reading.values) <= set(NO_EQUATION):
         keys = " and ".join(TEXTS[n] for n in reading.values)

@@ -7,7 +7,7 @@ noise at the target's expected ratio to the signal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -68,7 +68,8 @@ class Rendering:
     @property
     def noise(self) -> float:
         """Of white matter's signal; what is resolved is the voxel that the noise is of."""
-        return noise_level(self.scan, self.resolution.in_plane_mm)
+        scan = replace(self.scan, slice_mm=self.resolution.slice_mm)
+        return noise_level(scan, self.resolution.in_plane_mm)
 
 
 @dataclass(frozen=True)

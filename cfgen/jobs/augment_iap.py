@@ -40,7 +40,7 @@ from cfgen.edit.protocol_record import ProtocolRecord, TissueLevels
 from cfgen.edit.protocols import Place, Target, changed, sampled
 from cfgen.edit.rerender import EFFECTS, Effects, OwnNoise, Rerendered, rerender
 from cfgen.edit.sidecar import BundleName
-from cfgen.errors import CfgenError, ImageError, Notice
+from cfgen.errors import CfgenError, ImageError, Notice, UsageError
 from cfgen.measure.anatomy import VolumeChange, volume_changes
 from cfgen.measure.levels import Levels, probability, tissue_levels
 from cfgen.measure.segmenter import Segmentation, load_segmenter, segment, soft_volumes
@@ -115,8 +115,8 @@ class Augmenter:
 
 def order(row: Row, asked: Asked, options: Options) -> Order:
     """All that can be told before a voxel is read. Raises CfgenError."""
-    protocol, notices = scan_protocol(row, asked.given)
     grid, axis = read_geometry(row.image)
+    protocol, notices = scan_protocol(row, asked.given)
     for name in CARRIED:
         path = getattr(row, name)
         if path is None:
@@ -158,6 +158,8 @@ def manifest_pool(rows: Sequence[Row], about: str) -> Pool:
             named.append((f"{about}: {unique_key(row)}", scan_protocol(row)[0]))
         except CfgenError as error:
             log.warning("%s: its protocol is not drawn: %s", row.source or row.subject, error)
+    if not named:
+        raise UsageError("--sample", f"no protocol in {about}", "scans with sidecars or columns")
     return pool_of(about, named)
 
 
@@ -232,8 +234,15 @@ def _make(augmenter: Augmenter, ordered: Order, out: Path, wanted: str) -> None:
     looked = _look(augmenter, ordered)
     for source, path in _carried(row, out).values():
         write_atomically(path, partial(shutil.copyfile, source))
+    said: set[Notice] = set()
     for number, target in enumerate(ordered.targets, 1):
-        _write(augmenter, ordered, looked, target, output_path(row, target, out), number, wanted)
+        image = output_path(row, target, out)
+        notices = _write(augmenter, ordered, looked, target, image, number, wanted)
+        for notice in notices:
+            if notice not in said:
+                log.warning("%s: warning: %s", image.name, notice.text)
+        # What holds for several targets of a scan is said once.
+        said.update(notices)
 
 
 def _look(augmenter: Augmenter, ordered: Order) -> Looked:
@@ -262,14 +271,15 @@ def _write(
     image: Path,
     number: int,
     wanted: str,
-) -> None:
-    """The files of one target, the record last: without it nothing counts as done."""
+) -> list[Notice]:
+    """The files of one target, the record last: without it nothing counts as done; what to say of
+    it."""
     options, scan = augmenter.options, looked.volume
     paths = files_of(image, options.picture)
     paths[1].unlink(missing_ok=True)
     generator = stream(options.seed, Purpose.PROTOCOLS, unique_key(ordered.row), number)
     made: Rerendered | None = None
-    if not target.is_null:
+    if not (target.is_null and options.effects.bias != "remove"):
         noise = OwnNoise(looked.noise_sd, generator)
         made = rerender(scan, looked.levels, target.renderings, options.effects, noise)
     data = scan.data if made is None else made.image
@@ -277,8 +287,6 @@ def _write(
     write_like(scan, data, image, description=description)
     changes = _changes(augmenter, looked, image, made)
     notices = [*looked.notices, *target.notices, *_warned(changes)]
-    for notice in notices:
-        log.warning("%s: warning: %s", image.name, notice.text)
     if options.picture:
         title = f"{scan.path.name if scan.path else 'scan'}: {target.label} (synthetic)"
         mask = looked.segmentation.mask
@@ -306,6 +314,7 @@ def _write(
         fingerprint=wanted,
     )
     write_record(record, paths[1], header(target.protocol))
+    return notices
 
 
 def _levels(levels: Levels, made: Rerendered) -> TissueLevels:

@@ -135,7 +135,7 @@ def stated(protocol: Protocol, where: object) -> tuple[Acquisition, list[str]]:
             where,
             f"{keys} unknown",
             f"what the {sequence} equation needs",
-            f"say --from {keys}=...",
+            f"say --from {keys}=..., or --to for a target",
         )
     maker = protocol.get("manufacturer")
     numbers = {n: float(protocol[n]) for n in protocol if n not in TEXTS}

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,9 @@ class Drift:
         pairs = zip(_spread(self, channels), _spread(other, channels), strict=True)
         return Drift(tuple(a - b for a, b in pairs))
 
+    def times(self, factor: float) -> Drift:
+        return Drift(tuple(factor * value for value in self.delta))
+
     def check(self, channels: int, where: object = "--drift") -> Drift:
         """Itself. Raises UsageError for a number outside +-1, and for another number of values than
         1 or `channels`."""
@@ -80,6 +84,40 @@ class Drift:
 
 
 NO_DRIFT = Drift()
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """The drifts of a diffusion model: that of its training, and the one that its samplers are to
+    have, in steps of which there are `steps` from noise to image. In other steps they go as far in
+    all."""
+
+    trained: Drift = NO_DRIFT
+    sampling: Drift = NO_DRIFT
+    steps: int = 1
+
+    def of_a_step(self, steps: int, depth: float = 1.0) -> Drift:
+        """What a step moves a latent by, beyond the drift of training, of `steps` from a `depth` of
+        the noise down."""
+        return self.sampling.less(self.trained).times(self.steps * depth / steps)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "trained": list(self.trained.delta),
+            "sampling": list(self.sampling.delta),
+            "steps": self.steps,
+        }
+
+    @staticmethod
+    def from_json(entry: dict[str, Any] | None) -> Drifting:
+        """Raises KeyError or TypeError when it is none."""
+        if entry is None:
+            return NO_DRIFTING
+        trained, sampling = (Drift(tuple(entry[name])) for name in ("trained", "sampling"))
+        return Drifting(trained, sampling, entry["steps"])
+
+
+NO_DRIFTING = Drifting()
 
 
 def parse_drift(text: str, where: object = "--drift") -> Drift:

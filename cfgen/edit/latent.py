@@ -13,6 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
+from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting, asked_at
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
@@ -32,7 +33,8 @@ class Models:
     """`latent_mean` is always there: the papers' plain form is a mean without conditions.
 
     `control` is for conditions with masks; `null` says whether the UNet was trained without
-    conditions too, which guidance needs.
+    conditions too, which guidance needs. `drifting` are the drifts of its training and sampling
+    (diffusion/drift.py).
     """
 
     autoencoder: AnyAutoencoder
@@ -42,6 +44,7 @@ class Models:
     device: torch.device
     control: Control | None = None
     null: bool = True
+    drifting: Drifting = NO_DRIFTING
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
@@ -84,7 +87,15 @@ class Models:
             with autocast(self.device):
                 return step(zt, t).float()
 
-        return denoise
+        return asked_at(denoise, self.drifting.trained)
+
+    def drift(self, asked: tuple[float, ...] | None, steps: int, depth: float = 1.0) -> Drift:
+        """What a sampler of so many steps moves a latent by in each: the model's own, unless it is
+        asked for. Raises UsageError for one that is out of range."""
+        if asked is None:
+            return self.drifting.of_a_step(steps, depth)
+        channels = self.latent_mean.coefficients.shape[1]
+        return Drift(asked).check(channels).less(self.drifting.trained)
 
     def _network(self, c: Condition) -> ContextNet:
         masks, control = c.masks, self.control
@@ -135,13 +146,14 @@ def edit_latent(
     last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
     # At depth 0 nothing is diffused: the edit is the latent mean's alone.
     times = time_grid(config.steps, last) if last else [0]
+    drift = models.drift(config.drift, config.steps, config.depth)
     r = models.latent_mean.residual(z0, c.vector)
-    rt = abduct(models, r, c, times, config.fixed_point, noise)
+    rt = abduct(models, r, c, times, config.fixed_point, noise, drift)
 
     def predict(target: Condition, guidance: float) -> Tensor:
         with working("denoising", len(times) - 1) as step:
             denoiser = counted(models.denoiser(target, guidance), step)
-            edited = denoise_ddim(denoiser, models.schedule, rt, times)
+            edited = denoise_ddim(denoiser, models.schedule, rt, times, drift)
         return models.latent_mean.latent(edited, target.vector, c.vector)
 
     reconstruction = predict(c, 1.0)
@@ -163,6 +175,7 @@ def abduct(
     times: Sequence[int],
     fixed_point: int,
     noise: Tensor | None = None,
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
     """The residual r (B, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
     5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
@@ -170,7 +183,7 @@ def abduct(
         return ddim_step(models.schedule, r, noise, times[-1])
     with working("inverting", (len(times) - 1) * (fixed_point + 1)) as step:
         denoiser = counted(models.denoiser(c, 1.0), step)
-        return invert_ddim(denoiser, models.schedule, r, times, fixed_point)
+        return invert_ddim(denoiser, models.schedule, r, times, fixed_point, drift)
 
 
 def counted(denoiser: Denoiser, step: Step) -> Denoiser:
@@ -211,10 +224,11 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
+        drifting = Drifting.from_json(bundle.part("unet").config.get("drift"))
     null = bundle.part("unet").config.get("drop_conditions", 1.0) > 0
     shape = mean.coefficients.shape[2:]
     control = load_control(bundle, net, shape, device) if masks else None
-    return Models(autoencoder, mean, net, schedule, device, control, null)
+    return Models(autoencoder, mean, net, schedule, device, control, null, drifting)
 
 
 def load_autoencoder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:

@@ -51,15 +51,20 @@ class TargetValue:
 
 @dataclass(frozen=True)
 class Sampler:
+    """`drift` is what each step moved the latent by, one or one a channel (diffusion/drift.py);
+    that of the bundle's training is not in it."""
+
     name: str
     steps: int
     depth: float
     fixed_point: int
     guidance: float
+    drift: tuple[float, ...] | None = None
 
     @staticmethod
-    def of(edit: Edit) -> Sampler:
-        return Sampler("DDIM", edit.steps, edit.depth, edit.fixed_point, edit.guidance)
+    def of(edit: Edit, drift: tuple[float, ...] = ()) -> Sampler:
+        moved = drift if any(drift) else None
+        return Sampler("DDIM", edit.steps, edit.depth, edit.fixed_point, edit.guidance, moved)
 
 
 @dataclass(frozen=True)

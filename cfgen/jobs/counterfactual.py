@@ -174,7 +174,7 @@ def checked_render(
 
 def sampler_options(options: Options) -> str:
     """Which of them say something new; all where what they say is what it is anyway."""
-    names = ("steps", "depth", "guidance")
+    names = ("steps", "depth", "guidance", "drift")
     new = [n for n in names if getattr(options.sampler, n) != getattr(EDIT, n)]
     return ", ".join(f"--{name}" for name in new or names)
 
@@ -249,7 +249,7 @@ class _Run:
             target={},
             round_trip_error=None if round_trip is None else round(round_trip, 6),
             render=self.how,
-            sampler=None if isinstance(edits, TissueEdits) else Sampler.of(options.sampler),
+            sampler=self._sampler(edits),
             seed=options.seed,
             skull_stripping=SkullStripping(opened.brain.source, opened.brain.note),
             preprocessing={
@@ -264,6 +264,12 @@ class _Run:
             threads=torch.get_num_threads(),
             warnings=warnings,
         )
+
+    def _sampler(self, edits: TissueEdits | LatentEdits) -> Sampler | None:
+        if isinstance(edits, TissueEdits):
+            return None
+        edit, models = self.options.sampler, self.engine.models
+        return Sampler.of(edit, models.drift(edit.drift, edit.steps, edit.depth).delta)
 
     def write(
         self,

@@ -124,6 +124,7 @@ def generate_people(
     """
     check_generation(bundle, people, out, options)
     models = load_models(bundle, device)
+    drift = models.drift(options.how.drift, options.how.steps)
 
     def work(person: Nobody) -> Made[Row]:
         wanted = _request(bundle, person, options.how)
@@ -138,7 +139,10 @@ def generate_people(
         image = generate(models, bundle, person.values, person.seed, options.how)
         if not image.any():
             raise BundleError(bundle.path, "its model made no brain here", "a trained model")
-        _write(image.numpy(), person, files, _record(bundle, person, device, options, wanted))
+        record = _record(bundle, person, device, options, wanted)
+        # As it was: what the bundle has by itself is said too.
+        record = replace(record, sampler=replace(options.how, drift=drift.delta if drift else None))
+        _write(image.numpy(), person, files, record)
         return Made(row, "generated")
 
     return run_rows(people, lambda p: row_of(p, out), work, lambda _, made: made, what="brains")

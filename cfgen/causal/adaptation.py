@@ -7,12 +7,12 @@ much as such parameters stray from there (Efron & Morris 1973; Morris 1983):
 
 over all voxels of a channel, with m the channel's own shift, and that over all channels, with m 0.
 Where the scans say nothing T is 0, and the parent stays. Slopes are moved only where people given
-each other's conditions would seldom seem to show as much.
+each other's conditions would hardly ever seem to show as much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from cfgen.causal.scm import Scm
 from cfgen.streams import Purpose, torch_stream
 
 # Draws of other people's conditions, and how seldom they may show as much as the true ones.
-PERMUTATIONS, ALPHA = 199, 0.05
+PERMUTATIONS, ALPHA = 999, 0.01
 # The parent's spread counts as that of so many scans.
 SPREAD_SCANS = 5.0
 # Two cannot tell a shift from what differs between people.
@@ -76,28 +76,29 @@ def adapt_mean(
     per_scan = design.square().sum(1)[:, None, None]
     moved, kept, overall = _moved(raw, left.mean(2), within, per_scan, dof)
     e = e - torch.einsum("nk,kcv->ncv", known, moved)
-    chosen, slopes = _slopes(e, c.float(), known, seed)
     base = c.shape[1] - new
+    # What the parent's own conditions mean stays where there are new ones.
+    slopes, e = _slopes(e, c.float(), known, range(base if new else 0, c.shape[1]), seed)
     shape = wide.coefficients.shape
     coefficients = wide.coefficients.clone()
     at = [0] if not new else [1 + base + k for k in range(indicators)]
     for place, field in zip(at, moved, strict=True):
         coefficients[place] += (parent.sigma.flatten()[:, None] * field).reshape(shape[1:])
     # Slopes are of centred inputs: the constant has what they are at the scans' own mean.
-    for column, field in zip(chosen, slopes, strict=True):
-        scaled = (parent.sigma.flatten()[:, None] * field).reshape(shape[1:])
-        coefficients[1 + column] += scaled
-        where = (c[:, column].float()[:, None] * known).sum(0) / known.sum(0).clamp(min=1)
-        for place, centre in zip(at, where, strict=True):
+    for slope in slopes:
+        scaled = (parent.sigma.flatten()[:, None] * slope.field).reshape(shape[1:])
+        coefficients[1 + slope.column] += scaled
+        for place, centre in zip(at, slope.centres, strict=True):
             coefficients[place] -= centre * scaled
-        e = e - (c[:, column].float() - known @ where)[:, None, None] * field
     sigma = parent.sigma
     if not new:
-        spread = e.square().sum((0, 2)) / (max(n - 1 - len(chosen), 1) * e.shape[2])
+        # Around the scans' own constant: of that little may have been kept.
+        e = e - torch.einsum("nm,mcv->ncv", known @ design, e)
+        spread = e.square().sum((0, 2)) / (max(dof - len(slopes), 1) * e.shape[2])
         pooled = (SPREAD_SCANS + dof * spread) / (SPREAD_SCANS + dof)
         sigma = parent.sigma * pooled.sqrt().reshape(-1, 1, 1, 1)
     mean = replace(wide, coefficients=coefficients, sigma=sigma)
-    return MovedMean(mean, overall[0], kept[0], tuple(chosen))
+    return MovedMean(mean, overall[0], kept[0], tuple(slope.column for slope in slopes))
 
 
 def _moved(
@@ -113,32 +114,49 @@ def _moved(
     return overall[..., None] + fields, kept.mean(2), overall
 
 
-def _slopes(e: Tensor, c: Tensor, known: Tensor, seed: int) -> tuple[list[int], list[Tensor]]:
-    """Which inputs of c act otherwise than in the parent, and by how much a unit, (C, voxels) each,
-    shrunk. The test is of all voxels at once, against people in other orders."""
+@dataclass(frozen=True)
+class _Slope:
+    """Of one input of the condition vector: `field` (C, voxels) a unit, and the input's mean where
+    each of the constants holds (K,)."""
+
+    column: int
+    field: Tensor
+    centres: Tensor
+
+
+def _slopes(
+    e: Tensor, c: Tensor, known: Tensor, columns: Sequence[int], seed: int
+) -> tuple[list[_Slope], Tensor]:
+    """The inputs among `columns` that act otherwise than in the parent, each after those before it,
+    and what they leave of the residuals e (n, C, voxels). The test is of all voxels at once,
+    against people in other orders."""
     n = len(e)
+    slopes: list[_Slope] = []
     if n < FEWEST_FOR_SLOPES:
-        return [], []
-    hat = known @ torch.linalg.pinv(known.double()).float()
+        return slopes, e
     generator = torch_stream(seed, Purpose.RESAMPLING, step=1)
-    orders = [torch.randperm(n, generator=generator) for _ in range(PERMUTATIONS)]
-    kernel = torch.einsum("ncv,mcv->nm", e, e)
-    chosen, fields = [], []
-    for column in range(c.shape[1]):
-        x = c[:, column] - hat @ c[:, column]
+    orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(PERMUTATIONS)])
+    for column in columns:
+        centres = (known.T @ c[:, column]) / known.sum(0).clamp(min=1)
+        x = c[:, column] - known @ centres
         size = float(x.square().sum())
+        # An indicator itself, or what nobody differs in.
         if size < 1e-6 * n:
             continue
+        kernel = torch.einsum("ncv,mcv->nm", e, e)
         # The squared slopes of all voxels together, from the scans' products alone.
-        true, drawn = x @ kernel @ x, torch.stack([x[o] @ kernel @ x[o] for o in orders])
+        true = x @ kernel @ x
+        drawn = torch.einsum("pn,nm,pm->p", x[orders], kernel, x[orders])
         if (1 + int((drawn >= true).sum())) / (1 + PERMUTATIONS) > ALPHA:
             continue
-        slope = torch.einsum("n,ncv->cv", x, e) / size
-        left = e - x[:, None, None] * slope
-        variance = left.square().sum(0) / max(n - known.shape[1] - 1, 1) / size
-        chosen.append(column)
-        fields.append(shrunk(slope, variance, dim=1)[0])
-    return chosen, fields
+        raw = torch.einsum("n,ncv->cv", x, e) / size
+        left = e - x[:, None, None] * raw
+        dof = max(n - known.shape[1] - 1 - len(slopes), 1)
+        within, per_scan = left.square().sum(0) / dof, torch.full((1, 1, 1), 1 / size)
+        (field,), _, _ = _moved(raw[None], left.mean(2), within, per_scan, dof)
+        slopes.append(_Slope(column, field, centres))
+        e = e - x[:, None, None] * field
+    return slopes, e
 
 
 def with_inputs(mean: LatentMean, new: int) -> LatentMean:

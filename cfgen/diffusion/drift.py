@@ -67,9 +67,7 @@ class Drift:
     def check(self, channels: int, where: object = "--drift") -> Drift:
         """Itself. Raises UsageError for a number outside +-1, and for another number of values than
         1 or `channels`."""
-        for value in self.delta:
-            if not (math.isfinite(value) and abs(value) <= LIMIT):
-                raise UsageError(where, f"{value:g}", "numbers from -1 to 1", "0.02, for example")
+        _check_range(self, where)
         if len(self.delta) not in (1, channels):
             found = f"{len(self.delta)} values for a latent of {channels} channels"
             raise UsageError(where, found, f"one, or {channels} with commas between")
@@ -123,10 +121,18 @@ NO_DRIFTING = Drifting()
 def parse_drift(text: str, where: object = "--drift") -> Drift:
     """'0.05', or '0.05,-0.02,...' with a value a channel. Raises UsageError."""
     try:
-        return Drift(tuple(float(part) for part in text.split(",")))
+        drift = Drift(tuple(float(part) for part in text.split(",")))
     except ValueError as error:
         expected = "a number from -1 to 1, or one a channel with commas between"
         raise UsageError(where, f"'{text}'", expected) from error
+    _check_range(drift, where)
+    return drift
+
+
+def _check_range(drift: Drift, where: object) -> None:
+    for value in drift.delta:
+        if not (math.isfinite(value) and abs(value) <= LIMIT):
+            raise UsageError(where, f"{value:g}", "numbers from -1 to 1", "0.02, for example")
 
 
 def asked_at(

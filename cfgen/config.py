@@ -166,6 +166,8 @@ CYCLE = Cycle()
 # diffusion model; keys and values of its cross-attention; inputs of new conditions; all, with
 # samples of the parent beside; low-rank adapters; or the latent mean alone.
 Tune = Literal["full", "cross-attn", "condition", "prior", "lora", "none"]
+# Its autoencoder: the decoder alone, so that latents stay what they are, or all of it.
+TuneAutoencoder = Literal["decoder", "all"]
 # Where a drift acts: in the forward process of training, in the samplers, or in both.
 DriftAt = Literal["both", "training", "inference"]
 DRIFT_AT: DriftAt = "both"
@@ -204,6 +206,7 @@ ADAPT_FITS: dict[Tune, FitConfig] = {
     "lora": replace(_FEW, learning_rate=1e-3),
     "condition": replace(_FEW, learning_rate=5e-3),
 }
+ADAPT_AUTOENCODER_FIT = replace(_FEW, steps=300, learning_rate=2e-4, batch_size=1)
 # Reports in a row that are no better than the best, after which the training ends.
 PATIENCE = 3
 JUDGE_FIT = FitConfig(

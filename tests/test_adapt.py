@@ -302,9 +302,8 @@ def test_an_interrupted_run_stops_where_it_would_have(tmp_path, after):
 # --- the command ----------------------------------------------------------------------------------
 
 PEOPLE = (
-    *(("train", 30 + 5 * n, "MF"[n % 2]) for n in range(6)),
+    *(("train", 30 + 5 * n, "MF"[n % 2]) for n in range(5)),
     ("val", 40, "F"),
-    ("val", 60, "M"),
 )
 
 
@@ -390,13 +389,13 @@ def test_a_bundle_with_a_drift_says_so_in_the_sidecar(
     code, _, said = cfgen(
         *("counterfactual", "--in", stripped_scan, "--from", "age=40,sex=F", "--sex", "M"),
         *("--bundle", tmp_path / "ours", "--out", tmp_path / "m.nii.gz", "--threads", 1),
-        *("--skull-strip", "none", "--steps", 5, "--depth", 0.5, "--no-picture"),
+        *("--skull-strip", "none", "--steps", 2, "--depth", 0.2, "--no-picture"),
     )
     assert code == 0, said
     sidecar = json.loads((tmp_path / "m.json").read_text())
     assert sidecar["Sampler"]["Drift"] == pytest.approx([0.25])
     assert sidecar["RoundTripError"] < 0.02
-    made = ("generate", "--age", 50, "--sex", "F", "--bundle", tmp_path / "ours", "--steps", 5)
+    made = ("generate", "--age", 50, "--sex", "F", "--bundle", tmp_path / "ours", "--steps", 2)
     code, _, said = cfgen(*made, "--out", tmp_path / "a", "--threads", 1, "--drift", "0.1,2")
     assert code == 2
     assert "--drift: 2; expected numbers from -1 to 1" in said
@@ -419,8 +418,8 @@ def elsewhere(folder, images):
 @pytest.mark.parametrize(
     ("options", "people", "columns", "said"),
     [
-        (("--tune", "lora"), PEOPLE[2:], ("age", "sex"), "4 scans in the train split"),
-        (("--tune", "lora"), PEOPLE[:6], ("age", "sex"), "no row has split 'val'"),
+        (("--tune", "lora"), PEOPLE[1:], ("age", "sex"), "4 scans in the train split"),
+        (("--tune", "lora"), PEOPLE[:5], ("age", "sex"), "no row has split 'val'"),
         (("--tune", "lora"), PEOPLE, ("age",), "sex missing"),
         (("--tune", "lora", "--drift", "1.5"), PEOPLE, ("age", "sex"), "--drift: 1.5; expected"),
         (("--tune", "lora", "--drift", "far"), PEOPLE, ("age", "sex"), "--drift: 'far'"),
@@ -458,5 +457,44 @@ def test_the_parent_is_named_where_it_is_missing(cfgen, images, tmp_path):
         *("train-ldm", "--manifest", manifest(tmp_path, images), "--tune", "full"),
         *("--out", tmp_path / "ours", "--threads", 1),
     )
+    assert code == 2
+    assert "--tune: no --init" in err
+
+
+@pytest.mark.parametrize("tune", ["decoder", "all"])
+def test_an_autoencoder_is_adapted(cfgen, tiny_bundle, images, tmp_path, monkeypatch, tune):
+    # The last weights: two steps need not be better than none.
+    monkeypatch.setattr("cfgen.jobs.adapt_autoencoder.PATIENCE", 0)
+    arguments = (
+        *("train-ae", "--manifest", manifest(tmp_path, images), "--init", tiny_bundle.path),
+        *("--tune", tune, "--out", tmp_path / "ours", "--threads", 1, "--steps", 2),
+    )
+    code, _, said = cfgen(*arguments)
+    assert code == 0, said
+    bundle = read_bundle(tmp_path / "ours")
+    changed_parts = {n for n, p in bundle.parts.items() if p.sha256 != tiny_bundle.parts[n].sha256}
+    assert changed_parts == {"autoencoder"}
+    psnr_db = bundle.part("autoencoder").trained["psnr_db"]
+    assert psnr_db["after"] != psnr_db["before"]
+    assert ("latents moved" in said) == (tune == "all")
+    before, after = tiny_bundle.tensors("autoencoder"), bundle.tensors("autoencoder")
+    moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert moved
+    assert (moved <= {"decoder", "post_quant_conv", "linear_decoder"}) == (tune == "decoder")
+    x = torch.rand(1, 1, 80, 96, 88)
+    old, new = load_models(tiny_bundle, CPU), load_models(bundle, CPU)
+    if tune == "decoder":
+        assert torch.equal(old.encode(x), new.encode(x))
+    else:
+        assert not torch.equal(old.encode(x), new.encode(x))
+
+
+def test_an_autoencoder_needs_scans_and_a_parent(cfgen, tiny_bundle, images, tmp_path):
+    arguments = ("train-ae", "--out", tmp_path / "ours", "--tune", "all", "--threads", 1)
+    table = manifest(tmp_path, images, PEOPLE[1:])
+    code, _, err = cfgen(*arguments, "--manifest", table, "--init", tiny_bundle.path)
+    assert code == 2
+    assert "4 scans in the train split; expected at least 5" in err
+    code, _, err = cfgen(*arguments, "--manifest", table)
     assert code == 2
     assert "--tune: no --init" in err

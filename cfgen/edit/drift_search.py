@@ -135,7 +135,8 @@ def sampled(models: Models, c: Tensor, delta: float, seed: int, how: Generation 
 
 def l1(images: Tensor, scans: Tensor) -> np.ndarray:
     """Mean absolute difference of voxels (S, N) of images (S, ...) and scans (N, ...)."""
-    return np.array([[float((a.float() - b.float()).abs().mean()) for b in scans] for a in images])
+    targets = scans.float()
+    return np.array([[float((a - b).abs().mean()) for b in targets] for a in images.float()])
 
 
 def search_drift(

@@ -104,7 +104,9 @@ def adapt(asked: Asked, out: Path, config: FitConfig, device: str) -> Bundle:
     torch_device, runs = pick_device(device), runs_folder(out, "adapt")
     start = _started(asked, config, torch_device, runs)
     seed = config.seed
-    autoencoder, views = start.models.autoencoder, LATENT_DIFFUSION.views
+    # The mean is that of the scans as they are.
+    views = 1 if asked.tune == "none" else LATENT_DIFFUSION.views
+    autoencoder = start.models.autoencoder
     data = latent_data(start.train, start.val, autoencoder, views, torch_device, seed, runs)
     moved = _moved_mean(asked, start, data, seed)
     mean = moved.mean if moved else with_inputs(start.models.latent_mean, start.new)

@@ -367,6 +367,8 @@ def test_the_command_adapts_a_bundle(cfgen, tiny_bundle, images, tmp_path):
     with torch.no_grad():
         expected = parent.unet(zt, t, old.tokens())
         assert torch.allclose(models.unet(zt, t, null.tokens()), expected, atol=2e-3)
+    code, out, _ = cfgen("info", bundle.path)
+    assert "adapted to 5 scans (condition), trained with drift 0.05, sampled with drift" in out
     part = bundle.part("unet").config
     assert part["adapted"]["tune"] == "condition"
     assert part["adapted"]["parent"] == tiny_bundle.identity

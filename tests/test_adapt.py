@@ -17,12 +17,13 @@ from cfgen.data.volume import Volume, write_new
 from cfgen.diffusion.drift import Drift, Drifting
 from cfgen.edit.latent import condition_of, load_models
 from cfgen.errors import ManifestError, UsageError
+from cfgen.jobs import adapt as job
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.lora import RANK, adapted_layers, add_lora, merge_lora
 from cfgen.nets.unet import UNet, UNetConfig, token_readers
 from cfgen.nets.unet import with_added as with_inputs
 from cfgen.space.grids import model_grid
-from cfgen.train.adapt import AdaptTask, choose_weights
+from cfgen.train.adapt import AdaptTask, Prior, choose_weights
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION
 from cfgen.train.latents import LatentData
@@ -176,6 +177,47 @@ def test_a_scheme_trains_exactly_its_weights(tune, tmp_path):
             assert columns[2:4].all()
             assert not columns[:2].any()
             assert not columns[4:].any()
+
+
+def test_the_prior_is_kept_to_beside_the_scans(tmp_path):
+    """DreamBooth's loss: that of the scans and, weighed, that of the parent's own samples."""
+    from cfgen.causal.latent_mean import fit_plain_mean
+
+    net, data, kept = small_unet(), latents(), latents(n=3)
+    mean = fit_plain_mean(data.latents[:, 0].float(), 2)
+    config = replace(ADAPT_FITS["prior"], batch_size=2)
+
+    def loss(prior):
+        task = AdaptTask(net, data, mean, CPU, config, LATENT_DIFFUSION, prior)
+        total, figures = task.loss(0, torch.Generator().manual_seed(0))
+        return total.item(), figures
+
+    alone, _ = loss(None)
+    both, figures = loss(Prior(kept, weight=0.5))
+    assert figures["scans"] == pytest.approx(alone, rel=1e-6)
+    assert both == pytest.approx(alone + 0.5 * figures["prior"], rel=1e-6)
+    assert figures["prior"] > 0
+
+
+def test_the_prior_is_of_the_parents_making(tiny_bundle, tmp_path, monkeypatch):
+    """Samples under its own conditions, whatever is new, and taken up when they are there."""
+    monkeypatch.setattr(job, "PRIOR_SAMPLES", 2)
+    monkeypatch.setattr(job, "PRIOR_HOW", replace(job.PRIOR_HOW, steps=1))
+    schema = with_added(tiny_bundle.schema, ["site"], [{"site": "ours"}])
+    models = load_models(tiny_bundle, CPU)
+    wide = replace(
+        models,
+        unet=with_inputs(models.unet, 1).eval(),
+        latent_mean=job.with_inputs(models.latent_mean, 1),
+    )
+    start = job._Start(tiny_bundle, wide, schema, None, None)  # type: ignore[arg-type]
+    prior = job._prior(start, wide, 0, tmp_path)
+    assert prior.data.latents.shape == (2, 1, 8, 20, 24, 22)
+    assert not prior.data.conditions[:, 2].any()
+    ages = prior.data.conditions[:, 0] * 20 + 50
+    assert ((ages >= 20) & (ages <= 86)).all()
+    again = job._prior(start, replace(wide, unet=None), 0, tmp_path)  # type: ignore[arg-type]
+    assert torch.equal(again.data.latents, prior.data.latents)
 
 
 def test_lora_adds_a_low_rank_and_begins_as_the_parent():
@@ -367,6 +409,11 @@ def test_the_command_adapts_a_bundle(cfgen, tiny_bundle, images, tmp_path):
     with torch.no_grad():
         expected = parent.unet(zt, t, old.tokens())
         assert torch.allclose(models.unet(zt, t, null.tokens()), expected, atol=2e-3)
+    # A parent's drift of training stays: nothing is added to it.
+    more = ("--init", bundle.path, "--tune", "full", "--drift", "auto", "--out", tmp_path / "more")
+    code, _, said = cfgen(*arguments[:3], *more, "--threads", 1)
+    assert code == 2
+    assert "trained with a drift of 0.05 already" in said
     code, out, _ = cfgen("info", bundle.path)
     assert "adapted to 5 scans (condition), trained with drift 0.05, sampled with drift" in out
     part = bundle.part("unet").config
@@ -424,6 +471,12 @@ def elsewhere(folder, images):
         (("--tune", "lora"), PEOPLE[:5], ("age", "sex"), "no row has split 'val'"),
         (("--tune", "lora"), PEOPLE, ("age",), "sex missing"),
         (("--tune", "lora", "--drift", "1.5"), PEOPLE, ("age", "sex"), "--drift: 1.5; expected"),
+        (
+            ("--tune", "none", "--drift", "0.1", "--drift-at", "training"),
+            PEOPLE,
+            ("age", "sex"),
+            "--tune none, which trains nothing",
+        ),
         (("--tune", "lora", "--drift", "far"), PEOPLE, ("age", "sex"), "--drift: 'far'"),
         (("--tune", "lora", "--drift", "0.1,0.2"), PEOPLE, ("age", "sex"), "8 channels"),
         (("--tune", "condition"), PEOPLE, ("age", "sex"), "no new condition"),
@@ -500,3 +553,34 @@ def test_an_autoencoder_needs_scans_and_a_parent(cfgen, tiny_bundle, images, tmp
     code, _, err = cfgen(*arguments, "--manifest", table)
     assert code == 2
     assert "--tune: no --init" in err
+
+
+def test_a_new_condition_may_be_asked_for_or_left_unsaid(cfgen, tiny_bundle, tmp_path):
+    from cfgen.bundle import copy_bundle, half, write_part
+    from cfgen.jobs.train_latent_diffusion import unet_description
+
+    models = load_models(tiny_bundle, CPU)
+    wide = with_inputs(models.unet, 1)
+    schema = with_added(tiny_bundle.schema, ["site"], [{"site": "ours"}])
+    bundle = replace(copy_bundle(tiny_bundle, tmp_path / "ours"), schema=schema)
+    mean = job.with_inputs(models.latent_mean, 1)
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": True}, {})
+    description = unet_description(wide.config, LATENT_DIFFUSION)
+    write_part(bundle, "unet", half(wide), description, {})
+    people = tmp_path / "people.csv"
+    people.write_text("subject,age,sex,site\na,40,F,ours\nb,50,M,\n")
+    made = ("generate", "--bundle", bundle.path, "--steps", 1, "--threads", 1)
+    code, _, said = cfgen(*made, "--manifest", people, "--out", tmp_path / "a")
+    assert code == 0, said
+    conditions = json.loads((tmp_path / "a" / "b.json").read_text())["Conditions"]
+    assert set(conditions) == {"age", "sex"}
+    people.write_text("subject,age,sex\nb,50,M\n")
+    code, out, said = cfgen(*made, "--manifest", people, "--out", tmp_path / "b", "--dry-run")
+    assert code == 0, said
+    asked = ("--age", 40, "--sex", "F", "--set", "site=ours", "--out", tmp_path / "c", "--dry-run")
+    code, out, said = cfgen(*made, *asked)
+    assert code == 0, said
+    assert out.strip().endswith("siteours_1.nii.gz")
+    code, _, said = cfgen(*made, "--age", 40, "--sex", "F", "--set", "site=x", "--out", tmp_path)
+    assert code == 2
+    assert "no known site; expected ours" in said

@@ -22,7 +22,7 @@ from cfgen.diffusion.drift import NO_DRIFTING, Drift, Drifting
 from cfgen.edit.drift_search import HOW
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, load_models, without_conditions
-from cfgen.errors import ManifestError
+from cfgen.errors import ManifestError, UsageError
 from cfgen.jobs.drift_files import find_drift
 from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of, unet_description
 from cfgen.nets.condition import Condition
@@ -156,8 +156,7 @@ def try_adapt(asked: Asked, config: FitConfig, device: str) -> Trial:
 def _started(asked: Asked, config: FitConfig, device: torch.device, folder: Path | None) -> _Start:
     check_batch(config.batch_size)
     bundle = read_bundle(asked.parent)
-    if isinstance(asked.drift, Drift):
-        asked.drift.check(int(bundle.part("autoencoder").config["net"]["latent_channels"]))
+    _check_drift(asked, bundle)
     schema = _schema(asked, bundle)
     train, val = read_splits(asked.manifest, schema, bundle.preprocess.grid, folder=folder)
     fewest = FEWEST_SCANS[asked.tune]
@@ -187,6 +186,21 @@ def _started(asked: Asked, config: FitConfig, device: torch.device, folder: Path
     if asked.tune != "none":
         choose_weights(unet, asked.tune, start.new)
     return replace(start, models=replace(start.models, unet=unet))
+
+
+def _check_drift(asked: Asked, bundle: Bundle) -> None:
+    """Raises UsageError for a drift out of range, or that would not act, or act twice."""
+    if asked.drift is None:
+        return
+    if asked.drift != AUTO:
+        asked.drift.check(int(bundle.part("autoencoder").config["net"]["latent_channels"]))
+    if asked.tune == "none" and asked.drift_at == "training":
+        problem = "--drift-at training with --tune none, which trains nothing"
+        raise UsageError("--drift", problem, "--drift-at inference")
+    known = Drifting.from_json(bundle.part("unet").config.get("drift")).trained
+    if known:
+        problem = f"the parent was trained with a drift of {known.text()} already"
+        raise UsageError("--drift", problem, "none: it stays", "leave --drift out")
 
 
 def _schema(asked: Asked, bundle: Bundle) -> Schema:
@@ -244,10 +258,9 @@ def _drifting(asked: Asked, start: _Start, models: Models, seed: int, runs: Path
     if asked.drift is None:
         return models.drifting
     if asked.drift == AUTO:
-        plain = replace(models, drifting=NO_DRIFTING)
         held_out = (start.val.conditions, start.val.images, [r.subject for r in start.val.rows])
         curve = first_alone(
-            lambda: find_drift(plain, *held_out, start.bundle.identity, seed, runs / "drift")
+            lambda: find_drift(models, *held_out, start.bundle.identity, seed, runs / "drift")
         )
         log.info("%s", curve.text())
         delta, steps = curve.chosen, HOW.steps

@@ -127,7 +127,7 @@ def check_cohort(manifest: Path, schema: Schema, train: Cohort, batch_size: int)
         inputs: Tensor = train.conditions[:, at : at + variable.width]
         at += variable.width
         if bool((inputs == inputs[:1]).all()):
-            value = train.rows[0].values[variable.name]
+            value = train.rows[0].values.get(variable.name, "")
             raise ManifestError(
                 f"{manifest} column {variable.name}",
                 f"'{value}' in every train row",

@@ -232,6 +232,8 @@ def draw_sheet(out: Path, schema: Schema) -> Path | None:
     rows = sorted((r for r in rows if not schema.missing(r.values)), key=order)
     shown = [rows[i] for i in chosen(len(rows))]
     images = [read_volume(row.image).data for row in shown]
-    titles = [" ".join(_text(row.values[n]) for n in schema.names) for row in shown]
+    titles = [
+        " ".join(_text(row.values[n]) for n in schema.names if n in row.values) for row in shown
+    ]
     brain_sheet(images, titles, out / SHEET)
     return out / SHEET

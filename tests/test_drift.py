@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_diffusion import M, S, curved, gaussian_denoiser, noise, schedule
 
-from cfgen.diffusion.drift import NO_DRIFT, Drift, asked_at, parse_drift
+from cfgen.diffusion.drift import NO_DRIFT, Drift, Drifting, parse_drift
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.samplers import denoise_ddim, denoise_ddpm, denoise_dpmpp_2m, noise_like
 from cfgen.diffusion.schedule import time_grid
@@ -107,6 +107,11 @@ def trained_with(drift, own):
     return lambda zt, t: exact(drift.minus(zt), t)
 
 
+def asked_at(denoiser, trained):
+    """A network that was trained with a drift, as a denoiser of latents without it."""
+    return lambda wt, t: denoiser(trained.plus(wt), t)
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "z0"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_drift_of_training_and_sampling_alike_leaves_the_data_as_they_are(
@@ -145,6 +150,25 @@ def test_ancestral_sampling_from_a_start_under_drift_keeps_its_spread(device):
     ]
     assert float(made[1].std()) == pytest.approx(float(made[0].std()), rel=1e-6)
     assert float(made[1].mean() - made[0].mean()) > 0.1
+
+
+def test_a_bundles_drift_goes_as_far_in_any_number_of_steps(device):
+    drifting = Drifting(Drift((0.1,)), Drift((0.3, 0.1)), 50)
+    assert Drifting.from_json(drifting.to_json()) == drifting
+    assert Drifting.from_json(None).of_a_step(10) == NO_DRIFT
+    assert drifting.of_a_step(50).delta == pytest.approx((0.2, 0.0))
+    assert drifting.of_a_step(10).delta == pytest.approx((1.0, 0.0))
+    # Half of the way down: half as far in all.
+    assert drifting.of_a_step(10, 0.5).delta == pytest.approx((0.5, 0.0))
+    own, zT = schedule("linear", "eps"), noise(1, 2, 50, device=device)
+    ends = []
+    for steps in (200, 800):
+        times, drift = time_grid(steps, 900), Drifting(sampling=Drift((0.02,)), steps=50)
+        plain = denoise_ddim(gaussian_denoiser(own), own, zT, times)
+        moved = denoise_ddim(gaussian_denoiser(own), own, zT, times, drift.of_a_step(steps))
+        ends.append(float((moved - plain).mean()))
+    assert ends[0] == pytest.approx(ends[1], rel=0.03)
+    assert ends[0] > 0.2
 
 
 def test_values_are_read_and_checked():

@@ -18,15 +18,14 @@ w_s = m(z0, eps; s), say that the mean of z_s is m + delta, the same constant at
 other reading, a noise of mean delta, z_t = signal_t z0 + noise_t (eps + delta), has the same end
 z_T, but its reverse mean is moved by noise_s delta, which is not Eq. 4.
 
-So a network that was trained with a drift d is one that is asked at w + d (`asked_at`), and its
-sampler runs on w, from noise without a mean to a z0 that is not moved. With a drift delta of its
+So a network that was trained with a drift d is one that is asked at w + d, and its sampler runs on
+w, from noise without a mean to a z0 that is not moved. With a drift delta of its
 own besides, the sampler moves w by what delta has more than d (`less`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,15 +132,6 @@ def _check_range(drift: Drift, where: object) -> None:
     for value in drift.delta:
         if not (math.isfinite(value) and abs(value) <= LIMIT):
             raise UsageError(where, f"{value:g}", "numbers from -1 to 1", "0.02, for example")
-
-
-def asked_at(
-    denoiser: Callable[[Tensor, Tensor], Tensor], trained: Drift
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """A network that was trained with a drift, as a denoiser of latents without it."""
-    if not trained:
-        return denoiser
-    return lambda wt, t: denoiser(trained.plus(wt), t)
 
 
 def _spread(drift: Drift, channels: int) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
-from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting, asked_at
+from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
@@ -61,7 +61,8 @@ class Models:
 
     def denoiser(self, c: Condition, guidance: float, rescale: float = 0.0) -> Denoiser:
         """The UNet under a condition of B elements; without the condition masks stay as they are.
-        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`).
+        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`). It is asked at
+        latents without the drift of training.
 
         Raises UsageError for guidance that the UNet was not trained for, and for masks where there
         is no network that takes them.
@@ -77,7 +78,8 @@ class Models:
 
         def net_v(zt: Tensor, t: Tensor, context: Tensor) -> Tensor:
             # Networks count noise levels from 0.
-            return v_of(net(zt, t, context), zt, t + 1, self.schedule, spread)
+            output = net(self.drifting.trained.plus(zt), t, context)
+            return v_of(output, zt, t + 1, self.schedule, spread)
 
         step = guided(net_v, c.tokens(), nothing, guidance)
         if rescale:
@@ -87,7 +89,7 @@ class Models:
             with autocast(self.device):
                 return step(zt, t).float()
 
-        return asked_at(denoise, self.drifting.trained)
+        return denoise
 
     def drift(self, asked: tuple[float, ...] | None, steps: int, depth: float = 1.0) -> Drift:
         """What a sampler of so many steps moves a latent by in each: the model's own, unless it is

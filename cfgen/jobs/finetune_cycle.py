@@ -63,7 +63,9 @@ def finetune_cycle(
     net = fit(task, config, runs)
     if not leads():
         return bundle
+    before = bundle.part("unet").config
     description = unet_description(models.unet.config, how) | {"cycle": asdict(cycle)}
+    description |= {name: before[name] for name in ("drift", "adapted") if name in before}
     trained = trained_on(train.rows, config) | {"from": bundle.part("unet").trained}
     return write_part(copy_bundle(bundle, out), "unet", half(net), description, trained)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,24 @@ def find_drift(
     seed: int,
     folder: Path,
 ) -> Curve:
-    """The curve for held-out scans (N, D, H, W) of `subjects` under c (N, V), with curve.csv,
-    curve.png and samples.png in `folder`. `parent` is the bundle's identity.
-
-    What was found there for the same question is taken up.
-    """
+    """The curve for held-out scans (N, D, H, W) of `subjects` under c (N, V), kept in `folder`
+    (`kept_curve`), with samples.png. `parent` is the bundle's identity."""
     digest = str(float(models.latent_mean.coefficients.double().sum()))
     wanted = fingerprint([], [parent, digest, list(subjects), c.tolist(), seed, SAMPLES, HOW.steps])
+
+    def found() -> Curve:
+        curve = search_drift(models, c, scans, seed)
+        _draw_samples(models, c, curve, seed, folder / "samples.png")
+        return curve
+
+    return kept_curve(found, wanted, seed, folder)
+
+
+def kept_curve(found: Callable[[], Curve], wanted: str, seed: int, folder: Path) -> Curve:
+    """The curve that `found` gives, with curve.csv and curve.png in `folder`.
+
+    What was found there for the same question, whose fingerprint is `wanted`, is taken up.
+    """
     record = folder / "distances.json"
     if record.exists():
         known = json.loads(record.read_text())
@@ -43,10 +54,9 @@ def find_drift(
             pairs = zip(known["deltas"], known["distances"], strict=True)
             return curve_of({d: np.array(x) for d, x in pairs}, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    curve = search_drift(models, c, scans, seed)
+    curve = found()
     write_atomically(folder / "curve.csv", lambda path: _write_table(curve, path))
     _draw_curve(curve, folder / "curve.png")
-    _draw_samples(models, c, curve, seed, folder / "samples.png")
     entry = {
         "made_from": wanted,
         "deltas": curve.deltas.tolist(),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cycle_table import figures
+from cycle_judge import figures
 from torch import Tensor
 
 from cfgen.bundle import Bundle, read_bundle

@@ -409,6 +409,14 @@ def test_the_command_adapts_a_bundle(cfgen, tiny_bundle, images, tmp_path):
     with torch.no_grad():
         expected = parent.unet(zt, t, old.tokens())
         assert torch.allclose(models.unet(zt, t, null.tokens()), expected, atol=2e-3)
+        # As it was trained, it is asked at moved latents.
+        said = models.denoiser(null, 1.0)(zt, t + 1)
+        assert torch.allclose(said, models.unet(zt + 0.05, t, null.tokens()), atol=1e-5)
+        assert not torch.allclose(said, models.unet(zt, t, null.tokens()), atol=1e-4)
+    # A folder's run is gone on with by nobody else's question.
+    code, _, said = cfgen(*[a if a != "0.05" else "0.06" for a in arguments])
+    assert code == 2
+    assert "question.json: belongs to another run" in said
     # A parent's drift of training stays: nothing is added to it.
     more = ("--init", bundle.path, "--tune", "full", "--drift", "auto", "--out", tmp_path / "more")
     code, _, said = cfgen(*arguments[:3], *more, "--threads", 1)

@@ -204,6 +204,7 @@ def train_ldm(
             raise UsageError("--tune", "no --init", "the bundle that is to be adapted")
         given = {
             "--bundle": bundle is not None,
+            "--preset": preset != cfg.DEFAULT_GRID,
             "--control": control is not None,
             "--regions": bool(regions),
             "--contrastive": bool(contrastive),

@@ -36,7 +36,7 @@ from cfgen.train.fit import fit, seed_weights
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latents import LatentData, latent_data, trial_data
 from cfgen.train.mapped import mapped
-from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.record import claim, runs_folder, trained_on
 from cfgen.train.together import check_batch, first_alone, join
 from cfgen.train.trial import Trial, try_steps
 
@@ -103,6 +103,7 @@ def adapt(asked: Asked, out: Path, config: FitConfig, device: str) -> Bundle:
     """
     torch_device, runs = pick_device(device), runs_folder(out, "adapt")
     start = _started(asked, config, torch_device, runs)
+    claim(runs, _question(asked, start))
     seed = config.seed
     # The mean is that of the scans as they are.
     views = 1 if asked.tune == "none" else LATENT_DIFFUSION.views
@@ -137,6 +138,20 @@ def adapt(asked: Asked, out: Path, config: FitConfig, device: str) -> Bundle:
         "drift_at": asked.drift_at,
     }
     return write_part(copied, "unet", half(net), description, trained)
+
+
+def _question(asked: Asked, start: _Start) -> dict[str, object]:
+    """What decides an adaptation, beside how long and how fast."""
+    drift = asked.drift.text() if isinstance(asked.drift, Drift) else asked.drift
+    return {
+        "parent": start.bundle.identity,
+        "scans": [row.subject for row in start.train.rows],
+        "tune": asked.tune,
+        "drift": drift,
+        "drift_at": asked.drift_at,
+        "conditions": list(asked.conditions),
+        "shrink": asked.shrink,
+    }
 
 
 def try_adapt(asked: Asked, config: FitConfig, device: str) -> Trial:

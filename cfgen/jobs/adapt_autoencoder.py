@@ -23,7 +23,7 @@ from cfgen.train.causal_autoencoder import CausalTask
 from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.fit import fit
 from cfgen.train.presets import NETWORKS
-from cfgen.train.record import runs_folder, trained_on
+from cfgen.train.record import claim, runs_folder, trained_on
 from cfgen.train.together import check_batch, join
 from cfgen.train.trial import Trial, try_steps
 
@@ -51,6 +51,8 @@ def adapt_autoencoder(asked: Asked, out: Path, config: FitConfig, device: str) -
     """
     runs = runs_folder(out, "adapt-autoencoder")
     bundle, task, train = _prepared(asked, config, pick_device(device), runs)
+    scans = [row.subject for row in train.rows]
+    claim(runs, {"parent": bundle.identity, "scans": scans, "tune": asked.tune})
     before = {} if not leads() else task.report(task.net.eval(), _picture(runs, "before"))
     net = fit(task, config, runs, patience=PATIENCE)
     if not leads():

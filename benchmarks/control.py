@@ -7,7 +7,9 @@ of 32 x 10 x 12 x 11); label maps are rendered again, and moved as the latents' 
 network is trained for as many steps, and so is the UNet itself, with no masks. On held-out people:
 the error of the network's output at three noise levels, with their own masks, another's, none; and
 of new latents under their masks, of noise alone, the volume that ridge regression reads in them on
-the volume that was asked for. Interrupted, the same command goes on.
+the volume that was asked for. Each network is also left as a bundle, OUT/KIND-STEPS, with the
+shipped segmenter and causal model, for `counterfactual --by masks` and benchmarks/by.py.
+Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,12 @@ from cycle_latents import CHUNK, VIEWS, latents_of
 from cycle_people import SHAPE, read_people
 from torch import Tensor
 
-from cfgen.bundle import read_bundle
+from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import DEFAULT_GRID, SEED, FitConfig
 from cfgen.data.volume import Volume
 from cfgen.edit.latent import load_models
+from cfgen.jobs.train_control import control_description
 from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.measure.region_masks import REGIONS, region_masks
 from cfgen.nets.condition import Condition
@@ -42,7 +46,7 @@ from cfgen.space.grids import model_grid
 from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
-from cfgen.train.latents import LatentData, fit_reader, seen
+from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
 from cfgen.train.mapped import mapped
 
 CPU = torch.device("cpu")
@@ -90,6 +94,44 @@ def figures(
     return found
 
 
+@dataclass(frozen=True)
+class VolumeReader:
+    """Ridge regression of a region's standardised log volume on latents."""
+
+    name: str
+    reader: LatentReader
+    centre: float
+    spread: float
+
+    def logs(self, people: Path, numbers: Sequence[int]) -> np.ndarray:
+        """True log volumes of people by number."""
+        return np.log(read_people(people).column(self.name, np.array(numbers)))
+
+    def read(self, latent: Tensor) -> float:
+        """The log volume (mL) that one latent (1, C, d, h, w) shows."""
+        return float(self.reader.read(latent)[0]) * self.spread + self.centre
+
+
+def readers_of(people: Path, data: LatentData, numbers: Sequence[int]) -> dict[str, VolumeReader]:
+    """Of every region in `READ`, from the latents of people by number."""
+    readers, table = {}, read_people(people)
+    for name in READ:
+        known = torch.from_numpy(np.log(table.column(name, np.array(numbers)))).float()
+        centre, spread = float(known.mean()), float(known.std())
+        reader = fit_reader(data.latents[:, 0], ((known - centre) / spread)[:, None], 0)
+        readers[name] = VolumeReader(name, reader, centre, spread)
+    return readers
+
+
+def write_bundle(source: Bundle, task: ControlTask, net: torch.nn.Module, out: Path) -> None:
+    """The bundle that was trained on with its network, and what `counterfactual` needs beside."""
+    shipped, bundle = read_bundle(DEFAULT_BUNDLE), copy_bundle(source, out)
+    description = control_description(task, source)
+    bundle = write_part(bundle, "controlnet", half(net), description, {})
+    for part in ("segmenter", "scm", "template"):
+        bundle = write_part(bundle, part, shipped.tensors(part), shipped.part(part).config, {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--people", type=Path, required=True)
@@ -118,14 +160,11 @@ def main() -> None:
         data.held_out[: options.val],
         data.held_out_conditions[: options.val],
     )
-    table = read_people(options.people)
     readers = {}
-    for name in READ:
-        known = torch.from_numpy(np.log(table.column(name, np.array(everybody)))).float()
-        centre, spread = known.mean(), known.std()
-        reader = fit_reader(data.latents[:, 0], ((known - centre) / spread)[:, None], 0)
-        values = torch.from_numpy(np.log(table.column(name, np.array(others)))).float()
-        readers[name] = (reader, (values - centre) / spread, held_out.held_out.float())
+    for name, reader in readers_of(options.people, data, everybody).items():
+        values = torch.from_numpy(reader.logs(options.people, others)).float()
+        standard = (values - reader.centre) / reader.spread
+        readers[name] = (reader.reader, standard, held_out.held_out.float())
     lines = []
     for kind in options.kinds:
         models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
@@ -139,14 +178,17 @@ def main() -> None:
             )
             asked = Condition(c)
         else:
-            name, _, contrast = kind.partition("-")
-            control = ControlConfig(name, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
+            by, _, contrast = kind.partition("-")
+            control = ControlConfig(by, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
             with_masks = replace(held_out, masks=masks, held_out_masks=val_masks)
             task = ControlTask(
                 models.unet, with_masks, models.latent_mean, CPU, config, how, control
             )
             asked = Condition(c, told(val_masks.float(), torch.ones_like(val_masks[:, :1]).float()))
-        net = fit(task, config, options.out / "runs" / f"{kind}-{options.steps}")
+        name = f"{kind}-{options.steps}"
+        net = fit(task, config, options.out / "runs" / name)
+        if isinstance(task, ControlTask):
+            write_bundle(bundle, task, net, options.out / name)
         report = task.report(net, options.out / f"{kind}.png")
         lines.append({"kind": kind} | report | figures(task, net, asked, readers))
         logging.info("%s", lines[-1])

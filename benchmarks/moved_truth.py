@@ -245,7 +245,7 @@ def run(
     out: Path, people: int, others: int, latent: int, truth_by: TruthBy
 ) -> list[dict[str, object]]:
     """A line an edit, written as they come; those of an earlier run are kept."""
-    engine = load_engine(DEFAULT_BUNDLE, "cpu", render="tissue")
+    engine = load_engine(DEFAULT_BUNDLE, "cpu")
     laws = {
         LAW_OF_800: Law(fitted(800, 5, PLAIN, "linear", None), "cohort", scale_head=True),
         LAW_OF_IXI: Law(engine.scm, "cohort", scale_head=True),

@@ -139,6 +139,7 @@ TRAINED_BY = {
     "judge": "train-predictor --target age --target sex",
     "template": "train-ae",
     "segmenter": "train-segmenter",
+    "tissues": "train-predictor --target segmentation",
     "scm": "fit-scm",
 }
 _REINSTALL = "copy or install the bundle again"

@@ -41,14 +41,26 @@ class Preprocess:
 
 PREPROCESS = Preprocess()
 
-# How an edit reaches the scan: its own tissue moved (edit/tissue.py), or a latent edit on the model
-# grid brought there (scan/render.py). The default is the first that the bundle has the parts for.
+# By what a counterfactual is made: a diffusion model under other conditions alone (edit/latent.py),
+# the scan's own tissue moved (edit/tissue.py), the diffusion model under edited masks of regions
+# too (edit/masked.py), or moved tissue in which that model fills what is new (edit/filled.py). The
+# default is moved tissue where the bundle can.
+By = Literal["conditions", "tissue", "masks", "tissue+masks"]
+
+# How an edit reaches the scan: its own tissue moved, or an edit on the model grid brought there
+# (scan/render.py).
 Render = Literal["tissue", "residual", "warp", "latent"]
 
 # Whose rate of ageing a counterfactual goes at (causal/rates.py): how people of different age
 # differ, or how one person changes.
 Rates = Literal["cohort", "within"]
 RATES: Rates = "cohort"
+
+# Of a scan under another protocol (edit/rerender.py): its bias field, where 'target' is the scan's
+# own, as much stronger or weaker as the target's field strength has it; and its noise, where 'own'
+# is scaled in its place, and 'fresh' adds what is missing.
+BiasField = Literal["keep", "remove", "target"]
+NoiseOf = Literal["keep", "own", "fresh"]
 
 # How the simulator makes a true counterfactual: the anatomy anew, with the subject's shape and
 # noise, or the partial volumes of the factual one changed at borders.
@@ -57,6 +69,11 @@ TruthBy = Literal["anatomy", "partial-volumes"]
 # How a brain is found when no mask is given (scan/brain.py).
 SkullStrip = Literal["auto", "none", "template", "synthstrip", "hd-bet"]
 SKULL_STRIP: SkullStrip = "auto"
+
+
+# What guidance of an edit leads away from: a network that is told no conditions (Ho & Salimans
+# 2022), or the factual conditions and masks, so that it exaggerates what the edit changes alone.
+GuidedFrom = Literal["nothing", "factual"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class Edit:
     depth: float = 0.6
     fixed_point: int = 2
     guidance: float = 1.0
+    guidance_from: GuidedFrom = "nothing"
     # Delta a step, one or one a channel (diffusion/drift.py); None: the bundle's own.
     drift: tuple[float, ...] | None = None
 
@@ -220,6 +238,17 @@ JUDGE_FIT = FitConfig(
     report_every=200,
 )
 SEGMENTER_FIT = FitConfig(steps=7000, learning_rate=1e-3, ema_decay=0.998)
+# How a tissue network's scans are changed (train/tissues.py): not, or in gamma, bias and noise.
+TissueAugmentation = Literal["none", "plain"]
+TISSUES_FIT = FitConfig(
+    steps=800,
+    learning_rate=5e-3,
+    weight_decay=1e-3,
+    warmup_steps=20,
+    ema_decay=0.98,
+    checkpoint_every=100,
+    report_every=400,
+)
 
 
 @dataclass(frozen=True)

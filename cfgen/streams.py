@@ -43,6 +43,8 @@ class Purpose(IntEnum):
     NOBODY = 33
     # Voxels of a diffusion decoder.
     VOXELS = 34
+    # Other protocols of a scan (step 0), and their noise (a step each).
+    PROTOCOLS = 35
     # The causal model: noise of categories that are observed, and people drawn again.
     GUMBEL = 40
     RESAMPLING = 41

@@ -209,8 +209,8 @@ def test_info_names_parts_and_ranges(cfgen, tiny_bundle):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--set", "hippocampus=-10%", "--render", "residual"), "not with --render residual"),
-        (("--age", "+10", "--rates", "within", "--render", "warp"), "not with --render warp"),
+        (("--set", "hippocampus=-10%", "--render", "residual"), "not with --by conditions"),
+        (("--age", "+10", "--rates", "within", "--render", "warp"), "not with --by conditions"),
         (("--sex", "M", "--scale-head", "--field"), "--field: beside --scale-head"),
         (("--age", "+10", "--samples", "99"), "at most 21 of moved tissue"),
     ],

@@ -26,7 +26,13 @@ from cfgen.nets.judge import Judge, JudgeConfig
 from cfgen.space.grids import model_grid
 from cfgen.train.augmentation import Augmentation
 from cfgen.train.fit import fit
-from cfgen.train.judge import JudgeTask, target_errors, target_weights
+from cfgen.train.judge import (
+    JudgeTask,
+    level_weights,
+    target_errors,
+    target_weights,
+    usual_augmentation,
+)
 from cfgen.train.judge_data import JudgeData, encode, read_judge_data, usual
 
 GRID = "t1w-2mm"
@@ -160,9 +166,34 @@ def test_unknown_targets_cost_nothing():
     config = JudgeConfig((8, 8, 8), 1, (2,))
     found = torch.tensor([[1.0, 0.0, 0.0], [5.0, 9.0, -9.0]])
     truth = torch.tensor([[3.0, float("nan")], [float("nan"), float("nan")]])
-    assert target_errors(found, truth, config).tolist() == [4.0, 0.0]
+    alike = [torch.ones(2)]
+    assert target_errors(found, truth, config, alike).tolist() == [4.0, 0.0]
     truth = torch.tensor([[3.0, 1.0], [5.0, 0.0]])
-    assert target_errors(found, truth, config)[1].item() == pytest.approx(np.log(2) / 2, abs=1e-6)
+    entropy = target_errors(found, truth, config, alike)[1].item()
+    assert entropy == pytest.approx(np.log(2) / 2, abs=1e-6)
+
+
+def test_levels_count_alike_however_many_scans_have_them():
+    """Of ten scans with a maker nine are GE's, and one guess is the same for all: the loss asks for
+    even odds, not for nine to one; whoever says nothing of the maker changes nothing."""
+    config = JudgeConfig((8, 8, 8), 1, (3,))
+    levels = torch.tensor([0.0] * 9 + [1.0] + [float("nan")] * 5)
+    truth = torch.stack([torch.zeros(15), levels], 1)
+    weights = level_weights(truth, config)
+    torch.testing.assert_close(weights[0], torch.tensor([10 / 18, 5.0, 0.0]))
+    guess = torch.zeros(15, 4, requires_grad=True)
+    target_errors(guess, truth, config, weights)[1].backward()
+    # d loss / d score is 0 where the guess is right on average, and nobody has the third level.
+    pull = guess.grad[:, 1:3].sum(0)
+    assert pull[0].item() == pytest.approx(pull[1].item(), abs=1e-6)
+    assert (guess.grad[10:] == 0).all()
+
+
+def test_a_judge_of_scanners_sees_contrast_as_it_is():
+    maker = Variable("Manufacturer", "categorical", levels=("GE", "Siemens"))
+    assert usual_augmentation(Schema((AGE, SEX))).log_gamma > 0
+    views = usual_augmentation(Schema((AGE, maker)))
+    assert (views.log_gamma, views.log_brightness, views.log_bias) == (0.0, 0.0, 0.0)
 
 
 def test_val_is_measured_and_never_learned_from(source, tmp_path):
@@ -290,15 +321,35 @@ def test_targets_that_cannot_be_learned(tmp_path, target, said):
         read_judge_data(cohort(tmp_path, rows), [target], GRID)
 
 
+def test_targets_of_the_acquisition_by_names_of_bids_or_of_cfgen(tmp_path):
+    rows = people(train=6, val=2)
+    for n, row in enumerate(rows):
+        row |= {"EchoTime": 0.003 + 0.0005 * (n % 3), "Manufacturer": ["GE", "Siemens"][n % 2]}
+    rows[1]["EchoTime"] = "n/a"
+    path = cohort(tmp_path, rows)
+    schema, train, _ = read_judge_data(path, ["te_ms", "manufacturer"], GRID)
+    own, known, _ = read_judge_data(path, ["EchoTime", "Manufacturer"], GRID)
+    assert schema.names == ["te_ms", "manufacturer"]
+    assert own.names == ["EchoTime", "Manufacturer"]
+    assert schema.variable("te_ms").support == (3.0, 4.0)
+    # One target in two units, and the value that is missing is missing in both.
+    torch.testing.assert_close(train.targets, known.targets, equal_nan=True)
+    assert train.targets.isnan().nonzero().tolist() == [[1, 0]]
+
+
 def test_the_errors_say_what_a_judge_without_eyes_would_say():
     truth = np.array([20.0, 40.0, 60.0, 80.0])
     leaning = 50 + 0.5 * (truth - 50)
-    found = number_errors(np.stack([leaning - 1, leaning + 1]), truth, 50.0)
+    found = number_errors(np.stack([leaning - 1, leaning + 1]), truth, 50.0, 10.0)
     assert found["mae"] == pytest.approx(10)
     assert found["mae_of_the_mean"] == pytest.approx(20)
     assert (found["slope"], found["offset"]) == pytest.approx((0.5, 25))
     assert found["mae_corrected"] == pytest.approx(0, abs=1e-9)
     assert found["r2"] == pytest.approx(0.75)
+    assert (found["mse"], found["mse_standardised"]) == pytest.approx((125, 1.25))
+    # Of four ages, 35 and 45 are called 40, and 65 is called 60.
+    assert found["accuracy"] == 0.5
+    assert number_errors(np.zeros((1, 9)), np.arange(9.0), 0.0, 1.0)["accuracy"] is None
     said = category_errors(np.array([[0.9, 0.2, 0.6, 0.7]]), np.array([1.0, 0, 0, 1]), 1.0)
     assert (said["accuracy"], said["balanced_accuracy"], said["auc"]) == (0.75, 0.75, 1.0)
     three = category_errors(np.eye(3)[None], np.array([0.0, 1, 1]), 1.0)

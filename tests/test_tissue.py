@@ -19,10 +19,11 @@ from cfgen.config import Edit
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
 from cfgen.data.volume import read_volume
-from cfgen.edit.engine import Engine, load_engine, render_of, variables_of
+from cfgen.edit.engine import Engine, load_engine, variables_of
 from cfgen.edit.sidecar import Sidecar, read_sidecar
 from cfgen.edit.tissue import move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, world
+from cfgen.edit.way import Way, way_of
 from cfgen.errors import BundleError, ImageError, UsageError
 from cfgen.jobs.counterfactual import counterfactual
 from cfgen.jobs.counterfactual_files import Options
@@ -49,7 +50,7 @@ def edit(
     engine: Engine, scan: Path, folder: Path, *sets: str, options: Options = PLAIN
 ) -> dict[str, Path]:
     """Edited images by label; each of `sets` is a world of its own."""
-    _, variables = variables_of(engine.bundle, None)
+    _, variables = variables_of(engine.bundle, way_of(engine.bundle))
     worlds = [parse_interventions(variables, sets=[s])[0] for s in sets]
     outputs = {w: folder / f"{w.label()}.nii.gz" for w in worlds}
     counterfactual(engine, scan, outputs, given=GIVEN, options=options)
@@ -73,6 +74,7 @@ def values_of(sidecar: Sidecar) -> dict[str, float]:
 def test_the_sidecar_tells_volumes_and_where_they_come_from(edits, scm):
     sidecar = read_sidecar(edits["age+20"])
     assert sidecar.render == "tissue"
+    assert sidecar.by == "tissue"
     assert sidecar.sampler is None
     assert sidecar.round_trip_error is None
     assert sidecar.causal is not None
@@ -139,7 +141,7 @@ def test_a_volume_is_set_straight_and_nothing_else_is_asked_to_move(edits, engin
 def test_twenty_years_on_and_back_again(edits, engine, stripped_scan, tmp_path):
     scan = nib.load(stripped_scan).get_fdata()
     given = {"age": 70.0, "sex": "F"}
-    _, variables = variables_of(engine.bundle, None)
+    _, variables = variables_of(engine.bundle, way_of(engine.bundle))
     back = parse_interventions(variables, ["-20"])[0]
     counterfactual(
         engine,
@@ -196,9 +198,12 @@ def test_a_volume_that_does_not_fit_is_refused_and_leaves_nothing(engine, stripp
         (Options(render="residual", field=True), "--field"),
         (Options(render="latent", rates="within"), "--rates"),
         (Options(render="warp", keep_noise=False), "--move-noise"),
-        (Options(edit=Edit(steps=3, depth=0)), "--steps, --depth: with --render tissue"),
+        (Options(edit=Edit(steps=3, depth=0)), "--steps, --depth: not with --by tissue"),
         # What was said is refused even where it is what is done anyway.
-        (Options(edit=Edit()), "--steps, --depth, --guidance: with --render tissue"),
+        (
+            Options(edit=Edit()),
+            "--steps, --depth, --guidance, --guidance-from: not with --by tissue",
+        ),
     ],
 )
 def test_what_a_render_does_not_have_is_refused(engine, stripped_scan, tmp_path, options, said):
@@ -207,9 +212,9 @@ def test_what_a_render_does_not_have_is_refused(engine, stripped_scan, tmp_path,
 
 
 def test_a_bundle_without_a_causal_model_edits_latents(tiny_bundle):
-    assert render_of(tiny_bundle, None) == "residual"
+    assert way_of(tiny_bundle) == Way("conditions", "residual")
     with pytest.raises(BundleError, match="fit-scm"):
-        render_of(tiny_bundle, "tissue")
+        way_of(tiny_bundle, render="tissue")
 
 
 def test_posteriors_are_brought_to_what_the_intensities_say():

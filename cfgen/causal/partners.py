@@ -36,6 +36,12 @@ PARTNERS: dict[str, tuple[str, ...]] = {
     "fourth_ventricle": ("brainstem", "cerebellum_gm", "cerebellum_wm"),
 }
 
+# What a causal model edits: each has a neighbour left that is none of them.
+EDITED = (
+    *(f"cortex_{lobe}" for lobe in LOBES),
+    *("hippocampus", "amygdala", "thalamus", "lateral_ventricle", "third_ventricle"),
+)
+
 
 def parse_partners(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """'lateral_ventricle=cerebral_wm,caudate' -> the structures that one exchanges voxels with.

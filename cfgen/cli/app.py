@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cfgen import __version__
+from cfgen.cli.augment_iap import augment_iap
 from cfgen.cli.counterfactual import counterfactual
 from cfgen.cli.edit_masks import edit_masks
 from cfgen.cli.evaluate import evaluate
@@ -59,6 +60,7 @@ def _help(command: Callable[..., None]) -> str:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "counterfactual": counterfactual,
+    "augment-iap": augment_iap,
     "generate": generate,
     "report": report,
     "info": info,

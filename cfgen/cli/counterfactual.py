@@ -80,12 +80,21 @@ def counterfactual(
     mask: Mask = None,
     skull_strip: Strip = cfg.SKULL_STRIP,
     bundle: Bundle = DEFAULT_BUNDLE,
+    by: Annotated[
+        cfg.By | None,
+        typer.Option(
+            "--by",
+            help="What makes it: the scan's tissue moved, a diffusion model under edited masks of "
+            "regions, both, or that model under the conditions alone; see README.",
+            show_default="tissue, where the bundle has its parts, else conditions",
+        ),
+    ] = None,
     render: Annotated[
         cfg.Render | None,
         typer.Option(
             "--render",
             help="How the edit reaches the scan; see README.",
-            show_default="tissue, where the bundle has its parts, else residual",
+            show_default="tissue where tissue is moved, else residual",
         ),
     ] = None,
     scale_head: Annotated[
@@ -125,10 +134,25 @@ def counterfactual(
         float | None,
         typer.Option(
             "--guidance",
-            help="Classifier-free guidance weight of latent edits.",
+            help="Guidance weight of latent edits.",
             show_default=str(cfg.EDIT.guidance),
         ),
     ] = None,
+    guidance_from: Annotated[
+        cfg.GuidedFrom | None,
+        typer.Option(
+            "--guidance-from",
+            help="Guidance away from a model without conditions, or from the factual ones, so that "
+            "what changes is exaggerated and nothing else.",
+            show_default=cfg.EDIT.guidance_from,
+        ),
+    ] = None,
+    decoder: Annotated[
+        cfg.DecoderKind,
+        typer.Option(
+            "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
+        ),
+    ] = "kl",
     drift: Drift = None,
     samples: Annotated[
         int,
@@ -165,12 +189,14 @@ def counterfactual(
 
       cfgen counterfactual --manifest cohort.csv --sex F --out edits/
 
+      cfgen counterfactual --in sub01.nii.gz --age +30 --by tissue+masks --bundle guided/
+
       cfgen counterfactual --table volumes.csv --age +15 --rates within --out answers.csv
     """
     setup(threads, verbose, quiet)
     latent: dict[str, Any] = {
         **{"steps": steps, "depth": depth, "guidance": guidance},
-        "drift": drift_of(drift),
+        **{"guidance_from": guidance_from, "drift": drift_of(drift)},
     }
     sampler = {name: value for name, value in latent.items() if value is not None}
     if table is not None:
@@ -179,12 +205,14 @@ def counterfactual(
         if image is not None or mask is not None:
             raise UsageError("--table", "beside --in or --mask", "a table alone")
         of_images = {
+            "--by": by is not None,
             "--render": render is not None,
+            "--decoder": decoder != "kl",
             "--samples": samples > 1,
             "--move-noise": not keep_noise,
             **{"--field": field, "--diff": diff, "--reconstruction": reconstruction},
             "--report": report,
-            **{f"--{name}": True for name in sampler},
+            **{f"--{name.replace('_', '-')}": True for name in sampler},
         }
         if any(of_images.values()):
             raise UsageError(
@@ -207,11 +235,13 @@ def counterfactual(
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.data.manifest import read_manifest
     from cfgen.edit.engine import load_engine, variables_of
+    from cfgen.edit.way import way_of
     from cfgen.jobs.counterfactual_files import Options
     from cfgen.jobs.counterfactuals import check_plans, plan, run, single_row, write_outcome
 
     model = read_bundle(bundle)
-    schema, settable = variables_of(model, render)
+    way = way_of(model, by, render)
+    schema, settable = variables_of(model, way)
     interventions = parse_interventions(settable, age or [], sex, change or [])
     values = parse_values(schema, factual, "--from") if factual else {}
     one_source("counterfactual", image, manifest)
@@ -227,7 +257,9 @@ def counterfactual(
         rows = read_manifest(manifest, schema, keep_missing=True)
     plans = plan(rows, interventions, out)
     options = Options(
+        by=by,
         render=render,
+        decoder=decoder,
         edit=replace(cfg.EDIT, **sampler) if sampler else None,
         difference=diff,
         picture=not no_picture,
@@ -254,7 +286,7 @@ def counterfactual(
             raise typer.Exit(EXIT_UNUSABLE_INPUT)
         end_batch(len(failed), 0, manifest)
         return
-    engine = load_engine(bundle, device, method, render)
+    engine = load_engine(bundle, device, method, way)
     outcome = run(engine, plans, options, "--from", image is None)
     if manifest is not None:
         assert out is not None

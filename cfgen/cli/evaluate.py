@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from cfgen.cli.options import (
 )
 from cfgen.cli.show import is_live, print_markdown, print_paths, setup
 from cfgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from cfgen.data.table import Row
 
 log = logging.getLogger("cfgen")
 
@@ -94,6 +97,7 @@ def evaluate(
     setup(threads, verbose, quiet)
     from cfgen.batch.workers import worker_count
     from cfgen.bundle import read_bundle
+    from cfgen.data.acquisition_columns import with_acquisition
     from cfgen.data.manifest import read_manifest
     from cfgen.data.names import check_folder
     from cfgen.data.volume import refuse_existing
@@ -111,15 +115,19 @@ def evaluate(
     check_folder(out)
     refuse_existing(out / "metrics.csv", overwrite)
     schema = conditions_of(read_bundle(bundle))
-    scans = read_manifest(real, schema, keep_missing=True)
-    rows = [r for r in scans if split in ("", r.split)]
+
+    def read(path: Path, *, keep_missing: bool = False) -> list[Row]:
+        read_rows = read_manifest(path, schema, keep_missing=keep_missing)
+        return [with_acquisition(row, schema) for row in read_rows]
+
+    rows = [r for r in read(real, keep_missing=True) if split in ("", r.split)]
     if not rows:
         raise UsageError("--split", f"no row of {real} is '{split}'", "a split that it has")
     asked = Asked(
         rows,
-        {n: read_manifest(p, schema) for n, p in _named(counterfactuals, "--counterfactuals")},
-        {n: read_manifest(p, schema) for n, p in _named(generated, "--generated")},
-        read_manifest(truth, schema) if truth else [],
+        {name: read(path) for name, path in _named(counterfactuals, "--counterfactuals")},
+        {name: read(path) for name, path in _named(generated, "--generated")},
+        read(truth) if truth else [],
         bundle,
         suite,
         medicalnet,

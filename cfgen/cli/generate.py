@@ -64,6 +64,19 @@ def generate(
         float, typer.Option("--guidance", help="Classifier-free guidance weight.")
     ] = cfg.GENERATION.guidance,
     drift: Drift = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks",
+            help="Label map on the model grid (*_desc-model_dseg of preprocess) that all follow.",
+        ),
+    ] = None,
+    decoder: Annotated[
+        cfg.DecoderKind,
+        typer.Option(
+            "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
+        ),
+    ] = "kl",
     shard: Shard = "1/1",
     no_picture: NoPicture = False,
     device: Device = "auto",
@@ -88,6 +101,8 @@ def generate(
       cfgen generate --age 70 --sex F --n 100 --sampler dpm++ --steps 20 --out brains/ --shard 2/4
 
       cfgen generate --manifest people.csv --out brains/
+
+      cfgen generate --age 70 --sex F --masks map_dseg.nii.gz --bundle guided/ --out brains/
     """
     setup(threads, verbose, quiet)
     from cfgen.bundle import read_bundle
@@ -109,7 +124,8 @@ def generate(
         raise UsageError("--manifest", "beside --age, --sex, --set or --n", "one or the other")
     else:
         people = read_wanted(manifest, model.schema, seed)
-    options = Options(cfg.Generation(sampler, steps, guidance, drift_of(drift)), overwrite)
+    how = cfg.Generation(sampler, steps, guidance, drift_of(drift))
+    options = Options(how, overwrite, masks, decoder)
     images = check_generation(model, people, out, options)
     start, stop = shard_of(shard, len(people))
     warn(model.schema, people[start:stop])

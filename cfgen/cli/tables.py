@@ -57,14 +57,14 @@ def bundle_page(info: dict[str, Any]) -> list[RenderableType]:
         f" ({bundle['path']})\nsha256 {bundle['sha256']}\n{bundle['grid_text']}\n",
     )
     parts = [
-        (name, part["size"], part["training"], "\n".join(part.get("on_val", [])))
+        (name, part["size"], part["training"], "\n".join(part.get("measured_text", [])))
         for name, part in bundle["parts"].items()
     ]
     page: list[RenderableType] = [
         head,
         table("Conditions", ("name", "in training"), bundle["conditions_text"].items()),
         "",
-        table("Parts", ("name", "size", "trained on", "on val"), parts),
+        table("Parts", ("name", "size", "trained on", "measured"), parts),
         "",
         table("Data", ("", ""), ((k, str(v)) for k, v in bundle["data"].items())),
     ]

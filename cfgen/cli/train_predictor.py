@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,8 +23,9 @@ from cfgen.cli.options import (
 from cfgen.cli.show import print_bundle, setup
 from cfgen.errors import UsageError
 
-# The judge's; the ridge predictor has nothing to set.
-_JUDGE = cfg.JUDGE_FIT
+# The ridge predictor has nothing to set.
+_JUDGE, _TISSUES = cfg.JUDGE_FIT, cfg.TISSUES_FIT
+SEGMENTATION = "segmentation"
 
 
 def train_predictor(
@@ -35,7 +37,8 @@ def train_predictor(
         typer.Option(
             "--target",
             help="Train the judge of age, sex, another column (numbers, or 2 to 10 texts), or "
-            "volumes: the regions of the label maps; repeatable.",
+            "volumes: the regions of the label maps; repeatable. segmentation, alone: grey matter, "
+            "white matter and CSF of the label maps.",
         ),
     ] = None,
     networks: Annotated[
@@ -44,9 +47,37 @@ def train_predictor(
             "--networks", min=1, help="Networks of the judge.", show_default=str(cfg.JUDGE_NETWORKS)
         ),
     ] = None,
+    augmentation: Annotated[
+        cfg.TissueAugmentation | None,
+        typer.Option(
+            "--augmentation",
+            help="Of segmentation: none, or plain (gamma, bias field, noise).",
+            show_default="none",
+        ),
+    ] = None,
+    augmented: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--augmented",
+            help="Of segmentation: manifest of counterfactual scans of the train people, drawn "
+            "beside their own; repeatable.",
+        ),
+    ] = None,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--test",
+            help="Of segmentation: manifest of scans with labels to report Dice on; repeatable.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Training steps.", show_default=str(_JUDGE.steps)),
+        typer.Option(
+            "--steps",
+            min=1,
+            help="Training steps.",
+            show_default=f"{_JUDGE.steps}, of segmentation {_TISSUES.steps}",
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,
@@ -54,13 +85,16 @@ def train_predictor(
             "--learning-rate",
             min=0,
             help="Its highest value.",
-            show_default=str(_JUDGE.learning_rate),
+            show_default=f"{_JUDGE.learning_rate}, of segmentation {_TISSUES.learning_rate}",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, help="Scans a step.", show_default=str(_JUDGE.batch_size)
+            "--batch-size",
+            min=1,
+            help="Scans a step.",
+            show_default=f"{_JUDGE.batch_size}, of segmentation {_TISSUES.batch_size}",
         ),
     ] = None,
     device: Device = "auto",
@@ -70,12 +104,15 @@ def train_predictor(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Add the predictor of conditions, or with --target the judge of counterfactuals.
+    """Add the predictor of conditions, or with --target a judge or a segmentation network.
 
     The predictor (ridge, seconds) guesses age and sex of a scan for which nobody says them. The
     judge (a few CNNs that differ by seed, minutes) guesses the targets from images that were
-    edited, to say whether the edit arrived. Both see the train split alone; the judge leaves
-    synthetic rows out, needs val scans, and prints its own error on them.
+    edited, to say whether the edit arrived: numbers by squared error, texts by cross-entropy
+    weighted by how rare they are; a value that is missing is left out of the loss. The network of
+    --target segmentation learns the tissues of one study's label maps, to be tried on another's.
+    All see the train split alone; the judge leaves synthetic rows out; judge and segmentation need
+    val scans, and print their own error on them.
 
     Examples:
 
@@ -83,13 +120,36 @@ def train_predictor(
 
       cfgen train-predictor --manifest prepared/manifest.csv --target age --target sex \\
         --target volumes --bundle whole/ --out judged/
+
+      cfgen train-predictor --manifest prepared/manifest.csv --target Manufacturer \\
+        --target MagneticFieldStrength --target EchoTime --bundle whole/ --out judged/
+
+      cfgen train-predictor --manifest siemens.csv --target segmentation --test ge.csv \\
+        --augmented edited/manifest.csv --bundle whole/ --out segmenting/
     """
     setup(threads, verbose, quiet)
     from cfgen.data.names import check_folder
 
     check_folder(out)
+    targets, fit = target or [], (seed, steps, learning_rate, batch_size)
+    if SEGMENTATION in targets:
+        if len(set(targets)) > 1 or networks:
+            found = "--networks" if networks else f"together with {' and '.join(targets)}"
+            raise UsageError("--target segmentation", found, "segmentation alone: one network")
+        from cfgen.jobs.train_tissues import Manifests, train_tissues
 
-    if not target:
+        manifests = Manifests(manifest, augmented or [], test or [])
+        tissues = fit_of(_TISSUES, *fit)
+        network = train_tissues(manifests, bundle, out, tissues, device, augmentation or "none")
+        print_bundle(network.path)
+        return
+    if augmentation or augmented or test:
+        raise UsageError(
+            "train-predictor",
+            "--augmentation, --augmented or --test without --target segmentation",
+            "--target segmentation: they are of its network",
+        )
+    if not targets:
         if networks or steps or learning_rate or batch_size:
             options = "--networks, --steps, --learning-rate or --batch-size without --target"
             raise UsageError("train-predictor", options, "--target: they are the judge's")
@@ -97,8 +157,8 @@ def train_predictor(
 
         print_bundle(predictor(manifest, bundle, out).path)
         return
-    fit = fit_of(cfg.JUDGE_FIT, seed, steps, learning_rate, batch_size)
     from cfgen.jobs.train_judge import train_judge
 
     count = networks or cfg.JUDGE_NETWORKS
-    print_bundle(train_judge(manifest, target, bundle, out, fit, device, count).path)
+    judge = fit_of(_JUDGE, *fit)
+    print_bundle(train_judge(manifest, targets, bundle, out, judge, device, count).path)

@@ -107,9 +107,9 @@ def _expect(kind: type, data: Any, where: str) -> Any:
     return data
 
 
-def write_record(record: Any, path: Path) -> None:
-    """The last file of a scan: without it nothing counts as done."""
-    text = json.dumps(to_json(record), indent=2) + "\n"
+def write_record(record: Any, path: Path, words: Mapping[str, Any] | None = None) -> None:
+    """The last file of a scan: without it nothing counts as done. `words` are further keys."""
+    text = json.dumps({**(words or {}), **to_json(record)}, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

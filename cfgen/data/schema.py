@@ -116,6 +116,17 @@ class Schema:
                     parts += [float(i == place) for i in range(v.width)]
         return np.array(parts, np.float32)
 
+    def encode_known(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
+        """Network units, float32 (n,), of the variables that have a value, and which have one,
+        bool (variables,): a missing one is a null token, with zeros in its place and nothing made
+        up."""
+        known = np.array([v.name in values for v in self.variables], bool)
+        parts = [
+            Schema((v,)).encode(values) if there else np.zeros(v.width, np.float32)
+            for v, there in zip(self.variables, known, strict=True)
+        ]
+        return np.concatenate(parts), known
+
     def decode(self, vector: np.ndarray) -> dict[str, Value]:
         """Raw units from network units (n,): numbers are cut to the limits, levels are the nearest.
 

@@ -50,6 +50,7 @@ __all__ = [
     "is_image_path",
     "is_synthetic",
     "open_channels",
+    "read_geometry",
     "read_volume",
     "refuse_existing",
     "strip_suffix",
@@ -178,6 +179,24 @@ def header_notices(path: Path | str) -> list[Notice]:
         stored = open_header(stream, path)
         _frame_shape(stored.image.shape, path)
         return [Notice("header", text) for text in stored.warnings]
+
+
+def read_geometry(path: Path) -> tuple[Grid, int]:
+    """The grid of a scan, and along which axis (0 to 2) its slices lie: what a NIfTI header says,
+    else the axis of the longest voxels, else the last, in which converters put them.
+
+    Raises ImageError where the header cannot be read, or is of no single volume.
+    """
+    with image_stream(path) as stream:
+        stored = open_header(stream, path)
+    i, j, k = _frame_shape(stored.image.shape, path)
+    grid = Grid((i, j, k), stored.affine)
+    if not isinstance(stored.image, nib.MGHImage):
+        axis = stored.image.header.get_dim_info()[2]
+        if axis is not None:
+            return grid, int(axis)
+    longest = int(np.argmax(grid.spacing))
+    return grid, longest if grid.spacing[longest] > 1.02 * np.median(grid.spacing) else 2
 
 
 def is_synthetic(path: Path) -> bool:

@@ -29,6 +29,19 @@ def guided(net: ContextNet, context: Tensor, null_context: Tensor, weight: float
     return denoise
 
 
+def led(toward: Denoiser, away: Denoiser, weight: float) -> Denoiser:
+    """A denoiser led from one condition to another; weight 1 is `toward`, above 1 exaggerates what
+    sets the two apart. No network without conditions is asked."""
+
+    def denoise(zt: Tensor, t: Tensor) -> Tensor:
+        if weight == 1.0:
+            return toward(zt, t)
+        behind = away(zt, t)
+        return behind + weight * (toward(zt, t) - behind)
+
+    return denoise
+
+
 def guided_z0(
     net: ContextNet,
     context: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cfgen.bundle import Bundle
+from cfgen.config import Control as Kind
 from cfgen.data.volume import Volume
 from cfgen.errors import BundleError
 from cfgen.measure.region_masks import told_masks
@@ -28,9 +29,10 @@ BESIDE = ("autoencoder", "latent_mean", "unet")
 
 @dataclass(frozen=True)
 class Control:
-    """`net` asks the diffusion model under masks of `regions`; `grid` is the
+    """`net`, of this `kind`, asks the diffusion model under masks of `regions`; `grid` is the
     model grid, `shape` (d, h, w) the latent's."""
 
+    kind: Kind
     net: MaskedNet
     regions: tuple[str, ...]
     grid: str
@@ -65,6 +67,6 @@ def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch
     if config["kind"] == "concatenate":
         net = concatenated(bundle.network("controlnet", UNet, UNetConfig, device))
     else:
-        kind = bundle.network("controlnet", ControlNet, ControlNetConfig, device)
-        net = controlled(unet, kind)
-    return Control(net, tuple(config["regions"]), bundle.preprocess.grid, tuple(shape))
+        net = controlled(unet, bundle.network("controlnet", ControlNet, ControlNetConfig, device))
+    regions = tuple(config["regions"])
+    return Control(config["kind"], net, regions, bundle.preprocess.grid, tuple(shape))

@@ -70,9 +70,8 @@ def brightness(x: Tensor, brightest: float) -> Tensor:
     return ((x + 1) / 2).clamp(0, brightest)
 
 
-def load_decoder(bundle: Bundle, device: torch.device) -> DiffusionDecoder:
-    """Raises BundleError when the part is missing, damaged, or of another autoencoder than the
-    bundle's."""
+def check_decoder(bundle: Bundle) -> None:
+    """Raises BundleError when the part is missing, or of another autoencoder than the bundle's."""
     config = bundle.part("decoder").config
     if config["beside"]["autoencoder"] != bundle.part("autoencoder").sha256:
         raise BundleError(
@@ -81,6 +80,12 @@ def load_decoder(bundle: Bundle, device: torch.device) -> DiffusionDecoder:
             "that of the bundle",
             "train it again: cfgen train-ae --decoder diffusion",
         )
+
+
+def load_decoder(bundle: Bundle, device: torch.device) -> DiffusionDecoder:
+    """Raises BundleError as `check_decoder`, and when the part is damaged."""
+    check_decoder(bundle)
+    config = bundle.part("decoder").config
     net = bundle.network("decoder", DecoderNet, DecoderConfig, device)
     with bundle.fitting("decoder"):
         schedule = Schedule.make(ScheduleConfig(**config["schedule"]))

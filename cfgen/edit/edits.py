@@ -1,38 +1,47 @@
-"""Counterfactuals of one opened scan, target by target: by moved tissue, or by a latent edit."""
+"""Counterfactuals of one opened scan, target by target: by moved tissue, or by a latent edit.
+
+What goes by edited masks is in `masked.py`, and what fills moved tissue in `filled.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from cfgen import __version__
 from cfgen.causal.scm import Scm
-from cfgen.config import EDIT, SEED, Edit, Render
+from cfgen.config import EDIT, SEED, DecoderKind, Edit, Render
 from cfgen.data.conditions import Values
 from cfgen.data.volume import SYNTHETIC
 from cfgen.data.volumes import RegionVolume, sums
 from cfgen.edit.engine import Engine
 from cfgen.edit.latent import ROUND_TRIP_LIMIT, LatentEdit, condition_of, edit_latent
 from cfgen.edit.samples import sample_noise
-from cfgen.edit.sidecar import CausalRecord, RegionRecord
+from cfgen.edit.sidecar import CausalRecord, MasksRecord, RegionRecord
 from cfgen.edit.tissue import VOLUME_LIMIT, Moved, Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, World, world
 from cfgen.errors import ImageError, Notice, UsageError
+from cfgen.nets.condition import Condition
 from cfgen.progress import working
 from cfgen.scan.field import displacement, write_field
 from cfgen.scan.moved import Source, move, scaled, source_of
 from cfgen.scan.open import Opened
 from cfgen.scan.render import render
 
+# Movements of a scan that are kept: each is 20 MB, and there may be sixty targets.
+KEPT = 8
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """How latents are edited: the sampler, and how many samples of the abduction with which seed.
+    """How latents are edited: the sampler, how many samples of the abduction with which seed, and
+    what decodes them.
 
     `subject` names the scan, so that people of a cohort do not share their noise.
     """
@@ -41,20 +50,80 @@ class Drawing:
     samples: int = 1
     seed: int = SEED
     subject: str = ""
+    decoder: DecoderKind = "kl"
 
 
 @dataclass(frozen=True)
-class TissueEdits:
-    """Targets by moved tissue. Sample 0 is the law's; others are those of laws fitted to resampled
-    people. `targets` hold conditions and volumes."""
+class Account:
+    """What a causal model asked of a target: `changes` are logarithms of volumes by structure."""
+
+    changes: Mapping[str, float]
+    causal: CausalRecord
+    masks: MasksRecord | None = None
+
+
+class Edits(Protocol):
+    """What all ways to a counterfactual have; targets are asked for by number."""
+
+    @property
+    def round_trip(self) -> float | None:
+        """What of the latent was lost, where there is one."""
+
+    @property
+    def notices(self) -> list[Notice]:
+        """Of all targets."""
+
+    @property
+    def reconstruction(self) -> np.ndarray | None:
+        """What a model sees of the scan, on the scan's grid."""
+
+    def notices_of(self, number: int) -> list[Notice]:
+        """Of one target."""
+
+    def account(self, number: int) -> Account | None:
+        """Of one target; None where no causal model was asked."""
+
+    def images(self, number: int) -> Iterator[np.ndarray]:
+        """The counterfactual scan (I, J, K) of every sample of one target."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a scan, and the law that answers with volumes: `factual` and `targets` hold
+    conditions and volumes (mm3)."""
 
     opened: Opened
     law: Law
     factual: Values
     targets: Sequence[Values]
+
+    def world(self, number: int, sample: int = 0) -> World:
+        """Sample 0 is the law's, others are of laws fitted to resampled people."""
+        member = sample - 1 if sample else None
+        return world(self.law, self.factual, self.targets[number], member)
+
+    def causal_record(self, number: int) -> CausalRecord:
+        return CausalRecord(
+            rates=self.law.rates,
+            rates_meaning=self.law.meaning,
+            head="scaled" if self.law.scale_head else "kept",
+            noise="left in place",
+            centile=self.world(number).centile,
+        )
+
+
+@dataclass(frozen=True)
+class TissueEdits:
+    """Targets by moved tissue."""
+
+    question: Question
     samples: int = 1
     keep_noise: bool = True
     done: dict[tuple[int, int], Moved] = field(default_factory=dict)
+
+    @property
+    def opened(self) -> Opened:
+        return self.question.opened
 
     @property
     def round_trip(self) -> None:
@@ -62,8 +131,12 @@ class TissueEdits:
 
     @property
     def notices(self) -> list[Notice]:
-        """Of all targets; what is said of one is its world's."""
+        """What is said of a target is its world's."""
         return []
+
+    @property
+    def reconstruction(self) -> None:
+        """No model sees the scan."""
 
     @cached_property
     def tissue(self) -> Tissue:
@@ -81,17 +154,13 @@ class TissueEdits:
         most_noise = tissue.most_noise if self.keep_noise else 0.0
         return source_of(scan, mask, tissue.of("white"), tissue.grid, most_noise)
 
-    def world(self, number: int, sample: int = 0) -> World:
-        member = sample - 1 if sample else None
-        return world(self.law, self.factual, self.targets[number], member)
-
     def moved(self, number: int, sample: int = 0) -> Moved:
         """Raises ImageError when a region can't be brought to its volume."""
         if (number, sample) not in self.done:
-            # Only one target's is kept: there may be sixty.
-            for key in [k for k in self.done if k[0] != number]:
+            old = [key for key in self.done if key != (number, 0)]
+            for key in old[: max(0, len(old) + 1 - KEPT)]:
                 del self.done[key]
-            changes = self.world(number, sample).within_head
+            changes = self.question.world(number, sample).within_head
             try:
                 with working("moving the tissue"):
                     self.done[number, sample] = move_tissue(self.tissue, changes)
@@ -101,18 +170,29 @@ class TissueEdits:
         return self.done[number, sample]
 
     def notices_of(self, number: int) -> list[Notice]:
-        """Of one target: what the causal model never saw, and a volume that was not quite met."""
-        worst, notices = self.moved(number).flow.worst, self.world(number).notices
+        """What the causal model never saw, and a volume that was not quite met."""
+        worst, notices = self.moved(number).flow.worst, self.question.world(number).notices
         if worst <= VOLUME_LIMIT:
             return notices
         text = f"a region's map ended {worst:.1%} from its volume (expected {VOLUME_LIMIT:.1%})"
         return [*notices, Notice("volume-missed", text)]
 
+    def account(self, number: int) -> Account:
+        moved = self.moved(number)
+        low, high = moved.jacobian
+        causal = replace(
+            self.question.causal_record(number),
+            noise="left in place" if self.keep_noise else "moved",
+            steps=moved.flow.steps,
+            worst_volume_error=round(moved.flow.worst, 5),
+            jacobian=(round(low, 4), round(high, 4)),
+        )
+        return Account(self.question.world(number).changes, causal)
+
     def images(self, number: int) -> Iterator[np.ndarray]:
-        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
         for sample in range(self.samples):
             image = move(self.source, self.moved(number, sample).movement)
-            scale = self.world(number, sample).head_scale
+            scale = self.question.world(number, sample).head_scale
             yield image if scale == 1 else scaled(image, self.opened.brain.mask, scale)
 
     def write_field(self, number: int, path: Path, jacobian: Path) -> None:
@@ -130,12 +210,12 @@ class LatentEdits:
     engine: Engine
     opened: Opened
     how: Render
+    drawing: Drawing
     latents: list[LatentEdit]
     rebuilt: list[np.ndarray]
 
     @property
     def round_trip(self) -> float:
-        """What of the latent was lost."""
         return self.latents[0].round_trip
 
     @property
@@ -148,16 +228,24 @@ class LatentEdits:
         )
         return [Notice("round-trip", text)]
 
-    def images(self, number: int) -> Iterator[np.ndarray]:
-        """The counterfactual scan (I, J, K) of every sample, for target `number`."""
+    def notices_of(self, number: int) -> list[Notice]:
+        return []
+
+    def account(self, number: int) -> None:
+        return None
+
+    def decoded(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Reconstruction and counterfactual (D, H, W) on the model grid, of every sample."""
         for latent, factual in zip(self.latents, self.rebuilt, strict=True):
-            counterfactual = decoded(self.engine, latent.counterfactuals[number])
-            scan, prepared = self.opened.volume, self.opened.prepared
+            yield factual, decoded(self.engine, latent.counterfactuals[number], self.drawing)
+
+    def images(self, number: int) -> Iterator[np.ndarray]:
+        scan, prepared = self.opened.volume, self.opened.prepared
+        for factual, counterfactual in self.decoded(number):
             yield render(scan, prepared, factual, counterfactual, self.how)
 
     @property
     def reconstruction(self) -> np.ndarray:
-        """What the model sees of the scan, on the scan's grid."""
         rebuilt = self.rebuilt[0]
         return render(self.opened.volume, self.opened.prepared, rebuilt, rebuilt, "latent")
 
@@ -171,20 +259,35 @@ def edit_latents(
     how: Render = "residual",
 ) -> LatentEdits:
     """Abduct under the factual conditions; act and predict for every target."""
-    schema, models = engine.bundle.schema, engine.models
-    z0 = models.encode(torch.from_numpy(opened.prepared.image)[None, None])
+    schema = engine.bundle.schema
     c, *others = (condition_of(schema, values, engine.device) for values in (factual, *targets))
+    return edit_under(engine, opened, c, others, drawing, how)
+
+
+def edit_under(
+    engine: Engine,
+    opened: Opened,
+    c: Condition,
+    targets: Sequence[Condition],
+    drawing: Drawing,
+    how: Render = "residual",
+) -> LatentEdits:
+    """The same for conditions that may have masks, all of them or none."""
+    models = engine.models if c.masks is None else engine.masked
+    z0 = models.encode(torch.from_numpy(opened.prepared.image)[None, None])
     latents = []
     for sample in range(drawing.samples):
         noise = sample_noise(z0.shape, drawing.seed, drawing.subject, sample, z0.device)
-        latents.append(edit_latent(models, z0, c, others, drawing.edit, noise))
-    rebuilt = [decoded(engine, e.reconstruction) for e in latents]
-    return LatentEdits(engine, opened, how, latents, rebuilt)
+        latents.append(edit_latent(models, z0, c, targets, drawing.edit, noise))
+    rebuilt = [decoded(engine, e.reconstruction, drawing) for e in latents]
+    return LatentEdits(engine, opened, how, drawing, latents, rebuilt)
 
 
-def decoded(engine: Engine, z0: torch.Tensor) -> np.ndarray:
-    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid."""
-    return np.asarray(engine.models.decode(z0)[0, 0].cpu().numpy())
+def decoded(engine: Engine, z0: torch.Tensor, drawing: Drawing = Drawing()) -> np.ndarray:
+    """A latent (1, C, d, h, w) as an image (D, H, W) on the model grid. The noise of a diffusion
+    decoder is the same for each, so that it cancels in a difference."""
+    models = engine.sharp if drawing.decoder == "diffusion" else engine.models
+    return np.asarray(models.decode(z0, drawing.seed)[0, 0].cpu().numpy())
 
 
 def check_law(scm: Scm, samples: int) -> None:
@@ -199,12 +302,13 @@ def check_law(scm: Scm, samples: int) -> None:
 
 
 def region_records(
-    edits: TissueEdits, number: int, achieved: Sequence[RegionVolume]
+    opened: Opened, changes: Mapping[str, float], achieved: Sequence[RegionVolume]
 ) -> list[RegionRecord]:
-    """Every region by side: measured in the scan, due, and `achieved`, measured in the image."""
-    regions = edits.opened.brain.regions
+    """Every region by side: measured in the scan, due by `changes`, logarithms of volumes by
+    structure, and `achieved`, measured in the image."""
+    regions = opened.brain.regions
     assert regions is not None
-    changes, after = edits.world(number).changes, sums(achieved)
+    after = sums(achieved)
     records = []
     for volume in regions.result.volumes:
         if volume.soft_mm3 is None or volume.structure not in changes:
@@ -222,18 +326,3 @@ def region_records(
             )
         )
     return records
-
-
-def causal_record(edits: TissueEdits, number: int) -> CausalRecord:
-    moved, law = edits.moved(number), edits.law
-    low, high = moved.jacobian
-    return CausalRecord(
-        rates=law.rates,
-        rates_meaning=law.meaning,
-        head="scaled" if law.scale_head else "kept",
-        noise="left in place" if edits.keep_noise else "moved",
-        steps=moved.flow.steps,
-        worst_volume_error=round(moved.flow.worst, 5),
-        jacobian=(round(low, 4), round(high, 4)),
-        centile=edits.world(number).centile,
-    )

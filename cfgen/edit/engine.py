@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,20 +11,20 @@ import torch
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.scm import Scm, load_scm
 from cfgen.causal.worlds import settable
-from cfgen.config import SKULL_STRIP, Render, SkullStrip
+from cfgen.config import SKULL_STRIP, SkullStrip
 from cfgen.data.conditions import Schema
 from cfgen.data.schema import VOLUME_UNIT
 from cfgen.device import pick_device
+from cfgen.edit.control import load_control
+from cfgen.edit.decoder import load_decoder
 from cfgen.edit.latent import Models, load_models
 from cfgen.edit.samples import Measure
+from cfgen.edit.way import Way, way_of
 from cfgen.measure.ruler import Ruler
 from cfgen.measure.segmenter import soft_volumes
 from cfgen.progress import working
 from cfgen.scan.brain import BrainFinder, brain_finder
 from cfgen.scan.open import Opened
-
-# What moved tissue needs of a bundle.
-TISSUE_PARTS = ("scm", "segmenter")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,18 @@ class Engine:
     def models(self) -> Models:
         """Raises BundleError when a part is missing, damaged or does not fit."""
         return load_models(self.bundle, self.device)
+
+    @cached_property
+    def masked(self) -> Models:
+        """With the network that takes masks. Raises BundleError as `models`."""
+        control = load_control(self.bundle, self.models.unet, self.models.shape, self.device)
+        return replace(self.models, control=control)
+
+    @cached_property
+    def sharp(self) -> Models:
+        """With the diffusion decoder. Raises BundleError as `models`, and for a decoder of another
+        autoencoder."""
+        return replace(self.models, decoder=load_decoder(self.bundle, self.device))
 
     @cached_property
     def scm(self) -> Scm:
@@ -60,31 +72,18 @@ class Engine:
         return lambda image: soft_volumes(net, opened.volume.like(image), self.device)
 
 
-def render_of(bundle: Bundle, asked: Render | None) -> Render:
-    """How an edit reaches the scan: as asked, else 'tissue' where the bundle can, else 'residual'.
+def variables_of(bundle: Bundle, way: Way) -> tuple[Schema, Schema]:
+    """What may be known of a scan, and what may be asked to change of it: where a causal model
+    answers also its nodes, and regions in mm3, within what it saw. Names of the graph are known to
+    an edit by conditions too, so that it can say that it does not change them.
 
-    Raises BundleError when the bundle lacks a part for what is asked.
+    Raises BundleError for a causal model that is damaged.
     """
-    if asked is None:
-        return "tissue" if all(part in bundle.parts for part in TISSUE_PARTS) else "residual"
-    if asked == "tissue":
-        for part in TISSUE_PARTS:
-            bundle.part(part)
-    return asked
-
-
-def variables_of(bundle: Bundle, asked: Render | None) -> tuple[Schema, Schema]:
-    """What may be known of a scan, and what may be asked to change of it: for moved tissue also
-    nodes of the causal graph, and regions in mm3, within what the causal model saw. Names of the
-    graph are known to a latent edit too, so that it can say that it does not change them.
-
-    Raises BundleError as `render_of`.
-    """
-    how, known = render_of(bundle, asked), bundle.schema
+    known = bundle.schema
     if "scm" not in bundle.parts:
         return known, known
     everything = settable(load_scm(bundle).graph, known)
-    if how != "tissue":
+    if not way.causal:
         others = (v for v in everything.variables if v.name not in known.names)
         return known, Schema((*known.variables, *others))
     return conditions_of(everything), everything
@@ -99,13 +98,18 @@ def load_engine(
     bundle: Path,
     device: str = "auto",
     skull_strip: SkullStrip = SKULL_STRIP,
-    render: Render | None = None,
+    way: Way | None = None,
 ) -> Engine:
-    """Raises BundleError when the bundle is damaged or lacks a part that `render` needs."""
+    """Raises BundleError when the bundle is damaged or lacks a part for the `way`, by default that
+    of `way_of`."""
     with working("loading the model"):
         torch_device = pick_device(device)
         model = read_bundle(bundle)
         engine = Engine(model, brain_finder(model, skull_strip, torch_device), torch_device)
+        way = way or way_of(model)
         # Now, rather than after the first scan was prepared.
-        _ = engine.scm if render_of(model, render) == "tissue" else engine.models
+        if way.causal:
+            _ = engine.scm
+        if way.generates:
+            _ = engine.masked if way.masked else engine.models
     return engine

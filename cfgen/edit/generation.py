@@ -50,7 +50,7 @@ def generate(
     if masks is not None:
         c = Condition(c.vector, masks.to(models.device))
     z0 = sample_latent(models, c, noise[None].to(models.device), how)
-    return brain_alone(models.decode(z0)[0, 0].cpu(), bundle.preprocess)
+    return brain_alone(models.decode(z0, seed)[0, 0].cpu(), bundle.preprocess)
 
 
 @torch.inference_mode()

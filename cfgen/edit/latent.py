@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cfgen.bundle import Bundle
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.config import Edit
+from cfgen.config import DECODING, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
 from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting
-from cfgen.diffusion.guidance import ContextNet, guided, guided_z0
+from cfgen.diffusion.guidance import ContextNet, guided, guided_z0, led
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import Denoiser, ddim_step, denoise_ddim
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
 from cfgen.edit.control import Control, load_control
+from cfgen.edit.decoder import DiffusionDecoder, load_decoder
 from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
@@ -33,8 +34,8 @@ class Models:
     """`latent_mean` is always there: the papers' plain form is a mean without conditions.
 
     `control` is for conditions with masks; `null` says whether the UNet was trained without
-    conditions too, which guidance needs. `drifting` are the drifts of its training and sampling
-    (diffusion/drift.py).
+    conditions too, which guidance needs. A `decoder` that is there decodes in the autoencoder's
+    place. `drifting` are the drifts of training and sampling (diffusion/drift.py).
     """
 
     autoencoder: AnyAutoencoder
@@ -44,7 +45,13 @@ class Models:
     device: torch.device
     control: Control | None = None
     null: bool = True
+    decoder: DiffusionDecoder | None = None
     drifting: Drifting = NO_DRIFTING
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d, h, w) of the latents."""
+        return tuple(self.latent_mean.coefficients.shape[2:])
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
@@ -54,7 +61,11 @@ class Models:
         return z0
 
     @torch.inference_mode()
-    def decode(self, z0: Tensor) -> Tensor:
+    def decode(self, z0: Tensor, seed: int = SEED) -> Tensor:
+        """Images (B, 1, D, H, W) float32 of latents; a diffusion decoder starts from the noise of
+        the seed, which is the same for all."""
+        if self.decoder is not None:
+            return self.decoder.decode(z0, [seed] * len(z0), DECODING)
         with autocast(self.device):
             image: Tensor = self.autoencoder.decode(z0.to(self.device)).float()
         return image
@@ -67,12 +78,7 @@ class Models:
         Raises UsageError for guidance that the UNet was not trained for, and for masks where there
         is no network that takes them.
         """
-        if guidance != 1 and not self.null:
-            raise UsageError(
-                "--guidance",
-                f"{guidance:g} with a UNet that was never trained without conditions",
-                "1, or one that was",
-            )
+        require_null(guidance, self.null)
         nothing = c.tokens(dropped=torch.ones(len(c), dtype=torch.bool))
         net, spread = self._network(c), self.latent_mean.spread
 
@@ -152,19 +158,27 @@ def edit_latent(
     r = models.latent_mean.residual(z0, c.vector)
     rt = abduct(models, r, c, times, config.fixed_point, noise, drift)
 
-    def predict(target: Condition, guidance: float) -> Tensor:
+    from_factual = config.guidance_from == "factual"
+
+    def predict(target: Condition, denoiser: Denoiser) -> Tensor:
         with working("denoising", len(times) - 1) as step:
-            denoiser = counted(models.denoiser(target, guidance), step)
-            edited = denoise_ddim(denoiser, models.schedule, rt, times, drift)
+            edited = denoise_ddim(counted(denoiser, step), models.schedule, rt, times, drift)
         return models.latent_mean.latent(edited, target.vector, c.vector)
 
-    reconstruction = predict(c, 1.0)
+    def guided_to(target: Condition) -> Denoiser:
+        if from_factual:
+            toward, away = models.denoiser(target, 1.0), models.denoiser(c, 1.0)
+            return led(toward, away, config.guidance)
+        return models.denoiser(target, config.guidance)
+
+    reconstruction = predict(c, models.denoiser(c, 1.0))
     error = (reconstruction - z0).norm() / z0.norm()
     counterfactuals = [
-        # What is asked for is what is: without guidance that was computed already.
+        # What is asked for is what is: unless guidance leads away from it, that was computed
+        # already.
         reconstruction
-        if config.guidance == 1 and target.equals(c)
-        else predict(target, config.guidance)
+        if (config.guidance == 1 or from_factual) and target.equals(c)
+        else predict(target, guided_to(target))
         for target in targets
     ]
     return LatentEdit(reconstruction, counterfactuals, float(error))
@@ -210,9 +224,11 @@ def without_conditions(bundle: Bundle) -> BundleError:
     return BundleError(bundle.path, "its UNet takes no conditions", "one that does", fix)
 
 
-def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) -> Models:
-    """With `masks` also the network that takes them. Raises BundleError when a part is missing,
-    damaged or does not fit its configuration."""
+def load_models(
+    bundle: Bundle, device: torch.device, *, masks: bool = False, decoder: DecoderKind = "kl"
+) -> Models:
+    """With `masks` also the network that takes them, and the diffusion decoder where it is asked
+    for. Raises BundleError when a part is missing, damaged or does not fit its configuration."""
     autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
     width = token_width(sum(v.width for v in bundle.schema.variables))
@@ -227,10 +243,29 @@ def load_models(bundle: Bundle, device: torch.device, *, masks: bool = False) ->
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
         drifting = Drifting.from_json(bundle.part("unet").config.get("drift"))
-    null = bundle.part("unet").config.get("drop_conditions", 1.0) > 0
-    shape = mean.coefficients.shape[2:]
-    control = load_control(bundle, net, shape, device) if masks else None
-    return Models(autoencoder, mean, net, schedule, device, control, null, drifting)
+    null = has_null(bundle)
+    models = Models(autoencoder, mean, net, schedule, device, null=null, drifting=drifting)
+    if masks:
+        models = replace(models, control=load_control(bundle, net, models.shape, device))
+    if decoder == "diffusion":
+        models = replace(models, decoder=load_decoder(bundle, device))
+    return models
+
+
+def has_null(bundle: Bundle) -> bool:
+    """Whether the bundle's UNet was trained without conditions too."""
+    dropped: float = bundle.part("unet").config.get("drop_conditions", 1.0)
+    return dropped > 0
+
+
+def require_null(guidance: float, null: bool) -> None:
+    """Raises UsageError for guidance of a UNet that was never trained without conditions."""
+    if guidance != 1 and not null:
+        raise UsageError(
+            "--guidance",
+            f"{guidance:g} with a UNet that was never trained without conditions",
+            "1, or one that was",
+        )
 
 
 def load_autoencoder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:

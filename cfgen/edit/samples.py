@@ -3,7 +3,7 @@
 Sample 0 is the deterministic edit. Of a latent edit every other one abducts with noise of its own,
 the same for the reconstruction and all targets: the spread is the sampler's, how far the answer
 rests on the noise. Of moved tissue every other one follows a law fitted to resampled people: the
-spread is the law's. It is never that of a population.
+spread is the law's. Moved tissue that is filled has both. It is never that of a population.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cfgen.streams import Purpose, torch_stream
 
 Measure = Callable[[np.ndarray], list[RegionVolume]]
 LEVEL = 0.95
-Spread = Literal["sampler", "law of volumes"]
+Spread = Literal["sampler", "law of volumes", "law of volumes and the sampler"]
 
 
 @dataclass(frozen=True)

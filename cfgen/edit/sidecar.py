@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from cfgen.bundle import Bundle
 from cfgen.causal.centiles import CentileRecord
-from cfgen.config import Edit, Render
+from cfgen.config import By, Control, DecoderKind, Edit, GuidedFrom, Render
 from cfgen.data.record import Software, SourceFile, key, read_record
 from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
@@ -59,12 +59,12 @@ class Sampler:
     depth: float
     fixed_point: int
     guidance: float
+    guidance_from: GuidedFrom = "nothing"
     drift: tuple[float, ...] | None = None
 
     @staticmethod
     def of(edit: Edit, drift: tuple[float, ...] = ()) -> Sampler:
-        moved = drift if any(drift) else None
-        return Sampler("DDIM", edit.steps, edit.depth, edit.fixed_point, edit.guidance, moved)
+        return Sampler("DDIM", **asdict(edit) | {"drift": drift if any(drift) else None})
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,39 @@ class RegionRecord:
 
 @dataclass(frozen=True)
 class CausalRecord:
-    """Where the targets' volumes came from, at whose rate of ageing, and how the tissue went there:
-    `worst_volume_error` is the largest |ln(reached / target)| of a soft map, `jacobian` the lowest
-    and highest local volume of scan over counterfactual."""
+    """Where the targets' volumes came from, at whose rate of ageing, and, where tissue was moved,
+    how it went there: `worst_volume_error` is the largest |ln(reached / target)| of a soft map,
+    `jacobian` the lowest and highest local volume of scan over counterfactual."""
 
     rates: str
     rates_meaning: str
     head: Literal["kept", "scaled"]
     noise: Literal["left in place", "moved"]
-    steps: int
-    worst_volume_error: float
-    jacobian: tuple[float, float]
+    steps: int | None = None
+    worst_volume_error: float | None = None
+    jacobian: tuple[float, float] | None = None
     centile: CentileRecord | None = None
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """A region's mask in voxels of the model grid: in the scan, due, and as a model was told it."""
+
+    structure: str
+    side: str
+    factual: int
+    due: float
+    told: int
+
+
+@dataclass(frozen=True)
+class MasksRecord:
+    """What a model was told: the masks that changed; `control` is the kind of its network, and of
+    regions `not_told` it knows nothing."""
+
+    control: Control
+    edited: list[MaskRecord]
+    not_told: list[str]
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,10 @@ class Sidecar:
     reconstruction: str | None = None
     regions: list[RegionRecord] = field(default_factory=list)
     causal: CausalRecord | None = None
+    # By what it was made; records of older versions do not say.
+    by: By | None = None
+    masks: MasksRecord | None = None
+    decoder: DecoderKind | None = None
 
 
 def library_versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from cfgen.evaluate.controls import FLOOR, LARGEST_D
 from cfgen.evaluate.due import SLOPE
 from cfgen.evaluate.figures import draw
 from cfgen.evaluate.longitudinal import CHANGE_PER_YEAR
+from cfgen.evaluate.probe import EDITED
 from cfgen.evaluate.suite import Evaluation
 from cfgen.evaluate.tables import tables
 from cfgen.metrics.result import REAL, Result
@@ -118,6 +119,12 @@ SENTENCES: tuple[tuple[Callable[[Result], bool], str], ...] = (
     (
         lambda r: r.metric == "truth_skill",
         "Errors against the truth are of simulated people, whose counterfactuals are known.",
+    ),
+    (
+        lambda r: r.metric == EDITED,
+        "Probes of an edited acquisition are logistic regressions on brightness, detail and the "
+        "judge's features, in five folds of people: trained on real scans, and again on edits and "
+        "real scans of the same level.",
     ),
     (
         lambda r: r.metric == SLOPE,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cfgen.data.acquisition import ACQUISITION
+from cfgen.data.acquisition_columns import is_acquisition
 from cfgen.evaluate.edits import mean_of_edits
 from cfgen.evaluate.scans import Made, Real, matrix, people
 from cfgen.metrics import axioms
@@ -87,7 +87,7 @@ def percent_a_decade(slope: np.ndarray) -> np.ndarray:
 
 def untouched_regions(method: str, edits: Sequence[Made], regions: Sequence[str]) -> list[Result]:
     """Volume change where there should be none: the regions of edits of the acquisition."""
-    imaged = [m for m in edits if m.changed and set(m.changed) <= ACQUISITION]
+    imaged = [m for m in edits if m.changed and all(map(is_acquisition, m.changed))]
     if not imaged:
         return []
     before, after = (

@@ -22,6 +22,7 @@ from cfgen.evaluate.controls import STILL, control_results, repeatability
 from cfgen.evaluate.due import due_results
 from cfgen.evaluate.longitudinal import WHOLES, within_people
 from cfgen.evaluate.pairs import read_truths
+from cfgen.evaluate.probe import probe_results
 from cfgen.evaluate.read import read_made, read_real
 from cfgen.evaluate.regions import cohort_response, region_response, untouched_regions
 from cfgen.evaluate.scans import (
@@ -53,6 +54,7 @@ TRAJECTORY = "lateral_ventricle"
 class Suite:
     """What is measured. `cycles` are those of composition and reversibility."""
 
+    probes: bool = False
     sets: bool = False
     labels: bool = False
     cycles: tuple[int, ...] = ()
@@ -61,9 +63,9 @@ class Suite:
 
 SUITES = {
     "quick": Suite(),
-    "standard": Suite(sets=True, labels=True, cycles=(1,)),
-    "full": Suite(sets=True, labels=True, cycles=(1, 10)),
-    "paper": Suite(sets=True, labels=True, cycles=(1, 10), papers=True),
+    "standard": Suite(probes=True, sets=True, labels=True, cycles=(1,)),
+    "full": Suite(probes=True, sets=True, labels=True, cycles=(1, 10)),
+    "paper": Suite(probes=True, sets=True, labels=True, cycles=(1, 10), papers=True),
 }
 
 
@@ -127,6 +129,8 @@ def evaluate(asked: Asked, work: Path, device: str = "auto") -> Evaluation:
                 results += edits.acquisition_likeness(name, counterfactuals, real, asked.seed)
             log.info("%s: edits compared", name)
             step()
+    if suite.probes:
+        results += probe_results(tools, with_copy, real, asked.seed)
     if methods:
         results += cohort_response(real, REGIONS)
     if asked.negative_controls:

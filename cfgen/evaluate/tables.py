@@ -10,6 +10,7 @@ from cfgen.evaluate.controls import BEYOND, CHANGE, FLOOR, LARGEST_D, D
 from cfgen.evaluate.due import RATIO, RECORD, SIGN, SLOPE
 from cfgen.evaluate.edits import INSIDE, WHOLE
 from cfgen.evaluate.longitudinal import CHANGE_PER_YEAR, STUDY, THEIRS
+from cfgen.evaluate.probe import AGAIN, EDITED, FOOLED, FROZEN, SOURCE
 from cfgen.evaluate.sets import SHARES, TRANSFERS
 from cfgen.evaluate.suite import TRAJECTORY
 from cfgen.metrics.aud import COMPARISONS
@@ -115,6 +116,13 @@ LONGITUDINAL = (
     Column("edits, % a year", CHANGE_PER_YEAR, by="segmenter"),
     Column(f"within people ({STUDY}), % a year", CHANGE_PER_YEAR, by=THEIRS),
 )
+PROBES = (
+    Column("taken for the target, frozen", FOOLED, by="probe", variant=FROZEN),
+    Column("source told, frozen", SOURCE, by="probe", variant=FROZEN),
+    Column("source told, trained again", SOURCE, by="probe", variant=AGAIN),
+    Column("AUC edited or real, frozen", EDITED, by="probe", variant=FROZEN),
+    Column("AUC edited or real, trained again", EDITED, by="probe", variant=AGAIN),
+)
 CONTROLS = (
     Column("change, %", CHANGE, by="segmenter"),
     Column("scanned and measured again, %", FLOOR, by="segmenter"),
@@ -152,19 +160,21 @@ def tables(results: Sequence[Result], methods: Sequence[str]) -> str:
         ("Volumes that were due", DUE),
         ("A year of edits and of people", LONGITUDINAL),
         ("Negative controls", CONTROLS),
+        ("Is the acquisition what it says?", PROBES),
     ):
         names = {c.metric for c in columns}
-        keys: dict[tuple[str, str, str], int] = {}
+        keys: dict[tuple[str, str, str, str], int] = {}
         for r in results:
             if r.metric in names:
-                keys.setdefault((r.group, r.region, r.method), r.n)
+                keys.setdefault((r.variable, r.group, r.region, r.method), r.n)
         rows = {
-            f"{group} {region}".strip() + f" | {method} | {n}": [
-                _cell(results, method, c._replace(group=group, region=region)) for c in columns
+            f"{variable} {group} {region}".strip() + f" | {method} | {n}": [
+                _cell(results, method, c._replace(variable=variable, group=group, region=region))
+                for c in columns
             ]
-            for (group, region, method), n in keys.items()
+            for (variable, group, region, method), n in keys.items()
         }
-        first = "edit" if columns in (TRUTH, TRUE_VOLUMES, CONTROLS) else "region"
+        first = "edit" if columns in (TRUTH, TRUE_VOLUMES, CONTROLS, PROBES) else "region"
         lines += _table(title, f"{first} | method | n", [c.heading for c in columns], rows)
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cfgen.data.acquisition import ACQUISITION
+from cfgen.data.acquisition_columns import is_acquisition
 from cfgen.data.conditions import Value, Variable
 from cfgen.evaluate.edits import mean_of_edits
 from cfgen.evaluate.scans import Instruments, Made, Real, Seen, people
@@ -172,11 +172,11 @@ def _whole_acquisition(
     extractor: Extractor, variables: Sequence[Variable], method: str, edits: Sequence[Made]
 ) -> list[Result]:
     """How often every level of the acquisition is seen as asked for at once (cDDGM)."""
-    categories = [v for v in variables if v.name in ACQUISITION and v.kind == "categorical"]
+    categories = [v for v in variables if is_acquisition(v.name) and v.kind == "categorical"]
     imaged = [
         m
         for m in edits
-        if ACQUISITION & set(m.changed) and all(v.name in m.target for v in categories)
+        if any(map(is_acquisition, m.changed)) and all(v.name in m.target for v in categories)
     ]
     if len(categories) < 2 or not imaged:
         return []

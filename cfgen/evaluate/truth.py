@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cfgen.batch.workers import ahead
-from cfgen.data.acquisition import ACQUISITION
+from cfgen.data.acquisition_columns import is_acquisition
 from cfgen.data.regions import group_mask, recognise_table
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, read_volume
@@ -206,7 +206,7 @@ def _results(method: str, label: str, measurements: Sequence[_Measurement]) -> l
             line.named(f"truth_{name}", mean_over_people(values, _whose(measurements)), better)
         )
     base = replace(base, by="segmenter", extractor="segmenter")
-    still = set(measurements[0].changed) <= ACQUISITION
+    still = all(map(is_acquisition, measurements[0].changed))
     for region in REGIONS:
         known = [f for f in measurements if region in f.volumes]
         if not known:

@@ -12,24 +12,22 @@ import numpy as np
 import torch
 
 from cfgen.batch.resume import digests
-from cfgen.bundle import Bundle
-from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import settable
-from cfgen.config import EDIT, Render
 from cfgen.data.conditions import Intervention, Values
 from cfgen.data.record import SourceFile, this_software, write_record
 from cfgen.data.volume import file_sha256, read_volume
 from cfgen.device import number_type
 from cfgen.edit.edits import (
     Drawing,
-    LatentEdits,
+    Edits,
+    Question,
     TissueEdits,
-    causal_record,
-    check_law,
     edit_latents,
     region_records,
 )
-from cfgen.edit.engine import Engine, conditions_of, render_of
+from cfgen.edit.engine import Engine, conditions_of
+from cfgen.edit.filled import FilledEdits
+from cfgen.edit.masked import edit_by_masks
 from cfgen.edit.samples import summarise
 from cfgen.edit.sidecar import (
     BundleName,
@@ -40,7 +38,9 @@ from cfgen.edit.sidecar import (
     library_versions,
 )
 from cfgen.edit.volumes import Law, volumes_by_structure
-from cfgen.errors import Notice, UsageError
+from cfgen.edit.way import Way
+from cfgen.errors import Notice
+from cfgen.jobs.counterfactual_checks import checked_way
 from cfgen.jobs.counterfactual_files import (
     Images,
     Options,
@@ -88,7 +88,7 @@ def counterfactual(
     looked for beside the scan (BIDS) and then predicted. What is found out of the scan is shared
     by all targets. Either every file appears or none. Raises CfgenError.
     """
-    how = checked_render(engine.bundle, outputs, options)
+    way = checked_way(engine.bundle, outputs, options)
     files = {i: output_files(path, options) for i, path in outputs.items()}
     for group in files.values():
         clear_leftovers(group)
@@ -100,9 +100,12 @@ def counterfactual(
     factual, predicted = complete(engine.bundle, opened.prepared.image, engine.device, known)
     for name, value in factual.values.items():
         log.info("factual %s %s: %s", name, value_text(value), factual.sources[name])
-    run = _Run(engine, opened, factual, file_sha256(scan_path), how, options)
+    run = _Run(engine, opened, factual, file_sha256(scan_path), way, options)
     targets = {i: i.apply(run.values) for i in outputs}
     edits = run.edits(list(targets.values()))
+    if edits.round_trip is not None:
+        steps, lost = options.sampler.steps, 100 * edits.round_trip
+        log.info("inverted in %d steps, round trip %.3f %%", steps, lost)
     shared = run.provenance(edits, opened.notices + predicted + edits.notices)
     hashes = [run.digest, *digests(mask_path)]
     results: list[Result] = []
@@ -135,50 +138,6 @@ def counterfactual(
     return results
 
 
-def checked_render(
-    bundle: Bundle, interventions: Iterable[Intervention], options: Options
-) -> Render:
-    """How the edits reach the scan. Raises UsageError for what this render does not have, and
-    BundleError for a part that the bundle lacks."""
-    if options.samples < 1:
-        raise UsageError("--samples", f"{options.samples}", "1 or more")
-    how = render_of(bundle, options.render)
-    if how == "tissue":
-        for name, asked in {
-            "--reconstruction": options.reconstruction,
-            sampler_options(options): options.edit is not None,
-        }.items():
-            if asked:
-                raise UsageError(
-                    name,
-                    "with --render tissue, where no model makes the image",
-                    "--render residual, warp or latent",
-                )
-        if options.field and options.scale_head:
-            raise UsageError("--field", "beside --scale-head", "one of them")
-        if options.samples > 1:
-            check_law(load_scm(bundle), options.samples)
-        return how
-    regions = {c.name for i in interventions for c in i.changes} - set(bundle.schema.names)
-    for name, asked in {
-        "--field": options.field,
-        "--scale-head": options.scale_head,
-        "--move-noise": not options.keep_noise,
-        "--rates": options.rates != "cohort",
-        f"--set {', '.join(sorted(regions))}": bool(regions),
-    }.items():
-        if asked:
-            raise UsageError(name, f"not with --render {how}", "--render tissue")
-    return how
-
-
-def sampler_options(options: Options) -> str:
-    """Which of them say something new; all where what they say is what it is anyway."""
-    names = ("steps", "depth", "guidance", "drift")
-    new = [n for n in names if getattr(options.sampler, n) != getattr(EDIT, n)]
-    return ", ".join(f"--{name}" for name in new or names)
-
-
 @dataclass(frozen=True)
 class _Run:
     """One scan, opened, and what is known of it."""
@@ -187,36 +146,38 @@ class _Run:
     opened: Opened
     factual: Factual
     digest: str
-    how: Render
+    way: Way
     options: Options
 
     @property
     def values(self) -> dict[str, float | str]:
-        """Conditions and, for moved tissue, volumes (mm3) of the scan."""
+        """Conditions and, where a causal model answers, volumes (mm3) of the scan."""
         regions = self.opened.brain.regions
-        if self.how != "tissue" or regions is None:
+        if not self.way.causal or regions is None:
             return dict(self.factual.values)
         volumes = volumes_by_structure(regions.result.volumes)
         return {**self.factual.values, **volumes}
 
-    def edits(self, targets: Sequence[Values]) -> TissueEdits | LatentEdits:
-        options = self.options
-        if self.how == "tissue":
-            law = Law(self.engine.scm, options.rates, options.scale_head)
-            return TissueEdits(
-                self.opened, law, self.values, targets, options.samples, options.keep_noise
-            )
-        drawing = Drawing(options.sampler, options.samples, options.seed, self.digest)
-        edits = edit_latents(
-            self.engine, self.opened, self.factual.values, targets, drawing, self.how
+    def edits(self, targets: Sequence[Values]) -> Edits:
+        engine, options, way = self.engine, self.options, self.way
+        drawing = Drawing(
+            options.sampler, options.samples, options.seed, self.digest, options.decoder
         )
-        steps, lost = drawing.edit.steps, 100 * edits.round_trip
-        log.info("inverted in %d steps, round trip %.3f %%", steps, lost)
-        return edits
+        if not way.causal:
+            known = self.factual.values
+            return edit_latents(engine, self.opened, known, targets, drawing, way.render)
+        law = Law(engine.scm, options.rates, options.scale_head)
+        question = Question(self.opened, law, self.values, targets)
+        if not way.moves:
+            return edit_by_masks(engine, question, drawing, way.render)
+        tissue = TissueEdits(question, options.samples, options.keep_noise)
+        if not way.generates:
+            return tissue
+        return FilledEdits(tissue, edit_by_masks(engine, question, drawing, tissue=tissue))
 
     def extrapolations(self, target: Values) -> list[Notice]:
         schema = self.engine.bundle.schema
-        if self.how == "tissue":
+        if self.way.causal:
             schema = conditions_of(settable(self.engine.scm.graph, schema))
         conditions = {n: v for n, v in target.items() if n in schema.names}
         return schema.extrapolations(self.factual.values, conditions)
@@ -227,7 +188,7 @@ class _Run:
         names = [n for n in values if n in units or n in asked]
         return {n: TargetValue(values[n], units.get(n, "mm3")) for n in names}
 
-    def provenance(self, edits: TissueEdits | LatentEdits, warnings: list[Notice]) -> Sidecar:
+    def provenance(self, edits: Edits, warnings: list[Notice]) -> Sidecar:
         """What the sidecars of all targets have in common."""
         opened, options, bundle = self.opened, self.options, self.engine.bundle
         path = opened.volume.path
@@ -248,8 +209,8 @@ class _Run:
             },
             target={},
             round_trip_error=None if round_trip is None else round(round_trip, 6),
-            render=self.how,
-            sampler=self._sampler(edits),
+            render=self.way.render,
+            sampler=self._sampler(),
             seed=options.seed,
             skull_stripping=SkullStripping(opened.brain.source, opened.brain.note),
             preprocessing={
@@ -263,17 +224,19 @@ class _Run:
             number_type=number_type(self.engine.device),
             threads=torch.get_num_threads(),
             warnings=warnings,
+            by=self.way.by,
+            decoder=options.decoder if self.way.generates else None,
         )
 
-    def _sampler(self, edits: TissueEdits | LatentEdits) -> Sampler | None:
-        if isinstance(edits, TissueEdits):
+    def _sampler(self) -> Sampler | None:
+        if not self.way.generates:
             return None
         edit, models = self.options.sampler, self.engine.models
         return Sampler.of(edit, models.drift(edit.drift, edit.steps, edit.depth).delta)
 
     def write(
         self,
-        edits: TissueEdits | LatentEdits,
+        edits: Edits,
         number: int,
         sidecar: Sidecar,
         paths: dict[str, Path],
@@ -286,25 +249,26 @@ class _Run:
         if null:
             scans = itertools.repeat(opened.volume.data, samples)
         sampled = summarise(scans, engine.measure(opened) if samples > 1 else None)
-        rebuilt = None
-        if isinstance(edits, LatentEdits) and (self.options.report or "reconstruction" in paths):
-            rebuilt = edits.reconstruction
+        rebuilt = edits.reconstruction if self.options.report or "reconstruction" in paths else None
         images = Images(opened, sampled, rebuilt)
         sidecar = write_images(images, sidecar, paths)
         after: Regions | None = None
-        if isinstance(edits, TissueEdits):
+        account = edits.account(number)
+        if account is not None:
             written = read_volume(paths["image"])
             # A page shows regions, which takes labels too.
             after = engine.ruler.measure(written) if "report" in paths else None
             volumes = engine.ruler.soft(written) if after is None else after.volumes
             sidecar = replace(
                 sidecar,
-                regions=region_records(edits, number, volumes),
-                causal=causal_record(edits, number),
-                warnings=sidecar.warnings + edits.notices_of(number),
+                regions=region_records(opened, account.changes, volumes),
+                causal=account.causal,
+                masks=account.masks,
             )
-            if "field" in paths:
-                edits.write_field(number, paths["field"], paths["jacobian"])
+        if "field" in paths:
+            assert isinstance(edits, TissueEdits | FilledEdits)
+            edits.write_field(number, paths["field"], paths["jacobian"])
+        sidecar = replace(sidecar, warnings=sidecar.warnings + edits.notices_of(number))
         if "report" in paths:
             write_report(engine, images, sidecar, paths, after)
         write_record(sidecar, paths["sidecar"])

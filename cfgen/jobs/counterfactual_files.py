@@ -10,7 +10,7 @@ import numpy as np
 
 from cfgen import __version__
 from cfgen.batch.resume import fingerprint
-from cfgen.config import EDIT, RATES, SEED, Edit, Rates, Render
+from cfgen.config import EDIT, RATES, SEED, By, DecoderKind, Edit, Rates, Render
 from cfgen.data.conditions import Values
 from cfgen.data.volume import (
     SYNTHETIC,
@@ -21,25 +21,36 @@ from cfgen.data.volume import (
     write_like,
     write_new,
 )
-from cfgen.edit.engine import Engine, render_of
+from cfgen.edit.engine import Engine
 from cfgen.edit.samples import Sampled, Spread
 from cfgen.edit.samples import record as samples_record
 from cfgen.edit.sidecar import Sidecar
+from cfgen.edit.way import way_of
 from cfgen.errors import UsageError
 from cfgen.measure.ruler import Regions
 from cfgen.report.page import Run, write_page
 from cfgen.scan.open import Opened
 from cfgen.scan.pictures import counterfactual_picture
 
+# Whose spread samples show.
+SPREADS: dict[By, Spread] = {
+    "conditions": "sampler",
+    "tissue": "law of volumes",
+    "masks": "sampler",
+    "tissue+masks": "law of volumes and the sampler",
+}
+
 
 @dataclass(frozen=True)
 class Options:
     """How counterfactuals are made, and which files beside the image are written."""
 
-    # None: moved tissue where the bundle can, else the residual of a latent edit.
+    # None: moved tissue where the bundle can, else the residual of an edit by conditions alone.
+    by: By | None = None
     render: Render | None = None
-    # Of latent edits alone; None: as it comes.
+    # Where a diffusion model makes something of the image; None: as it comes.
     edit: Edit | None = None
+    decoder: DecoderKind = "kl"
     difference: bool = False
     picture: bool = True
     overwrite: bool = False
@@ -51,8 +62,9 @@ class Options:
     # Also what the model sees of the scan; also the page of report/page.py.
     reconstruction: bool = False
     report: bool = False
-    # Of moved tissue: at whose rate of ageing, whether the head's size follows, whether noise stays
-    # where it is, and whether displacement and log-Jacobian are written too.
+    # Where a causal model is asked: at whose rate of ageing. Of moved tissue: whether the head's
+    # size follows, whether noise stays where it is, and whether displacement and log-Jacobian are
+    # written too.
     rates: Rates = RATES
     scale_head: bool = False
     keep_noise: bool = True
@@ -77,12 +89,13 @@ def request(
 ) -> str:
     """The fingerprint of one target: all that decides its image, before anything is computed;
     `hashes` are SHA-256 of the scan and of its mask, if there is one."""
-    how = render_of(engine.bundle, options.render)
-    recipe = [engine.bundle.identity, engine.finder.how, how, asdict(options.sampler)]
-    tissue = [options.rates, options.scale_head, options.keep_noise] if how == "tissue" else []
-    return fingerprint(
-        hashes, [*recipe, *tissue, options.seed, options.samples, dict(known), label]
-    )
+    way = way_of(engine.bundle, options.by, options.render)
+    recipe: list[object] = [engine.bundle.identity, engine.finder.how, way.by, way.render]
+    if way.generates:
+        recipe += [asdict(options.sampler), options.decoder]
+    if way.causal:
+        recipe += [options.rates, options.scale_head, options.keep_noise]
+    return fingerprint(hashes, [*recipe, options.seed, options.samples, dict(known), label])
 
 
 def output_files(image: Path, options: Options) -> dict[str, Path]:
@@ -131,9 +144,7 @@ def write_images(images: Images, sidecar: Sidecar, paths: dict[str, Path]) -> Si
     if "sd" in paths and sampled.sd is not None:
         sd = scan.like(sampled.sd)
         write_new(sd, paths["sd"], np.float32, description=f"{origin} SD of samples {label}")
-        tissue = sidecar.render == "tissue"
-        spread: Spread = "law of volumes" if tissue else "sampler"
-        samples = samples_record(sampled, paths["sd"].name, spread)
+        samples = samples_record(sampled, paths["sd"].name, SPREADS[sidecar.by or "conditions"])
         sidecar = replace(sidecar, samples=samples)
     if "reconstruction" in paths and images.rebuilt is not None:
         path = paths["reconstruction"]

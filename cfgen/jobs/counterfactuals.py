@@ -19,8 +19,10 @@ from cfgen.data.table import Row
 from cfgen.data.volume import header_notices, is_image_path, refuse_existing, strip_suffix
 from cfgen.edit.engine import Engine, variables_of
 from cfgen.edit.sidecar import Sidecar
+from cfgen.edit.way import Way
 from cfgen.errors import CfgenError, Notice, UsageError
-from cfgen.jobs.counterfactual import Result, checked_render, counterfactual
+from cfgen.jobs.counterfactual import Result, counterfactual
+from cfgen.jobs.counterfactual_checks import checked_way
 from cfgen.jobs.counterfactual_files import Options, output_files, request
 from cfgen.scan.factual import check_targets, known_conditions
 
@@ -109,8 +111,7 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
     What the model never saw the like of is logged. Raises UsageError for options that do not go
     together.
     """
-    _check_options(bundle, plans, options)
-    schema, _ = variables_of(bundle, options.render)
+    schema, _ = variables_of(bundle, _check_options(bundle, plans, options))
     failed = []
     for scan_plan in plans:
         row = scan_plan.row
@@ -133,8 +134,8 @@ def check_plans(bundle: Bundle, plans: Sequence[Plan], options: Options) -> list
     return failed
 
 
-def _check_options(bundle: Bundle, plans: Sequence[Plan], options: Options) -> None:
-    checked_render(bundle, {i for scan_plan in plans for i in scan_plan.outputs}, options)
+def _check_options(bundle: Bundle, plans: Sequence[Plan], options: Options) -> Way:
+    return checked_way(bundle, {i for scan_plan in plans for i in scan_plan.outputs}, options)
 
 
 def run(

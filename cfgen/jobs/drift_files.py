@@ -85,6 +85,7 @@ def _draw_curve(curve: Curve, path: Path) -> None:
     place.plot(curve.deltas, curve.means, "o-", ms=3, color="tab:blue", label="L1, 95 %")
     place.axvline(0, color="0.5", lw=0.8, ls=":")
     place.axvline(curve.best, color="tab:red", lw=0.8, label=f"best {curve.best:g}")
+    place.locator_params(axis="x", nbins=6)
     place.set_xlabel("drift a step")
     place.set_ylabel("L1 of samples to held-out scans")
     place.legend(fontsize=7)

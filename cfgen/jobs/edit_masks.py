@@ -14,7 +14,7 @@ from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.masks import EditedMasks, parts_of, whole_targets
-from cfgen.causal.partners import PARTNERS
+from cfgen.causal.partners import EDITED, PARTNERS
 from cfgen.causal.scm import load_scm
 from cfgen.causal.worlds import settable
 from cfgen.config import Rates
@@ -28,7 +28,6 @@ from cfgen.data.conditions import (
 from cfgen.data.parcellation import SidedStructure as Region
 from cfgen.data.parcellation import region_text
 from cfgen.data.record import Software, SourceFile, key, this_software, write_record
-from cfgen.data.regions import LOBES
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     SYNTHETIC,
@@ -58,12 +57,6 @@ from cfgen.scan.pictures import masks_picture
 from cfgen.space.grids import require_grid
 
 log = logging.getLogger("cfgen")
-
-# What a causal model edits: each has a neighbour left that is none of them.
-EDITED = (
-    *(f"cortex_{lobe}" for lobe in LOBES),
-    *("hippocampus", "amygdala", "thalamus", "lateral_ventricle", "third_ventricle"),
-)
 
 
 @dataclass(frozen=True)

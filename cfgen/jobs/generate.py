@@ -13,29 +13,32 @@ import torch
 
 from cfgen import __version__
 from cfgen.batch.lists import write_lists
-from cfgen.batch.resume import fingerprint, finished
+from cfgen.batch.resume import digests, fingerprint, finished
 from cfgen.batch.rows import Made, Outcome, run_rows
 from cfgen.bundle import Bundle
-from cfgen.config import GENERATION, TEMPLATE_SPACE, Generation
+from cfgen.config import GENERATION, TEMPLATE_SPACE, DecoderKind, Generation
 from cfgen.data.conditions import Schema, number_text
 from cfgen.data.manifest import read_manifest
 from cfgen.data.names import check_outputs
-from cfgen.data.record import Software, key, this_software, write_record
+from cfgen.data.record import Software, SourceFile, key, this_software, write_record
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     SYNTHETIC,
     Volume,
+    file_sha256,
     read_volume,
     refuse_existing,
     write_new,
 )
 from cfgen.data.wanted import Nobody, outside_support
 from cfgen.device import number_type
+from cfgen.edit.decoder import check_decoder
 from cfgen.edit.generation import PARTS, generate
-from cfgen.edit.latent import load_models, without_conditions
+from cfgen.edit.latent import has_null, load_models, require_null, without_conditions
 from cfgen.edit.sidecar import BundleName, TargetValue, library_versions
 from cfgen.errors import BundleError, Notice, UsageError
 from cfgen.jobs.counterfactual_files import clear_leftovers
+from cfgen.measure.region_masks import region_masks
 from cfgen.scan.sheet import brain_sheet, chosen
 from cfgen.space.grids import model_grid
 
@@ -45,8 +48,12 @@ SHEET = "sheet.png"
 
 @dataclass(frozen=True)
 class Options:
+    """`masks` is a label map on the model grid, which every brain is made to follow."""
+
     how: Generation = GENERATION
     overwrite: bool = False
+    masks: Path | None = None
+    decoder: DecoderKind = "kl"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class GenerationRecord:
     warnings: list[Notice]
     fingerprint: str
     space: str = key("SpatialReference")
+    decoder: DecoderKind = "kl"
+    masks: SourceFile | None = None
 
 
 ENDINGS = {"image": ".nii.gz", "sidecar": ".json"}
@@ -86,9 +95,15 @@ def check_generation(
     bundle: Bundle, people: Sequence[Nobody], out: Path, options: Options
 ) -> list[Path]:
     """The images' paths, where nothing speaks against them: parts of the bundle, the number of
-    steps, names of files. Raises BundleError, UsageError and ImageError."""
+    steps, guidance, masks, names of files. Raises BundleError, UsageError and ImageError."""
     for part in PARTS:
         bundle.part(part)
+    require_null(options.how.guidance, has_null(bundle))
+    if options.decoder == "diffusion":
+        check_decoder(bundle)
+    if options.masks is not None:
+        regions = bundle.part("controlnet").config["regions"]
+        region_masks(read_volume(options.masks), regions, model_grid(bundle.preprocess.grid))
     told = bundle.part("unet").config["net"].get("context_dim") is not None
     if not (told or bundle.part("latent_mean").config.get("conditional", True)):
         raise without_conditions(bundle)
@@ -123,11 +138,15 @@ def generate_people(
     CfgenError, as `check_generation`, before the first.
     """
     check_generation(bundle, people, out, options)
-    models = load_models(bundle, device)
+    models = load_models(bundle, device, masks=options.masks is not None, decoder=options.decoder)
+    masks = None
+    if options.masks is not None:
+        assert models.control is not None
+        masks = models.control.masks(read_volume(options.masks))
     drift = models.drift(options.how.drift, options.how.steps)
 
     def work(person: Nobody) -> Made[Row]:
-        wanted = _request(bundle, person, options.how)
+        wanted = _request(bundle, person, options)
         files, row = files_of(person, out), row_of(person, out)
         if not options.overwrite:
             record = finished(list(files.values()), files["sidecar"], GenerationRecord)
@@ -136,7 +155,7 @@ def generate_people(
             clear_leftovers(files)
         for path in files.values():
             refuse_existing(path, options.overwrite)
-        image = generate(models, bundle, person.values, person.seed, options.how)
+        image = generate(models, bundle, person.values, person.seed, options.how, masks)
         if not image.any():
             raise BundleError(bundle.path, "its model made no brain here", "a trained model")
         record = _record(bundle, person, device, options, wanted)
@@ -148,9 +167,10 @@ def generate_people(
     return run_rows(people, lambda p: row_of(p, out), work, lambda _, made: made, what="brains")
 
 
-def _request(bundle: Bundle, person: Nobody, how: Generation) -> str:
+def _request(bundle: Bundle, person: Nobody, options: Options) -> str:
     """All that decides an image."""
-    return fingerprint([], [bundle.identity, person.values, person.seed, asdict(how)])
+    recipe = [bundle.identity, person.values, person.seed, asdict(options.how), options.decoder]
+    return fingerprint(digests(options.masks), recipe)
 
 
 def row_of(person: Nobody, out: Path) -> Row:
@@ -167,6 +187,9 @@ def _record(
     bundle: Bundle, person: Nobody, device: torch.device, options: Options, wanted: str
 ) -> GenerationRecord:
     units = {v.name: v.unit for v in bundle.schema.variables}
+    masks = None
+    if options.masks is not None:
+        masks = SourceFile(options.masks.name, file_sha256(options.masks))
     conditional = bool(bundle.part("latent_mean").config.get("conditional", True))
     return GenerationRecord(
         synthetic=True,
@@ -186,6 +209,8 @@ def _record(
         threads=torch.get_num_threads(),
         warnings=bundle.schema.support_notices(person.values),
         fingerprint=wanted,
+        decoder=options.decoder,
+        masks=masks,
     )
 
 

@@ -16,6 +16,7 @@ from cfgen.data.conditions import Schema, Variable, number_text
 from cfgen.device import number_type, pick_device
 from cfgen.diffusion.drift import Drifting
 from cfgen.measure.judge_errors import error_lines
+from cfgen.measure.tissues import dice_lines
 from cfgen.scan.gate import CHECKS
 
 LIBRARIES = ("torch", "nibabel", "SimpleITK", "antspyx", "numpy", "scipy")
@@ -71,7 +72,9 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
     if name == "judge":
         targets = Schema.from_json(part.config["targets"])
         entry |= {k: part.config[k] for k in ("targets", "val")}
-        entry["on_val"] = error_lines(part.config["val"], targets)
+        entry["measured_text"] = [f"on val {x}" for x in error_lines(part.config["val"], targets)]
+    if name == "tissues":
+        entry |= {"dice": part.config["dice"], "measured_text": dice_lines(part.config["dice"])}
     if name == "controlnet":
         entry |= {k: part.config[k] for k in ("kind", "regions")}
         regions = ", ".join(part.config["regions"])
@@ -111,7 +114,7 @@ def describe(path: Path) -> str:
         lines.append(
             "    " + ", ".join(filter(None, (f"{name}: {part['size']}", part["training"])))
         )
-        lines += [f"      on val {line}" for line in part.get("on_val", [])]
+        lines += [f"      {line}" for line in part.get("measured_text", [])]
     lines += [f"  {key}: {value}" for key, value in bundle["data"].items()]
     if bundle["card_text"]:
         lines.append("  training card, lowest and highest in training:")

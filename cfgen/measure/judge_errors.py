@@ -12,6 +12,8 @@ from cfgen.measure.judge import VOLUME
 from cfgen.metrics.axioms import agreement, bias_line, called, mean_recall, variance_met
 
 Errors = dict[str, dict[str, Any]]
+# A number of so many values at most is told by the nearest of them.
+FEW_VALUES = 4
 
 
 def judge_errors(
@@ -28,32 +30,51 @@ def judge_errors(
         known = np.isfinite(truth[:, n])
         if not known.any():
             continue
-        measure = number_errors if v.kind == "continuous" else category_errors
-        found[v.name] = {"n": int(known.sum())} | measure(
-            guesses[v.name][:, known], truth[known, n], float(centres[n])
+        guess, true, centre = guesses[v.name][:, known], truth[known, n], float(centres[n])
+        errors = (
+            number_errors(guess, true, centre, v.scale)
+            if v.kind == "continuous"
+            else category_errors(guess, true, centre)
         )
+        found[v.name] = {"n": int(known.sum())} | errors
     return found
 
 
-def number_errors(guesses: np.ndarray, truth: np.ndarray, centre: float) -> dict[str, Any]:
-    """Of guesses (networks, N): errors of their mean, and of each alone.
+def number_errors(
+    guesses: np.ndarray, truth: np.ndarray, centre: float, scale: float
+) -> dict[str, Any]:
+    """Of guesses (networks, N): errors of their mean, and of each alone; `mse_standardised` is in
+    units of `scale`, the SD in train.
 
     Guesses lean towards the mean: `slope` and `offset` are the line guess = offset + slope truth
     through these scans, and `mae_corrected` is the error when each scan's guess is set straight by
-    the line through the others (None when they are too few, or the line is flat).
+    the line through the others (None when they are too few, or the line is flat). `accuracy` is of
+    the nearest of the values there are, where these are few, as field strengths are; else None.
     """
     guess = guesses.mean(0)
+    mse = float(np.square(guess - truth).mean())
     slope, offset = _line(truth, guess)
     return {
         "mae": _mae(guess, truth),
         "mae_seeds": [_mae(g, truth) for g in guesses],
         "mae_of_the_mean": _mae(np.full_like(truth, centre), truth),
         "mae_corrected": _corrected(guess, truth),
+        "mse": mse,
+        "mse_standardised": mse / scale**2,
+        "accuracy": _nearest_right(guess, truth),
         "bias": float((guess - truth).mean()),
         "r2": _known(variance_met(guess - truth, truth)),
         "slope": slope,
         "offset": offset,
     }
+
+
+def _nearest_right(guess: np.ndarray, truth: np.ndarray) -> float | None:
+    values = np.unique(truth)
+    if not 1 < len(values) <= FEW_VALUES:
+        return None
+    nearest = values[np.abs(guess[:, None] - values).argmin(1)]
+    return float((nearest == truth).mean())
 
 
 def _mae(guess: np.ndarray, truth: np.ndarray) -> float:
@@ -113,7 +134,13 @@ def _words(v: Variable, e: dict[str, Any]) -> str:
         unit = f" {v.unit}" if v.unit else ""
         text = f"{v.name}: MAE {e['mae']:.3g}{unit}"
         text += f" (each network {_list(e['mae_seeds'])}; the mean {_few(e['mae_of_the_mean'])}), "
-        return text + f"corrected {_few(e['mae_corrected'])}, R2 {_few(e['r2'])}"
+        text += f"corrected {_few(e['mae_corrected'])}, R2 {_few(e['r2'])}"
+        # Parts of older bundles do not have these.
+        if "mse" in e:
+            text += (
+                f", MSE {_few(e['mse'])} ({_few(e['mse_standardised'])} of the variance in train)"
+            )
+        return text + (f", accuracy {e['accuracy']:.0%}" if e.get("accuracy") is not None else "")
     return (
         f"{v.name}: accuracy {e['accuracy']:.0%} (each network {_list(e['accuracy_seeds'])}; the "
         f"commonest {e['accuracy_of_the_commonest']:.0%}), balanced {e['balanced_accuracy']:.0%}, "

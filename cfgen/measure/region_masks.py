@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -76,24 +76,34 @@ def told_masks(
     for an edited region that is none of them, and ImageError for one that is nowhere, and as
     `region_masks`.
     """
-    for name in edited:
-        if name not in regions:
-            raise UsageError(
-                "masks",
-                f"region '{name}'",
-                f"those that the bundle was trained with: {', '.join(regions)}",
-            )
+    require_known(edited, regions)
     maps = [labels] if before is None else [labels, before]
     pooled = []
     for volume in maps:
         masks = region_masks(volume, regions, grid)
-        for name in edited:
-            if not masks[regions.index(name)].any():
-                where = volume.path or "label map"
-                raise ImageError(where, f"its mask of {name} is empty", "a voxel of it at least")
+        require_there(edited, masks, regions, volume.path or "label map")
         pooled.append(pool_masks(torch.from_numpy(masks)[None], shape))
     if not edited:
         return told(pooled[0], torch.ones_like(pooled[0][:, :1]))
     chosen = torch.tensor([[name in edited for name in regions]])
     zones = torch.cat([zone_of(p, chosen) for p in pooled])
     return told(pooled[0], zones.amax(0, keepdim=True))
+
+
+def require_known(names: Iterable[str], regions: Sequence[str], where: str = "masks") -> None:
+    """Raises UsageError for a region that a network, trained with `regions`, was not told of."""
+    for name in names:
+        if name not in regions:
+            known = ", ".join(regions)
+            expected = f"those that the bundle was trained with: {known}"
+            raise UsageError(where, f"region '{name}'", expected)
+
+
+def require_there(
+    names: Iterable[str], masks: np.ndarray, regions: Sequence[str], where: object
+) -> None:
+    """Raises ImageError, which names `where`, for a region of which masks (K, D, H, W) have
+    nothing."""
+    for name in names:
+        if not masks[regions.index(name)].any():
+            raise ImageError(where, f"its mask of {name} is empty", "a voxel of it at least")

@@ -1,4 +1,4 @@
-"""The segmenter: a small UNet from an image to class scores and the side of every voxel."""
+"""A small residual UNet from an image to scores of every voxel: of regions, or of tissues."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ class SegmenterConfig:
         return int(self.pack * 2 ** (len(self.channels) - 1))
 
 
-class Segmenter(nn.Module):
-    """Image (B, 1, D, H, W) in [0, 1] -> scores (B, classes, D, H, W) and side (B, D, H, W), the
-    logit of left against right. Edges of any length."""
+class ResUNet(nn.Module):
+    """What a segmenter and a tissue network share: `outputs` scores of every voxel of an image."""
 
-    def __init__(self, config: SegmenterConfig) -> None:
+    def __init__(self, config: SegmenterConfig, outputs: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.outputs = config, outputs
         groups, eps, widths = config.norm_groups, config.norm_eps, config.channels
         self.conv_in = nn.Conv3d(config.pack**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
@@ -57,7 +56,7 @@ class Segmenter(nn.Module):
         self.norm_out = nn.GroupNorm(groups, before, eps)
         # Place by place: a wider kernel here would cost as much as the rest together.
         self.hidden = nn.Conv3d(before + widths[0], config.hidden, 1)
-        self.conv_out = nn.Conv3d(config.hidden, (config.classes + 1) * config.pack**3, 1)
+        self.conv_out = nn.Conv3d(config.hidden, self.outputs * config.pack**3, 1)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 2 channels[0], D', H', W') of a padded image, one voxel to `pack`^3 of the image's.
@@ -78,11 +77,33 @@ class Segmenter(nn.Module):
             h = block(torch.cat([h, skips.pop()], 1))
         return torch.cat([F.silu(self.norm_out(h)), detail], 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, x: Tensor) -> Tensor:
+        """(B, outputs, D, H, W) of an image (B, 1, D, H, W) with edges of any length."""
         d, h, w = x.shape[2:]
         packed = self.conv_out(F.silu(self.hidden(self.features(x))))
-        logits = unpack_voxels(packed, self.config.pack)[:, :, :d, :h, :w]
-        return logits[:, :-1], logits[:, -1]
+        return unpack_voxels(packed, self.config.pack)[:, :, :d, :h, :w]
+
+
+class TissueNet(ResUNet):
+    """Image (B, 1, D, H, W) in [0, 1] -> scores of classes (B, classes, D, H, W)."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__(config, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x)
+
+
+class Segmenter(ResUNet):
+    """Image (B, 1, D, H, W) in [0, 1] -> scores (B, classes, D, H, W) and side (B, D, H, W), the
+    logit of left against right."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__(config, config.classes + 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.scores(x)
+        return scores[:, :-1], scores[:, -1]
 
     def scores_at(self, features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (classes, N pack^3) and sides (N pack^3,) at N flat places of an image's features.
@@ -92,7 +113,5 @@ class Segmenter(nn.Module):
         cells = features.flatten(1)[:, places].T
         cells = F.silu(F.linear(cells, self.hidden.weight.flatten(1), self.hidden.bias))
         logits = F.linear(cells, self.conv_out.weight.flatten(1), self.conv_out.bias)
-        logits = (
-            logits.reshape(len(places), self.config.classes + 1, -1).permute(1, 0, 2).flatten(1)
-        )
+        logits = logits.reshape(len(places), self.outputs, -1).permute(1, 0, 2).flatten(1)
         return logits[:-1], logits[-1]

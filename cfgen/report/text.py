@@ -141,8 +141,8 @@ _GATE = {
 
 def _fidelity(sidecar: Sidecar) -> Flag:
     """How well the edit did what it was to do, by its own account."""
-    if sidecar.causal is not None:
-        error = sidecar.causal.worst_volume_error
+    error = sidecar.causal.worst_volume_error if sidecar.causal is not None else None
+    if error is not None:
         return Flag(
             "ok" if error <= VOLUME_LIMIT else "warn",
             "volumes met" if error <= VOLUME_LIMIT else "a volume missed",
@@ -201,18 +201,19 @@ def value_text(entry: FactualValue | TargetValue) -> str:
 
 
 def _way(sidecar: Sidecar) -> list[tuple[str, str]]:
-    """How the edit was made: by a sampler, or by a causal model and moved tissue."""
+    """How the edit was made: by a sampler, by a causal model, or both."""
     rows = []
     if sidecar.sampler is not None:
         settings = vars(sidecar.sampler).items()
         rows.append(("sampler", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings)))
     causal = sidecar.causal
     if causal is not None:
-        low, high = causal.jacobian
         rows.append(("rates", f"{causal.rates}: {causal.rates_meaning}"))
         rows.append(("head", f"its size is {causal.head}"))
         rows.append(("noise", causal.noise))
-        rows.append(("local volume", f"scan over counterfactual {low:g} to {high:g}"))
+        if causal.jacobian is not None:
+            low, high = causal.jacobian
+            rows.append(("local volume", f"scan over counterfactual {low:g} to {high:g}"))
         if causal.centile is not None:
             rows.append(("centiles", f"{causal.centile.text} ({causal.centile.norm})"))
     return rows
@@ -231,6 +232,7 @@ def provenance(sidecar: Sidecar, files: Sequence[tuple[str, str]]) -> list[tuple
         *_way(sidecar),
         ("samples", str(samples)),
         ("seed", str(sidecar.seed)),
+        ("by", sidecar.by or ""),
         ("render", sidecar.render),
         ("brain", f"{strip.method} ({strip.note})"),
         ("model grid", str(sidecar.preprocessing.get("grid"))),
@@ -260,26 +262,49 @@ _RENDER = {
     "brain there.",
 }
 
+_FROM = {"nothing": "", "factual": " away from the factual ones"}
+_CONTROL = {
+    "masks": "a control network beside it",
+    "concatenate": "as further channels of its input",
+}
+_FILLED = (
+    "Where tissue had been stretched, the share of each voxel of cortex and outer fluid that was "
+    "new was taken from the diffusion model's difference added to the scan, and white matter took "
+    "on its change of brightness, smooth over centimetres; nothing else of it was taken."
+)
+
 
 def _made_by(sidecar: Sidecar, before: str, after: str) -> list[str]:
     """Sentences on how the conditions `before` became those `after`."""
+    sentences = []
     if sidecar.causal is not None:
         rate = {
             "cohort": "as people of different age differ",
             "within": "as one person changes with age",
         }[sidecar.causal.rates]
-        return [
+        sentences.append(
             f"A structural causal model of region volumes was abducted under the factual "
             f"conditions ({before}), and predicted every region's volume under the counterfactual "
             f"ones ({after}), {rate}, the size of the head being {sidecar.causal.head}."
-        ]
+        )
     sampler = sidecar.sampler
-    assert sampler is not None
+    if sampler is None:
+        return sentences
+    told = ""
+    if sidecar.masks is not None:
+        how = "edited at their borders until they had" if sidecar.by == "masks" else "moved to"
+        sentences.append(
+            f"Masks of regions on the model grid were {how} these volumes, and told to the "
+            f"diffusion model ({_CONTROL[sidecar.masks.control]})."
+        )
+        told = " and masks"
     return [
+        *sentences,
         f"The autoencoder's latent was expressed relative to the latent mean of the factual "
         f"conditions ({before}), inverted by DDIM in {sampler.steps} steps to "
-        f"{100 * sampler.depth:g} % of the diffusion time, and denoised under the "
-        f"counterfactual conditions ({after}) with guidance weight {sampler.guidance:g}.",
+        f"{100 * sampler.depth:g} % of the diffusion time under these conditions{told}, and "
+        f"denoised under the counterfactual conditions ({after}){told} with guidance weight "
+        f"{sampler.guidance:g}{_FROM[sampler.guidance_from]}.",
         f"The round trip under the factual conditions lost "
         f"{100 * (sidecar.round_trip_error or 0.0):.2f} % of the latent.",
     ]
@@ -301,6 +326,7 @@ def methods(sidecar: Sidecar, segmenter: str) -> str:
         f"of {spacing:g} mm.",
         *_made_by(sidecar, before, after or "unchanged"),
         _RENDER[sidecar.render],
+        _FILLED if sidecar.by == "tissue+masks" else "",
     ]
     if sidecar.samples:
         parts.append(

@@ -33,11 +33,17 @@ def render(
     else:
         change = np.where(prepared.mask, edited - factual, 0)
         out = scan.data + prepared.change_to_native(change)
+    return bounded(scan, prepared.native_mask, out, scan.data)
+
+
+def bounded(scan: Volume, mask: np.ndarray, edited: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """An edited scan (I, J, K) float32 in the brain `mask`, as it is `outside` elsewhere and where
+    the scan is empty."""
     # The brain's own range at the low end: no new negative intensities.
     empty = empty_voxels(scan.data)
-    kept = ~prepared.native_mask if empty is None else ~prepared.native_mask | empty
+    kept = ~mask if empty is None else ~mask | empty
     low = min(float(scan.data.min(where=~kept, initial=0.0)), 0.0)
-    return np.where(kept, scan.data, np.maximum(out, low)).astype(np.float32)
+    return np.where(kept, outside, np.maximum(edited, low)).astype(np.float32)
 
 
 def _warp(scan: Volume, prepared: Prepared, factual: np.ndarray, edited: np.ndarray) -> np.ndarray:

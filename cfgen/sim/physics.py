@@ -14,6 +14,7 @@ contrast: S = PD sin(a) |Mc| exp(-TE / T2*). SPGR is the Ernst equation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfgen.data.acquisition import FIELDS_T, Manufacturer, Sequence
+from cfgen.data.acquisition import FIELDS_T, Manufacturer, SequenceName
+from cfgen.data.acquisition_headers import header
+from cfgen.data.schema import Value
 from cfgen.errors import UsageError
 from cfgen.space.sampling import gaussian_line
 
@@ -43,9 +46,12 @@ T2_STAR_MS = {
 PROTON_DENSITY = {"white": 0.70, "grey": 0.82, "fluid": 1.0}
 # Of the white matter's signal at 3 T, 1 mm3 and no acceleration.
 NOISE_AT_3T = 0.03
-# GE writes the time to the start of the readouts as InversionTime: about this much (ms) before
-# their middle, where the contrast is made.
-GE_INVERSION_OFFSET_MS = 450.0
+# Scanners of 3 T write 2.89 to 3 T.
+FIELD_TOLERANCE = 0.06
+# How far apart the values of the receive field are, and how far above nominal the flip angle is in
+# the middle of the head, at 1.5, 3 and 7 T.
+RECEIVE = {1.5: 0.10, 3.0: 0.25, 7.0: 0.50}
+TRANSMIT = {1.5: 0.03, 3.0: 0.08, 7.0: 0.25}
 # Ageing lengthens the T1 of white matter by this a year past 50 (Callaghan et al. 2014).
 T1_AGEING = 0.0015
 
@@ -58,7 +64,7 @@ class Acquisition:
 
     manufacturer: Manufacturer = "Siemens"
     field_tesla: float = 3.0
-    sequence: Sequence = "MPRAGE"
+    sequence: SequenceName = "MPRAGE"
     tr_ms: float = 2300.0
     te_ms: float = 2.98
     ti_ms: float = 900.0
@@ -72,20 +78,32 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Tissue:
-    """`t1_ms`, `t2_star_ms` and `proton_density` (of fluid's)."""
+    """`t1_ms`, `t2_star_ms` and `proton_density` (of fluid's): numbers, or tensors (n,) of as many
+    tissues."""
 
-    t1_ms: float
-    t2_star_ms: float
-    proton_density: float
+    t1_ms: float | Tensor
+    t2_star_ms: float | Tensor
+    proton_density: float | Tensor
 
 
 def tissue(name: str, field_tesla: float, table: str = "apparent") -> Tissue:
-    """White, grey or fluid at a field strength. Raises UsageError for an unknown one."""
-    if field_tesla not in FIELDS_T:
-        raise UsageError("field strength", f"{field_tesla:g} T", "1.5, 3 or 7 T")
-    at = FIELDS_T.index(field_tesla)
-    t1 = T1_FLUID_MS if name == "fluid" else T1_MS[table][name][at]
-    return Tissue(t1, T2_STAR_MS[name][at], PROTON_DENSITY[name])
+    """White, grey or fluid at a field strength; between those of the tables along powers of it
+    (Bottomley et al. 1984). Raises UsageError for one away from them."""
+    tables = (
+        (T1_FLUID_MS,) * len(FIELDS_T) if name == "fluid" else T1_MS[table][name],
+        T2_STAR_MS[name],
+    )
+    for at, field in enumerate(FIELDS_T):
+        if abs(field_tesla / field - 1) < FIELD_TOLERANCE:
+            return Tissue(tables[0][at], tables[1][at], PROTON_DENSITY[name])
+    if not FIELDS_T[0] <= field_tesla <= FIELDS_T[-1]:
+        expected = f"{FIELDS_T[0]:g} to {FIELDS_T[-1]:g} T, where relaxation times are known"
+        raise UsageError("field strength", f"{field_tesla:g} T", expected)
+    t1, t2_star = (
+        float(np.exp(np.interp(np.log(field_tesla), np.log(FIELDS_T), np.log(values))))
+        for values in tables
+    )
+    return Tissue(t1, t2_star, PROTON_DENSITY[name])
 
 
 def signal(matter: Tissue, scan: Acquisition, flip_scale: Tensor | float = 1.0) -> Tensor:
@@ -97,12 +115,16 @@ def signal(matter: Tissue, scan: Acquisition, flip_scale: Tensor | float = 1.0) 
     longitudinal = (
         _mprage(matter, scan, angle) if scan.sequence == "MPRAGE" else _spgr(matter, scan, angle)
     )
-    decay = np.exp(-scan.te_ms / matter.t2_star_ms)
+    decay = _decay(scan.te_ms, matter.t2_star_ms)
     return matter.proton_density * torch.sin(angle) * longitudinal.abs() * decay
 
 
+def _decay(time_ms: float, constant_ms: float | Tensor) -> Tensor:
+    return torch.exp(-time_ms / torch.as_tensor(constant_ms, dtype=torch.float64))
+
+
 def _spgr(matter: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
-    e1 = np.exp(-scan.tr_ms / matter.t1_ms)
+    e1 = _decay(scan.tr_ms, matter.t1_ms)
     return (1 - e1) / (1 - torch.cos(angle) * e1)
 
 
@@ -117,8 +139,8 @@ def _mprage(matter: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
             f"at most {2 * min(scan.ti_ms, scan.tr_ms - scan.ti_ms) / scan.echo_spacing_ms:.0f}",
             "shorten the train (readouts are a segment's, after partial Fourier and acceleration)",
         )
-    f, e = INVERSION_EFFICIENCY, np.exp(-scan.echo_spacing_ms / matter.t1_ms)
-    e1, e2 = np.exp(-td1 / matter.t1_ms), np.exp(-td2 / matter.t1_ms)
+    f, e = INVERSION_EFFICIENCY, _decay(scan.echo_spacing_ms, matter.t1_ms)
+    e1, e2 = _decay(td1, matter.t1_ms), _decay(td2, matter.t1_ms)
     c = torch.cos(angle) * e
     whole, half = c**scan.slices, c ** (scan.slices / 2)
     saturated = (1 - e) / (1 - c)
@@ -129,32 +151,30 @@ def _mprage(matter: Tissue, scan: Acquisition, angle: Tensor) -> Tensor:
     return m1 * half + saturated * (1 - half)
 
 
-def reported(scan: Acquisition) -> dict[str, float | str]:
-    """The parameters as the manufacturer's DICOM headers give them (s and degrees, BIDS names).
-
-    Siemens writes the time between inversions as RepetitionTime, GE and Philips the echo spacing;
-    GE's InversionTime ends where the readouts begin.
-    """
-    tr_ms = scan.tr_ms
-    if scan.sequence == "MPRAGE" and scan.manufacturer != "Siemens":
-        tr_ms = scan.echo_spacing_ms
-    header: dict[str, float | str] = {
-        "Manufacturer": scan.manufacturer,
-        "MagneticFieldStrength": scan.field_tesla,
-        "PulseSequenceType": scan.sequence,
-        "RepetitionTime": tr_ms / 1000,
-        "EchoTime": scan.te_ms / 1000,
-        "FlipAngle": scan.flip_degrees,
-        "SliceThickness": scan.slice_mm,
-        "PartialFourier": scan.partial_fourier,
-        "ParallelReductionFactorInPlane": scan.acceleration,
+def protocol_of(scan: Acquisition) -> dict[str, Value]:
+    """The parameters by the names of `data/acquisition.py`."""
+    protocol: dict[str, Value] = {
+        "manufacturer": scan.manufacturer,
+        "field_tesla": scan.field_tesla,
+        "sequence": scan.sequence,
+        "te_ms": scan.te_ms,
+        "flip_degrees": scan.flip_degrees,
+        "slice_mm": scan.slice_mm,
+        "acceleration": scan.acceleration,
     }
-    if scan.sequence == "MPRAGE":
-        before = GE_INVERSION_OFFSET_MS if scan.manufacturer == "GE" else 0.0
-        header["InversionTime"] = (scan.ti_ms - before) / 1000
-        header["RepetitionTimePreparation"] = scan.tr_ms / 1000
-        header["EchoSpacing"] = scan.echo_spacing_ms / 1000
-    return header
+    if scan.sequence == "SPGR":
+        return protocol | {"tr_excitation_ms": scan.tr_ms}
+    return protocol | {
+        "tr_preparation_ms": scan.tr_ms,
+        "tr_excitation_ms": scan.echo_spacing_ms,
+        "ti_ms": scan.ti_ms,
+        "readouts": float(scan.slices),
+    }
+
+
+def reported(scan: Acquisition) -> dict[str, Value]:
+    """The parameters as the manufacturer's DICOM headers give them (s and degrees, BIDS names)."""
+    return header(protocol_of(scan)) | {"PartialFourier": scan.partial_fourier}
 
 
 def acquire(
@@ -197,6 +217,11 @@ def _over_flip(matter: Tissue, scan: Acquisition, transmit: Tensor) -> Tensor:
     for coefficient in polynomial[-2::-1]:
         fitted = fitted * transmit + float(coefficient)
     return fitted
+
+
+def by_field(table: Mapping[float, float], field_tesla: float) -> float:
+    """A value of a table by field strength, linear between its entries."""
+    return float(np.interp(field_tesla, list(table), list(table.values())))
 
 
 def noise_level(scan: Acquisition, spacing_mm: float) -> float:

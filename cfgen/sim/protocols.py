@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cfgen.data.acquisition import FIELDS_T, MAKERS, PARAMETERS, Manufacturer, Sequence
+from cfgen.data.acquisition import (
+    FIELDS_T,
+    MAKERS,
+    PARAMETERS,
+    SEQUENCES,
+    TEXTS,
+    Manufacturer,
+    Protocol,
+    SequenceName,
+    parameter,
+)
 from cfgen.errors import UsageError
 from cfgen.sim.physics import Acquisition
 
@@ -24,6 +34,11 @@ ECHO_SPACING_MS = (7.1, 7.0, 6.9)
 SLICES = 176
 # Readouts of one shot reach this close to the inversion; more slices take several shots.
 TRAIN_PART = 0.95
+# What the signal equation of a sequence needs; the time between its repetitions last.
+NEEDED = {
+    "MPRAGE": ("field_tesla", "flip_degrees", "te_ms", "ti_ms", "tr_preparation_ms"),
+    "SPGR": ("field_tesla", "flip_degrees", "te_ms", "tr_excitation_ms"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Scanner:
 
     manufacturer: Manufacturer
     field_tesla: float
-    sequence: Sequence
+    sequence: SequenceName
     noise: tuple[float, ...]
 
 
@@ -52,7 +67,7 @@ def draw_scanner(u: np.ndarray, age: float, confounding: float) -> Scanner:
     field_tesla = FIELDS_T[int(np.searchsorted((0.35, 0.95), u[1]))]
     if field_tesla == 7.0 and maker != "Siemens":
         field_tesla = 3.0
-    sequence: Sequence = "MPRAGE" if u[2] < 0.8 else "SPGR"
+    sequence: SequenceName = "MPRAGE" if u[2] < 0.8 else "SPGR"
     return Scanner(maker, field_tesla, sequence, tuple(u[3:]))
 
 
@@ -97,5 +112,62 @@ def acquisition(scanner: Scanner, given: Mapping[str, float] | None = None) -> A
         slice_mm=1.0 if scanner.noise[5] < 0.5 else 1.2 if scanner.noise[5] < 0.9 else 1.5,
     )
     scan = replace(usual, **given)  # type: ignore[arg-type]
+    return replace(scan, slices=min(SLICES, _most_readouts(scan, scan.echo_spacing_ms)))
+
+
+def stated(protocol: Protocol, where: object) -> tuple[Acquisition, list[str]]:
+    """A protocol that the equations can take, and what had to be assumed for it, in words.
+
+    Raises UsageError for a sequence without equations, a parameter that they need and nobody said,
+    and a protocol that no scanner can run.
+    """
+    sequence = protocol.get("sequence")
+    if sequence not in SEQUENCES:
+        raise UsageError(
+            where,
+            f"no signal equation for the sequence {sequence}" if sequence else "sequence unknown",
+            f"{' or '.join(SEQUENCES)} ({TEXTS['sequence']})",
+        )
+    missing = [n for n in NEEDED[sequence] if n not in protocol]
+    if missing:
+        keys = " and ".join(parameter(n).key for n in missing)
+        raise UsageError(
+            where,
+            f"{keys} unknown",
+            f"what the {sequence} equation needs",
+            f"say --from {keys}=...",
+        )
+    maker = protocol.get("manufacturer")
+    numbers = {n: float(protocol[n]) for n in protocol if n not in TEXTS}
+    scan = Acquisition(
+        manufacturer=maker if maker in MAKERS else "Siemens",
+        field_tesla=numbers["field_tesla"],
+        sequence=sequence,
+        tr_ms=numbers[NEEDED[sequence][-1]],
+        te_ms=numbers["te_ms"],
+        flip_degrees=numbers["flip_degrees"],
+        slice_mm=numbers.get("slice_mm", 1.0),
+        acceleration=numbers.get("acceleration", 1.0),
+    )
+    if sequence == "SPGR":
+        return replace(scan, ti_ms=0.0, echo_spacing_ms=0.0), []
+    return _trained(replace(scan, ti_ms=numbers["ti_ms"]), numbers)
+
+
+def _trained(scan: Acquisition, numbers: Mapping[str, float]) -> tuple[Acquisition, list[str]]:
+    """With the train of readouts of an MPRAGE, which headers seldom tell."""
+    assumed = []
+    spacing = numbers.get("tr_excitation_ms")
+    if spacing is None:
+        spacing = ECHO_SPACING_MS[MAKERS.index(scan.manufacturer)]
+        assumed.append(f"{parameter('tr_excitation_ms').key} {spacing / 1000:g} s")
+    wanted = int(numbers.get("readouts", SLICES))
+    slices = min(wanted, _most_readouts(scan, spacing))
+    if "readouts" not in numbers or slices < wanted:
+        assumed.append(f"{slices} readouts a shot ({parameter('readouts').key})")
+    return replace(scan, echo_spacing_ms=spacing, slices=slices), assumed
+
+
+def _most_readouts(scan: Acquisition, echo_spacing_ms: float) -> int:
     room_ms = 2 * min(scan.ti_ms, scan.tr_ms - scan.ti_ms) * TRAIN_PART
-    return replace(scan, slices=int(min(SLICES, room_ms / scan.echo_spacing_ms)))
+    return int(room_ms / echo_spacing_ms)

@@ -18,16 +18,13 @@ from cfgen.sim.anatomy import Anatomy, make_anatomy, sample_shape, smooth_noise
 from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import Graph
 from cfgen.sim.phantom import painted, shift_borders
-from cfgen.sim.physics import acquire
+from cfgen.sim.physics import RECEIVE, TRANSMIT, acquire
 from cfgen.sim.reference import CORTEX, FIXED, Reference
 from cfgen.streams import Purpose, stream
 
 # Of a tissue's brightness, over about this length (mm): white, grey, fluid.
 TEXTURE_EVERY_MM = 5.0
 TEXTURE = (0.03, 0.04, 0.02)
-# Range of the receive field, and of the flip angle, at 1.5, 3 and 7 T.
-RECEIVE = {1.5: 0.10, 3.0: 0.25, 7.0: 0.50}
-TRANSMIT = {1.5: 0.03, 3.0: 0.08, 7.0: 0.25}
 # White matter of a nominal flip angle is stored as this.
 WHITE = 1000.0
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfgen.data.acquisition_columns import acquisition_of, value_text
 from cfgen.data.conditions import Schema, Value, Variable, default_schema, fit_schema, with_columns
 from cfgen.data.manifest import read_manifest
 from cfgen.data.regions import recognise_table, volumes_mm3
@@ -97,7 +98,7 @@ def judge_targets(manifest: Path, names: Sequence[str], train: list[Row]) -> Sch
     asked = tuple(v for v in default_schema().variables if v.name in names)
     columns = [n for n in dict.fromkeys(names) if n not in (*default_schema().names, VOLUMES)]
     for name in columns:
-        if name not in there:
+        if name not in there and not any(name in cells for cells in known):
             raise ManifestError(
                 f"{manifest} column {name}", "there is none", f"one of {', '.join(there)}"
             )
@@ -141,7 +142,9 @@ class _Known:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    return {k: v for k, v in row.extra.items() if v.lower() not in MISSING}
+    """What is known, the acquisition also by cfgen's names where the columns have those of BIDS."""
+    cells = {k: v for k, v in row.extra.items() if v.lower() not in MISSING}
+    return {n: value_text(v) for n, v in acquisition_of(row).items()} | cells
 
 
 def _values(schema: Schema, row: Row) -> dict[str, Value]:

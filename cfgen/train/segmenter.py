@@ -162,7 +162,7 @@ class SegmenterTask:
             for index, name in enumerate(NAMES[2:], 2):
                 if (truth == index).any():
                     dices[name].append(_dice(labels == index, truth == index))
-        _draw(picture, image[0, 0].cpu(), labels)
+        draw_labels(picture, image[0, 0].cpu(), labels, len(NAMES))
         means = {name: float(np.mean(v)) for name, v in dices.items() if v}
         return {
             "brain": float(np.mean(brains)),
@@ -252,17 +252,17 @@ def _dice(a: Tensor, b: Tensor) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()).clamp(min=1))
 
 
-def _draw(path: Path, image: Tensor, labels: Tensor) -> None:
-    """Middle slices of an image and of its labels."""
+def draw_labels(path: Path, image: Tensor, labels: Tensor, classes: int) -> None:
+    """Middle slices of an image and of its labels, which are below `classes`."""
     from matplotlib import colormaps
     from matplotlib.image import imsave
 
-    colours = torch.from_numpy(colormaps["nipy_spectral"](np.linspace(0, 1, len(NAMES)))[:, :3])
+    colours = torch.from_numpy(colormaps["nipy_spectral"](np.linspace(0, 1, classes))[:, :3])
     rows = []
     for axis in range(3):
         middle = image.shape[axis] // 2
         grey = image.select(axis, middle).T.flip(0)[..., None].expand(-1, -1, 3)
-        painted = colours[labels.select(axis, middle).T.flip(0)]
+        painted = colours[labels.select(axis, middle).T.flip(0).long()]
         rows.append(torch.cat([grey, painted.float()], 1))
     width = max(r.shape[1] for r in rows)
     rows = [F.pad(r, (0, 0, 0, width - r.shape[1])) for r in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SEED = 0
@@ -88,6 +88,8 @@ class Edit:
     fixed_point: int = 2
     guidance: float = 1.0
     guidance_from: GuidedFrom = "nothing"
+    # Delta a step, one or one a channel (diffusion/drift.py); None: the bundle's own.
+    drift: tuple[float, ...] | None = None
 
 
 EDIT = Edit()
@@ -117,6 +119,8 @@ class Generation:
     sampler: Sampling = "ddim"
     steps: int = 50
     guidance: float = 1.0
+    # As in `Edit`.
+    drift: tuple[float, ...] | None = None
 
 
 GENERATION = Generation()
@@ -177,6 +181,25 @@ class Cycle:
 
 CYCLE = Cycle()
 
+# How a trained bundle comes to another scanner's scans (train/adapt.py): all weights of the
+# diffusion model; keys and values of its cross-attention; inputs of new conditions; all, with
+# samples of the parent beside; low-rank adapters; or the latent mean alone.
+Tune = Literal["full", "cross-attn", "condition", "prior", "lora", "none"]
+# Its autoencoder: the decoder alone, so that latents stay what they are, or all of it.
+TuneAutoencoder = Literal["decoder", "all"]
+# Where a drift acts: in the forward process of training, in the samplers, or in both.
+DriftAt = Literal["both", "training", "inference"]
+DRIFT_AT: DriftAt = "both"
+# Scans that a scheme needs to train on; weights of a few columns need the fewest.
+FEWEST_SCANS: dict[Tune, int] = {
+    "none": 3,
+    "condition": 3,
+    "cross-attn": 5,
+    "lora": 5,
+    "prior": 5,
+    "full": 5,
+}
+
 # Of each stage (train/).
 AUTOENCODER_FIT = FitConfig(steps=4500, learning_rate=1e-3)
 CAUSAL_FIT = FitConfig(steps=4500, learning_rate=3e-4)
@@ -184,6 +207,27 @@ DECODER_FIT = FitConfig(steps=3000, learning_rate=1e-3, batch_size=2)
 LATENT_DIFFUSION_FIT = FitConfig(steps=2200, learning_rate=5e-4, batch_size=4, ema_decay=0.998)
 # 2,000 iterations are CDM's (section 4.3).
 CYCLE_FIT = FitConfig(steps=2000, learning_rate=1e-4, batch_size=4, ema_decay=0.998)
+# Of few scans, without decay of weights: what is not trained stays as it is, to the bit.
+_FEW = FitConfig(
+    steps=400,
+    learning_rate=1e-4,
+    batch_size=4,
+    weight_decay=0.0,
+    warmup_steps=20,
+    ema_decay=0.98,
+    checkpoint_every=50,
+    report_every=50,
+)
+ADAPT_FITS: dict[Tune, FitConfig] = {
+    "full": _FEW,
+    "prior": _FEW,
+    "cross-attn": replace(_FEW, learning_rate=5e-4),
+    "lora": replace(_FEW, learning_rate=1e-3),
+    "condition": replace(_FEW, learning_rate=5e-3),
+}
+ADAPT_AUTOENCODER_FIT = replace(_FEW, steps=300, learning_rate=2e-4, batch_size=1)
+# Reports in a row that are no better than the best, after which the training ends.
+PATIENCE = 3
 JUDGE_FIT = FitConfig(
     steps=600,
     learning_rate=2e-3,

@@ -167,7 +167,11 @@ def curved(own: Schedule):
     """A smooth nonlinear denoiser whose steps cannot be inverted in closed form."""
 
     def denoise(zt, t):
-        return torch.tanh(zt.roll(1, -1)) * 0.6 + 0.3 * torch.sin(2 * zt) + t[:, None] / 3000
+        return (
+            torch.tanh(zt.roll(1, -1)) * 0.6
+            + 0.3 * torch.sin(2 * zt)
+            + (t / 3000).reshape(-1, *[1] * (zt.ndim - 1))
+        )
 
     return denoise
 

@@ -16,6 +16,7 @@ from cfgen.cli.options import (
     Bundle,
     Config,
     Device,
+    Drift,
     DryRun,
     Force,
     From,
@@ -30,6 +31,7 @@ from cfgen.cli.options import (
     Strip,
     Threads,
     Verbose,
+    drift_of,
     one_source,
 )
 from cfgen.cli.options import skull_strip as skull_strip_of
@@ -151,6 +153,7 @@ def counterfactual(
             "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
         ),
     ] = "kl",
+    drift: Drift = None,
     samples: Annotated[
         int,
         typer.Option("--samples", min=1, help="Mean, SD and intervals of so many samples."),
@@ -191,8 +194,10 @@ def counterfactual(
       cfgen counterfactual --table volumes.csv --age +15 --rates within --out answers.csv
     """
     setup(threads, verbose, quiet)
-    latent: dict[str, Any] = {"steps": steps, "depth": depth, "guidance": guidance}
-    latent["guidance_from"] = guidance_from
+    latent: dict[str, Any] = {
+        **{"steps": steps, "depth": depth, "guidance": guidance},
+        **{"guidance_from": guidance_from, "drift": drift_of(drift)},
+    }
     sampler = {name: value for name, value in latent.items() if value is not None}
     if table is not None:
         from cfgen.jobs.counterfactual_table import Asked, outputs

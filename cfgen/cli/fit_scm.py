@@ -47,6 +47,13 @@ def fit_scm(
             show_default="cfgen's",
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            help="Fit nothing: move this bundle's law to few people in closed form.",
+        ),
+    ] = None,
     mechanism: Annotated[
         cfg.ScmMechanism,
         typer.Option("--mechanism", help="linear (in logarithms, with splines) or flow."),
@@ -92,6 +99,8 @@ def fit_scm(
       cfgen fit-scm --table cohort.csv --volumes volumes.csv --graph graph.dot --out fitted/
 
       cfgen fit-scm --table cohort.csv --mechanism flow --missing amygdala --out fitted/
+
+      cfgen fit-scm --table few.csv --volumes volumes.csv --init bundle/ --bundle ours/ --out ours2/
     """
     setup(threads, verbose, quiet)
     settings = replace(
@@ -108,6 +117,26 @@ def fit_scm(
 
     check_folder(out)
     read_bundle(bundle)
+    if init is not None:
+        given = {
+            "--graph": graph is not None,
+            "--prior": bool(prior),
+            "--missing": bool(missing),
+            "--check": check,
+            "--mechanism or --knots": settings != replace(cfg.SCM_FIT, members=members, seed=seed),
+        }
+        if any(given.values()):
+            name = next(n for n, on in given.items() if on)
+            raise UsageError("--init", f"{name} beside it", "none: the law is that of --init")
+        from cfgen.jobs.adapt_scm import check_few, move_law
+
+        if dry_run:
+            people = check_few(table, volumes, init)
+            print(f"{people} people")
+            return
+        moved = move_law(table, volumes, init, bundle, out, overwrite=overwrite)
+        print(json.dumps(moved.json(), indent=2) if as_json else f"{moved.text()}\n{out}")
+        return
     cohort = job.read_inputs(job.Inputs(table, volumes, graph, tuple(missing or ())))
     normative = None
     if prior not in ("", "none"):

@@ -15,6 +15,7 @@ from cfgen.cli.options import (
     Bundle,
     Config,
     Device,
+    Drift,
     DryRun,
     NoPicture,
     Overwrite,
@@ -23,6 +24,7 @@ from cfgen.cli.options import (
     Shard,
     Threads,
     Verbose,
+    drift_of,
     shard_of,
 )
 from cfgen.cli.show import end_batch, print_paths, setup
@@ -61,6 +63,7 @@ def generate(
     guidance: Annotated[
         float, typer.Option("--guidance", help="Classifier-free guidance weight.")
     ] = cfg.GENERATION.guidance,
+    drift: Drift = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +124,8 @@ def generate(
         raise UsageError("--manifest", "beside --age, --sex, --set or --n", "one or the other")
     else:
         people = read_wanted(manifest, model.schema, seed)
-    options = Options(cfg.Generation(sampler, steps, guidance), overwrite, masks, decoder)
+    how = cfg.Generation(sampler, steps, guidance, drift_of(drift))
+    options = Options(how, overwrite, masks, decoder)
     images = check_generation(model, people, out, options)
     start, stop = shard_of(shard, len(people))
     warn(model.schema, people[start:stop])

@@ -61,6 +61,14 @@ Rates = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
+Drift = Annotated[
+    str | None,
+    typer.Option(
+        "--drift",
+        help="Latent drift a step: 0.02, or one a channel; 0: none.",
+        show_default="the bundle's own",
+    ),
+]
 Shard = Annotated[
     str, typer.Option("--shard", help="I/N: the I-th of N parts, from 1; auto: of a Slurm array.")
 ]
@@ -117,6 +125,15 @@ def fit_of(
     given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
     known = {name: value for name, value in given.items() if value is not None}
     return replace(usual, seed=seed, **known)  # type: ignore[arg-type]
+
+
+def drift_of(text: str | None) -> tuple[float, ...] | None:
+    """Of an edit or a generation; None leaves it to the bundle."""
+    if text is None:
+        return None
+    from cfgen.diffusion.drift import parse_drift
+
+    return parse_drift(text).delta
 
 
 def skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path | None]:

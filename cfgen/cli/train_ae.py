@@ -68,6 +68,14 @@ def train_ae(
         Path | None,
         typer.Option("--init", help="Bundle whose autoencoder the training goes on from."),
     ] = None,
+    tune: Annotated[
+        cfg.TuneAutoencoder | None,
+        typer.Option(
+            "--tune",
+            help="Bring the bundle of --init to a few scans of another scanner: decoder (latents "
+            "stay what they are) or all of its autoencoder.",
+        ),
+    ] = None,
     conditions: Annotated[
         str,
         typer.Option("--conditions", help="Columns to learn beside age and sex: ad,field_tesla."),
@@ -103,6 +111,8 @@ def train_ae(
 
       cfgen train-ae --manifest prepared/manifest.csv --decoder diffusion --init bundle/ \\
         --out sharp/
+
+      cfgen train-ae --manifest few.csv --init bundle/ --tune decoder --out ours/
     """
     setup(threads, verbose, quiet)
     from dataclasses import asdict
@@ -113,6 +123,22 @@ def train_ae(
     check_folder(out)
     if lpips is not None and arch != "causal":
         raise UsageError("--lpips", f"with --arch {arch}", "--arch causal")
+    if tune is not None:
+        if init is None:
+            raise UsageError("--tune", "no --init", "the bundle that is to be adapted")
+        if arch != "plain" or grid or conditions or about or lpips or decoder != "kl":
+            problem = "--arch, --grid, --conditions, --about, --lpips or --decoder beside it"
+            raise UsageError("--tune", problem, "none: they are those of --init")
+        from cfgen.jobs import adapt_autoencoder as job
+
+        few = job.Asked(manifest, init, tune, preset, checkpointing)
+        how = fit_of(cfg.ADAPT_AUTOENCODER_FIT, seed, steps, learning_rate, batch_size)
+        if dry_run:
+            trial = job.try_adapt_autoencoder(few, how, device)
+            print_trial(trial.text(), asdict(trial), as_json)
+            return
+        print_bundle(job.adapt_autoencoder(few, out, how, device).path)
+        return
     if decoder == "diffusion":
         if init is None:
             raise UsageError("--decoder diffusion", "no --init", "a bundle with an autoencoder")

@@ -12,6 +12,7 @@ from cfgen.data.schema import (
     default_schema,
     fit_schema,
     number_text,
+    with_added,
     with_columns,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "number_text",
     "parse_interventions",
     "parse_values",
+    "with_added",
     "with_columns",
 ]

@@ -34,7 +34,8 @@ class Variable:
 
     `low` and `high` are the plausible limits of a number: outside is an error. `support` is the
     range seen in training and `seen` the levels seen there: outside is a warning. `center` and
-    `scale` make network units of a number.
+    `scale` make network units of a number. One that was `added` when a bundle was adapted may be
+    left unsaid: then it is as in the scans of the parent, and its inputs are 0.
     """
 
     name: str
@@ -47,10 +48,14 @@ class Variable:
     center: float = 0.0
     scale: float = 1.0
     seen: tuple[str, ...] = ()
+    added: bool = False
 
     @property
     def width(self) -> int:
-        """How many network inputs: 1, or one for each of three or more levels."""
+        """How many network inputs: 1, or one for each of three or more levels; of what was added
+        one for each level, or that it is known and its value."""
+        if self.added:
+            return len(self.levels) or 2
         return len(self.levels) if len(self.levels) > 2 else 1
 
     @property
@@ -87,20 +92,25 @@ class Schema:
     def encode(self, values: Values) -> np.ndarray:
         """Network units, float32 (n,).
 
-        A number is (x - center) / scale, two levels are -1 and +1, more levels are one-hot. Raises
-        UsageError when a variable is missing.
+        A number is (x - center) / scale, two levels are -1 and +1, more levels are one-hot; what
+        was added is one-hot, or 1 and the number, or 0 where it is not said. Raises UsageError when
+        a variable is missing.
         """
         missing = self.missing(values)
         if missing:
             raise UsageError("conditions", f"{' and '.join(missing)} missing", "every variable")
         parts: list[float] = []
         for v in self.variables:
+            if v.name not in values:
+                parts += [0.0] * v.width
+                continue
             value = values[v.name]
             if v.kind == "continuous":
+                parts += [1.0] * v.added
                 parts.append((float(value) - v.center) / v.scale)
             else:
                 place = v.levels.index(str(value))
-                if v.width == 1:
+                if v.width == 1 and not v.added:
                     parts.append(2.0 * place - 1.0)
                 else:
                     parts += [float(i == place) for i in range(v.width)]
@@ -120,11 +130,14 @@ class Schema:
     def decode(self, vector: np.ndarray) -> dict[str, Value]:
         """Raw units from network units (n,): numbers are cut to the limits, levels are the nearest.
 
-        The inverse of `encode`, and what a predictor's output means.
+        The inverse of `encode`, and what a predictor's output means. No predictor knows what was
+        added: it is left unsaid.
         """
         values: dict[str, Value] = {}
         start = 0
         for v in self.variables:
+            if v.added:
+                continue
             part = vector[start : start + v.width]
             start += v.width
             if v.kind == "categorical":
@@ -159,8 +172,8 @@ class Schema:
         return number
 
     def missing(self, values: Values) -> list[str]:
-        """The names of variables that have no value."""
-        return [name for name in self.names if name not in values]
+        """The names of variables that need a value and have none."""
+        return [v.name for v in self.variables if not v.added and v.name not in values]
 
     def support_notices(self, values: Values) -> list[Notice]:
         """One for every value that training never saw the like of."""
@@ -188,7 +201,11 @@ class Schema:
 
     def to_json(self) -> list[dict[str, Any]]:
         """What `json.dumps` takes and `from_json` reads back."""
-        return [asdict(v) for v in self.variables]
+        plain = {"added": False}
+        return [
+            {k: x for k, x in asdict(v).items() if k not in plain or x != plain[k]}
+            for v in self.variables
+        ]
 
     @staticmethod
     def from_json(data: Sequence[Mapping[str, Any]]) -> Schema:
@@ -220,6 +237,33 @@ def with_columns(
         if not all(map(_is_number, levels)):
             kind = "categorical"
         added.append(Variable(name, kind, levels=levels if kind == "categorical" else ()))
+    return Schema((*schema.variables, *added))
+
+
+def with_added(schema: Schema, names: Sequence[str], cells: Sequence[Mapping[str, str]]) -> Schema:
+    """A parent's schema with further columns of a lab's table, after its own, which keep their
+    meaning. One level is enough: it is another than that of the parent's scans, who have none.
+
+    Raises ManifestError for a column that the parent knows already or that no row has.
+    """
+    added = []
+    for name in names:
+        if name in schema.names:
+            problem = "is a condition of the parent already"
+            raise ManifestError(f"column {name}", problem, fix="leave it out of --conditions")
+        known = [c[name] for c in cells if c.get(name)]
+        if not known:
+            raise ManifestError(f"column {name}", "is in no row of the train split", "a value")
+        if not all(map(_is_number, known)):
+            levels = tuple(sorted(set(known)))
+            added.append(Variable(name, "categorical", levels=levels, seen=levels, added=True))
+            continue
+        x = np.array([float(text) for text in known])
+        support = (float(x.min()), float(x.max()))
+        center, scale = float(x.mean()), float(x.std()) or 1.0
+        added.append(
+            Variable(name, "continuous", support=support, center=center, scale=scale, added=True)
+        )
     return Schema((*schema.variables, *added))
 
 
@@ -319,7 +363,7 @@ def _variable_from_json(entry: Mapping[str, Any]) -> Variable:
     variable = Variable(**fields)
     if variable.kind not in ("continuous", "categorical"):
         raise ValueError(f"variable '{variable.name}' has kind '{variable.kind}'")
-    if variable.kind == "categorical" and len(variable.levels) < 2:
+    if variable.kind == "categorical" and len(variable.levels) < (1 if variable.added else 2):
         raise ValueError(f"variable '{variable.name}' has fewer than two levels")
     if not variable.scale > 0:
         raise ValueError(f"variable '{variable.name}' has scale {variable.scale}")

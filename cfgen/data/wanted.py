@@ -120,7 +120,7 @@ def read_wanted(path: Path, schema: Schema, seed: int) -> list[Nobody]:
         ]
         if missing or reading.problems:
             continue
-        values = {name: reading.values[name] for name in schema.names}
+        values = {n: reading.values[n] for n in schema.names if n in reading.values}
         name = _name(table, cells) if named else _label(schema, values)
         count[name] += 1
         if not name:
@@ -139,13 +139,14 @@ def read_wanted(path: Path, schema: Schema, seed: int) -> list[Nobody]:
 
 def _require_columns(table: Table, schema: Schema) -> None:
     """One fault for a whole column, with the one that may be meant."""
-    absent = [n for n in schema.names if not columns_of(n, table.columns, schema)]
+    needed = schema.missing({})
+    absent = [n for n in needed if not columns_of(n, table.columns, schema)]
     if absent:
         near = {n: get_close_matches(n, table.columns, 1) for n in absent}
         raise ManifestError(
             table.path,
             f"no column {' and no column '.join(absent)}; found {', '.join(table.columns)}",
-            f"a column each for {', '.join(schema.names)}",
+            f"a column each for {', '.join(needed)}",
             " ".join(f"rename '{found[0]}' to '{n}'?" for n, found in near.items() if found),
         )
 
@@ -157,7 +158,7 @@ def _name(table: Table, cells: Mapping[str, str]) -> str:
 
 def _label(schema: Schema, values: Mapping[str, Value]) -> str:
     """As the label of an intervention: 'age30_sexM'."""
-    return Intervention(tuple(Change(n, values[n]) for n in schema.names)).label()
+    return Intervention(tuple(Change(n, values[n]) for n in schema.names if n in values)).label()
 
 
 def outside_support(schema: Schema, people: Iterable[Nobody]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.diffusion.samplers import Denoiser, ddim_step, predict
 from cfgen.diffusion.schedule import Schedule
 
@@ -17,8 +18,9 @@ def invert_ddim(
     z0: Tensor,
     times: Sequence[int],
     fixed_point: int = 2,
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
-    """Walk the grid of times upwards so that `denoise_ddim` comes back to z0.
+    """Walk the grid of times upwards so that `denoise_ddim`, of the same drift, comes back to z0.
 
     The step from s to t is implicit: denoising asks the network at zt, which is not known yet.
     Plain inversion takes zs in its place (CDM Eq. 5-6); each of `fixed_point` further iterations
@@ -26,6 +28,8 @@ def invert_ddim(
     """
     zs = z0
     for s, t in pairwise(times):
+        # What the mean of zs was before it was moved.
+        zs = drift.minus(zs)
         zt = zs
         for _ in range(fixed_point + 1):
             _, eps = predict(denoiser, schedule, zt, t)

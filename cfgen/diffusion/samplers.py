@@ -1,7 +1,8 @@
 """Samplers on an explicit, rising grid of times; each walks it from the noisy end to the clean one.
 
 A denoiser is asked with zt (B, ...) and t (B,) and gives the network's raw output. Latents are
-never clipped. Elements of a batch never meet: what is random comes from a generator of each.
+never clipped. Elements of a batch never meet: what is random comes from a generator of each. A
+drift is added to the mean of every step (drift.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.diffusion.schedule import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -29,17 +31,25 @@ def ddim_step(schedule: Schedule, z0: Tensor, eps: Tensor, t: int) -> Tensor:
 
 
 def denoise_ddim(
-    denoiser: Denoiser, schedule: Schedule, zt: Tensor, times: Sequence[int]
+    denoiser: Denoiser,
+    schedule: Schedule,
+    zt: Tensor,
+    times: Sequence[int],
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
     """Deterministic DDIM from times[-1] down to times[0]."""
     for t, s in zip(reversed(times[1:]), reversed(times[:-1]), strict=True):
         z0, eps = predict(denoiser, schedule, zt, t)
-        zt = ddim_step(schedule, z0, eps, s)
+        zt = drift.plus(ddim_step(schedule, z0, eps, s))
     return zt
 
 
 def denoise_dpmpp_2m(
-    denoiser: Denoiser, schedule: Schedule, zt: Tensor, times: Sequence[int]
+    denoiser: Denoiser,
+    schedule: Schedule,
+    zt: Tensor,
+    times: Sequence[int],
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), first order in its first and last step."""
     alpha, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
@@ -55,7 +65,7 @@ def denoise_dpmpp_2m(
             guess = z0 + (z0 - before) * (step / (2 * step_before))
         shrink = float(sigma[s] / sigma[t])
         grow = float(-alpha[s] * torch.expm1(torch.tensor(-step, dtype=torch.float64)))
-        zt = shrink * zt + grow * guess
+        zt = drift.plus(shrink * zt + grow * guess)
         before, step_before = z0, step
     return zt
 
@@ -66,6 +76,7 @@ def denoise_ddpm(
     zt: Tensor,
     times: Sequence[int],
     generators: Sequence[torch.Generator],
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2; cDDGM Algorithm 1), on any grid of times."""
     for t, s in zip(reversed(times[1:]), reversed(times[:-1]), strict=True):
@@ -76,7 +87,7 @@ def denoise_ddpm(
         mean_z0 = as_**0.5 * (1 - ratio) / (1 - at)
         mean_zt = ratio**0.5 * (1 - as_) / (1 - at)
         variance = (1 - as_) / (1 - at) * (1 - ratio)
-        zt = mean_z0 * z0 + mean_zt * zt
+        zt = drift.plus(mean_z0 * z0 + mean_zt * zt)
         if s > 0:
             zt = zt + variance**0.5 * noise_like(zt, generators)
     return zt

@@ -60,7 +60,8 @@ def sample_latent(models: Models, c: Condition, noise: Tensor, how: Generation) 
     with working("denoising", how.steps) as step:
         denoiser: Denoiser = counted(models.denoiser(c, how.guidance), step)
         sampler = denoise_dpmpp_2m if how.sampler == "dpm++" else denoise_ddim
-        r = sampler(denoiser, models.schedule, noise, times)
+        drift = models.drift(how.drift, how.steps)
+        r = sampler(denoiser, models.schedule, noise, times, drift)
     return models.latent_mean.latent(r, c.vector)
 
 

@@ -13,6 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DECODING, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
+from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0, led
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
@@ -34,7 +35,7 @@ class Models:
 
     `control` is for conditions with masks; `null` says whether the UNet was trained without
     conditions too, which guidance needs. A `decoder` that is there decodes in the autoencoder's
-    place.
+    place. `drifting` are the drifts of training and sampling (diffusion/drift.py).
     """
 
     autoencoder: AnyAutoencoder
@@ -45,6 +46,7 @@ class Models:
     control: Control | None = None
     null: bool = True
     decoder: DiffusionDecoder | None = None
+    drifting: Drifting = NO_DRIFTING
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +72,8 @@ class Models:
 
     def denoiser(self, c: Condition, guidance: float, rescale: float = 0.0) -> Denoiser:
         """The UNet under a condition of B elements; without the condition masks stay as they are.
-        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`).
+        `rescale` above 0 puts back the spread that guidance adds (`guided_z0`). It is asked at
+        latents without the drift of training.
 
         Raises UsageError for guidance that the UNet was not trained for, and for masks where there
         is no network that takes them.
@@ -81,7 +84,8 @@ class Models:
 
         def net_v(zt: Tensor, t: Tensor, context: Tensor) -> Tensor:
             # Networks count noise levels from 0.
-            return v_of(net(zt, t, context), zt, t + 1, self.schedule, spread)
+            output = net(self.drifting.trained.plus(zt), t, context)
+            return v_of(output, zt, t + 1, self.schedule, spread)
 
         step = guided(net_v, c.tokens(), nothing, guidance)
         if rescale:
@@ -92,6 +96,14 @@ class Models:
                 return step(zt, t).float()
 
         return denoise
+
+    def drift(self, asked: tuple[float, ...] | None, steps: int, depth: float = 1.0) -> Drift:
+        """What a sampler of so many steps moves a latent by in each: the model's own, unless it is
+        asked for. Raises UsageError for one that is out of range."""
+        if asked is None:
+            return self.drifting.of_a_step(steps, depth)
+        channels = self.latent_mean.coefficients.shape[1]
+        return Drift(asked).check(channels).less(self.drifting.trained)
 
     def _network(self, c: Condition) -> ContextNet:
         masks, control = c.masks, self.control
@@ -142,14 +154,15 @@ def edit_latent(
     last = round(config.depth * (len(models.schedule.alpha_bar) - 1))
     # At depth 0 nothing is diffused: the edit is the latent mean's alone.
     times = time_grid(config.steps, last) if last else [0]
+    drift = models.drift(config.drift, config.steps, config.depth)
     r = models.latent_mean.residual(z0, c.vector)
-    rt = abduct(models, r, c, times, config.fixed_point, noise)
+    rt = abduct(models, r, c, times, config.fixed_point, noise, drift)
 
     classifier_free = config.guidance_from == "nothing"
 
     def predict(target: Condition, denoiser: Denoiser) -> Tensor:
         with working("denoising", len(times) - 1) as step:
-            edited = denoise_ddim(counted(denoiser, step), models.schedule, rt, times)
+            edited = denoise_ddim(counted(denoiser, step), models.schedule, rt, times, drift)
         return models.latent_mean.latent(edited, target.vector, c.vector)
 
     def guided_to(target: Condition) -> Denoiser:
@@ -178,6 +191,7 @@ def abduct(
     times: Sequence[int],
     fixed_point: int,
     noise: Tensor | None = None,
+    drift: Drift = NO_DRIFT,
 ) -> Tensor:
     """The residual r (B, C, d, h, w) at the last of `times`: by DDIM inversion under c (CDM Eq.
     5-6), or with `noise` a sample of what r may have become there (`Schedule`)."""
@@ -185,7 +199,7 @@ def abduct(
         return ddim_step(models.schedule, r, noise, times[-1])
     with working("inverting", (len(times) - 1) * (fixed_point + 1)) as step:
         denoiser = counted(models.denoiser(c, 1.0), step)
-        return invert_ddim(denoiser, models.schedule, r, times, fixed_point)
+        return invert_ddim(denoiser, models.schedule, r, times, fixed_point, drift)
 
 
 def counted(denoiser: Denoiser, step: Step) -> Denoiser:
@@ -228,7 +242,9 @@ def load_models(
     mean = LatentMean.from_tensors(bundle.tensors("latent_mean")).to(device)
     with bundle.fitting("unet"):
         schedule = Schedule.make(ScheduleConfig(**bundle.part("unet").config["schedule"]))
-    models = Models(autoencoder, mean, net, schedule, device, None, has_null(bundle))
+        drifting = Drifting.from_json(bundle.part("unet").config.get("drift"))
+    null = has_null(bundle)
+    models = Models(autoencoder, mean, net, schedule, device, null=null, drifting=drifting)
     if masks:
         models = replace(models, control=load_control(bundle, net, models.shape, device))
     if decoder == "diffusion":

@@ -51,16 +51,20 @@ class TargetValue:
 
 @dataclass(frozen=True)
 class Sampler:
+    """`drift` is what each step moved the latent by, one or one a channel (diffusion/drift.py);
+    that of the bundle's training is not in it."""
+
     name: str
     steps: int
     depth: float
     fixed_point: int
     guidance: float
     guidance_from: GuidedFrom = "nothing"
+    drift: tuple[float, ...] | None = None
 
     @staticmethod
-    def of(edit: Edit) -> Sampler:
-        return Sampler("DDIM", **asdict(edit))
+    def of(edit: Edit, drift: tuple[float, ...] = ()) -> Sampler:
+        return Sampler("DDIM", **asdict(edit) | {"drift": drift if any(drift) else None})
 
 
 @dataclass(frozen=True)

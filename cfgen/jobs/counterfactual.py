@@ -210,7 +210,7 @@ class _Run:
             target={},
             round_trip_error=None if round_trip is None else round(round_trip, 6),
             render=self.way.render,
-            sampler=Sampler.of(options.sampler) if self.way.generates else None,
+            sampler=self._sampler(),
             seed=options.seed,
             skull_stripping=SkullStripping(opened.brain.source, opened.brain.note),
             preprocessing={
@@ -227,6 +227,12 @@ class _Run:
             by=self.way.by,
             decoder=options.decoder if self.way.generates else None,
         )
+
+    def _sampler(self) -> Sampler | None:
+        if not self.way.generates:
+            return None
+        edit, models = self.options.sampler, self.engine.models
+        return Sampler.of(edit, models.drift(edit.drift, edit.steps, edit.depth).delta)
 
     def write(
         self,

@@ -62,6 +62,6 @@ def checked_way(bundle: Bundle, interventions: Iterable[Intervention], options: 
 
 def sampler_options(options: Options) -> str:
     """Which of them say something new; all where what they say is what it is anyway."""
-    names = ("steps", "depth", "guidance", "guidance_from")
+    names = ("steps", "depth", "guidance", "guidance_from", "drift")
     new = [n for n in names if getattr(options.sampler, n) != getattr(EDIT, n)]
     return ", ".join(f"--{name.replace('_', '-')}" for name in new or names)

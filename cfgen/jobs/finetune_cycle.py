@@ -63,7 +63,9 @@ def finetune_cycle(
     net = fit(task, config, runs)
     if not leads():
         return bundle
+    before = bundle.part("unet").config
     description = unet_description(models.unet.config, how) | {"cycle": asdict(cycle)}
+    description |= {name: before[name] for name in ("drift", "adapted") if name in before}
     trained = trained_on(train.rows, config) | {"from": bundle.part("unet").trained}
     return write_part(copy_bundle(bundle, out), "unet", half(net), description, trained)
 
@@ -127,7 +129,7 @@ def check_cohort(manifest: Path, schema: Schema, train: Cohort, batch_size: int)
         inputs: Tensor = train.conditions[:, at : at + variable.width]
         at += variable.width
         if bool((inputs == inputs[:1]).all()):
-            value = train.rows[0].values[variable.name]
+            value = train.rows[0].values.get(variable.name, "")
             raise ManifestError(
                 f"{manifest} column {variable.name}",
                 f"'{value}' in every train row",

@@ -143,6 +143,7 @@ def generate_people(
     if options.masks is not None:
         assert models.control is not None
         masks = models.control.masks(read_volume(options.masks))
+    drift = models.drift(options.how.drift, options.how.steps)
 
     def work(person: Nobody) -> Made[Row]:
         wanted = _request(bundle, person, options)
@@ -157,7 +158,10 @@ def generate_people(
         image = generate(models, bundle, person.values, person.seed, options.how, masks)
         if not image.any():
             raise BundleError(bundle.path, "its model made no brain here", "a trained model")
-        _write(image.numpy(), person, files, _record(bundle, person, device, options, wanted))
+        record = _record(bundle, person, device, options, wanted)
+        # As it was: what the bundle has by itself is said too.
+        record = replace(record, sampler=replace(options.how, drift=drift.delta if drift else None))
+        _write(image.numpy(), person, files, record)
         return Made(row, "generated")
 
     return run_rows(people, lambda p: row_of(p, out), work, lambda _, made: made, what="brains")
@@ -253,6 +257,8 @@ def draw_sheet(out: Path, schema: Schema) -> Path | None:
     rows = sorted((r for r in rows if not schema.missing(r.values)), key=order)
     shown = [rows[i] for i in chosen(len(rows))]
     images = [read_volume(row.image).data for row in shown]
-    titles = [" ".join(_text(row.values[n]) for n in schema.names) for row in shown]
+    titles = [
+        " ".join(_text(row.values[n]) for n in schema.names if n in row.values) for row in shown
+    ]
     brain_sheet(images, titles, out / SHEET)
     return out / SHEET

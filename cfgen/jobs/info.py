@@ -14,6 +14,7 @@ from cfgen.bundle import Bundle, read_bundle
 from cfgen.config import GRIDS
 from cfgen.data.conditions import Schema, Variable, number_text
 from cfgen.device import number_type, pick_device
+from cfgen.diffusion.drift import Drifting
 from cfgen.measure.judge_errors import error_lines
 from cfgen.measure.tissues import dice_lines
 from cfgen.scan.gate import CHECKS
@@ -66,6 +67,8 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
         "trained": part.trained,
         "training": ", ".join(training),
     }
+    if name == "unet":
+        entry["training"] = ", ".join([*training, *_adaptation(part.config)])
     if name == "judge":
         targets = Schema.from_json(part.config["targets"])
         entry |= {k: part.config[k] for k in ("targets", "val")}
@@ -77,6 +80,18 @@ def _part(bundle: Bundle, name: str) -> dict[str, Any]:
         regions = ", ".join(part.config["regions"])
         entry["training"] = ", ".join([*training, f"by {part.config['kind']}: {regions}"])
     return entry
+
+
+def _adaptation(config: dict[str, Any]) -> list[str]:
+    """How a diffusion model came to other scans than its parent's, and its drifts."""
+    words = []
+    if "adapted" in config:
+        how = config["adapted"]
+        words.append(f"adapted to {how['scans']} scans ({how['tune']})")
+    drifting = Drifting.from_json(config.get("drift"))
+    words += [f"trained with drift {drifting.trained.text()}"] * bool(drifting.trained)
+    words += [f"sampled with drift {drifting.sampling.text()}"] * bool(drifting.sampling)
+    return words
 
 
 def describe(path: Path) -> str:

@@ -32,6 +32,7 @@ from cfgen.config import (
 )
 from cfgen.data.volume import read_volume
 from cfgen.device import autocast, pick_device
+from cfgen.diffusion.drift import Drifting
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.edit.latent import Models, load_autoencoder, load_models, without_conditions
 from cfgen.errors import BundleError
@@ -166,11 +167,15 @@ def try_latent_diffusion(
 
 def unet_description(net: UNetConfig, diffusion: LatentDiffusionConfig) -> dict[str, Any]:
     """What a bundle says of its diffusion model; `diffusion_of` reads it."""
-    return net_config(net) | {
+    said = net_config(net) | {
         "schedule": asdict(diffusion.schedule),
         "loss_weights": diffusion.loss_weights,
         "drop_conditions": diffusion.drop_conditions,
     }
+    if diffusion.drift:
+        # Sampled as it was trained.
+        said["drift"] = Drifting(diffusion.drift, diffusion.drift).to_json()
+    return said
 
 
 def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusionConfig:
@@ -184,6 +189,7 @@ def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusio
         schedule=ScheduleConfig(**known["schedule"]),
         loss_weights=known.get("loss_weights", LATENT_DIFFUSION.loss_weights),
         drop_conditions=known.get("drop_conditions", LATENT_DIFFUSION.drop_conditions),
+        drift=Drifting.from_json(known.get("drift")).trained,
     )
 
 

@@ -37,7 +37,7 @@ def train_predictor(manifest: Path, source: Path, out: Path) -> Bundle:
         outputs = torch.cat([net(x[None, None].float()) for x in val.images])
     guesses = [bundle.schema.decode(vector.numpy()) for vector in outputs]
     for v in bundle.schema.variables:
-        if v.kind == "continuous":
+        if v.kind == "continuous" and not v.added:
             pairs = zip(guesses, val.rows, strict=True)
             errors = [abs(float(g[v.name]) - float(row.values[v.name])) for g, row in pairs]
             log.info("predictor: %s MAE %.2f %s on val", v.name, np.mean(errors), v.unit)

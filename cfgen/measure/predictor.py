@@ -29,7 +29,7 @@ def predict_conditions(
     out = _outputs(load_predictor(bundle, device), image, device)
     values = bundle.schema.decode(out.cpu().numpy())
     for variable in bundle.schema.variables:
-        if variable.support is not None:
+        if variable.support is not None and variable.name in values:
             low, high = variable.support
             values[variable.name] = round(min(max(float(values[variable.name]), low), high), 1)
     return values
@@ -45,6 +45,8 @@ def score_conditions(
     found: dict[str, Any] = {}
     at = 0
     for v in schema.variables:
+        if v.added:
+            continue
         if v.kind == "continuous":
             found[v.name] = out[at] * v.scale + v.center
         else:

@@ -51,6 +51,7 @@ class ControlNet(Trunk):
         self, zt: Tensor, t: Tensor, masks: Tensor, context: Tensor | None = None
     ) -> Residuals:
         hint = self.mask_embed(pad_to_multiple(masks, self.factor))
+        context = self.folded(context)
         h, skips = self.encode(zt, self.embed(zt, t, context), context, hint)
         added = tuple(zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True))
         return Residuals(added, self.zero_middle(h))

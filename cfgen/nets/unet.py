@@ -1,7 +1,7 @@
 """The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
 
 The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
-equal once its weights are converted (nets/convert.py). Three additions are off by default.
+equal once its weights are converted (nets/convert.py). Four additions are off by default.
 
 `conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
 residual block (adaptive group norm), or both.
@@ -11,11 +11,15 @@ lowest level, to the conditions, and to the time.
 
 `positions` gives each voxel of the latent features of its own. Brains are aligned: where a voxel
 lies says what age does to it, and in noise a convolution cannot know that but near the edges.
+
+`added` are conditions that a trained network learns afterwards. They are no tokens of their own,
+which would take attention away from the others: each is a further column of every token, so that a
+network is as it was where they are 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -58,6 +62,8 @@ class UNetConfig:
     positions: tuple[int, int, int] | None = None
     # Blocks of attention after the way down (nets/blocks.AttentionBlock); 4 in PCGM.
     attention_blocks: int = 0
+    # Of the inputs of the condition vector, how many of the last were added.
+    added: int = 0
 
     @property
     def adaptive(self) -> bool:
@@ -116,6 +122,17 @@ class Trunk(nn.Module):
         """Voxels of the latent along one edge of a voxel of the lowest level."""
         return int(2 ** (len(self.config.channels) - 1))
 
+    def folded(self, context: Tensor | None) -> Tensor | None:
+        """Tokens (B, V + added, V + added + 2) of all conditions (nets/condition.py) -> those of V:
+        in place of a token, each added value is a column of the others."""
+        added = self.config.added
+        if context is None or not added:
+            return context
+        own = context.shape[1] - added
+        # The last columns of a token are its value, and whether it is withheld.
+        values = context[:, None, own:, -2].expand(-1, own, -1)
+        return torch.cat([context[:, :own, :own], values, context[:, :own, -2:]], -1)
+
     def embed(self, zt: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """Time, and conditions where norms follow them, (B, 4 channels[0])."""
         time: Tensor = self.time_embed(time_embedding(t, self.config.channels[0]).to(zt.dtype))
@@ -167,6 +184,7 @@ class UNet(Trunk):
         residuals: Residuals | None = None,
     ) -> Tensor:
         shape = zt.shape[2:]
+        context = self.folded(context)
         time = self.embed(zt, t, context)
         h, skips = self.encode(zt, time, context)
         if residuals is not None:
@@ -176,6 +194,32 @@ class UNet(Trunk):
             h = up(h, time, context, skips)
         out: Tensor = self.out(h)
         return out[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def token_readers(net: Trunk) -> dict[str, nn.Linear]:
+    """The layers that read condition tokens, by name: keys and values of cross-attention, and the
+    first of what norms follow."""
+    ends = ("attn2.to_k", "attn2.to_v", "layers.condition.to_k", "layers.condition.to_v")
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear) and (name.endswith(ends) or name == "condition_embed.0")
+    }
+
+
+@torch.no_grad()
+def with_added(unet: UNet, count: int) -> UNet:
+    """The same UNet with `count` more inputs of the condition vector, which do nothing yet."""
+    config = unet.config
+    assert config.context_dim is not None
+    wide = UNet(replace(config, context_dim=config.context_dim + count, added=config.added + count))
+    weights, at = unet.state_dict(), config.context_dim - 2
+    for name in token_readers(unet):
+        before = weights[f"{name}.weight"]
+        new = before.new_zeros(len(before), count)
+        weights[f"{name}.weight"] = torch.cat([before[:, :at], new, before[:, at:]], 1)
+    wide.load_state_dict(weights)
+    return wide
 
 
 def pad_to_multiple(x: Tensor, factor: int) -> Tensor:

@@ -157,4 +157,6 @@ def training_schema(manifest: Path, conditions: Sequence[str]) -> Schema:
 
 def splined(schema: Schema) -> Tensor:
     """Which inputs of the condition vector are numbers, whose effect may bend."""
-    return torch.tensor([v.kind == "continuous" for v in schema.variables for _ in range(v.width)])
+    return torch.tensor(
+        [v.kind == "continuous" and not v.added for v in schema.variables for _ in range(v.width)]
+    )

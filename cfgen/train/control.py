@@ -91,7 +91,7 @@ class ControlTask(LatentDiffusionTask):
         # The network counts noise levels from 0 (diffusion/guidance.py).
         level = (t - 1).to(self.device)
         masks = c.masks.contiguous(memory_format=torch.channels_last_3d)
-        output = under(zt, level, c.tokens(dropped), masks).float()
+        output = under(self.config.drift.plus(zt), level, c.tokens(dropped), masks).float()
         return v_of(output, zt, t, self.schedule, self.spread)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

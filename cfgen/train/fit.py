@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -35,6 +35,9 @@ from cfgen.train.together import any_of, average_figures, average_gradients, che
 
 log = logging.getLogger("cfgen")
 CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
+# The figure of a report that says which weights are best: the lower the better.
+HELD_OUT = "held_out"
 
 
 class Task(Protocol):
@@ -60,8 +63,14 @@ class Task(Protocol):
         """Figures on held-out data with the averaged weights; may draw `picture`."""
 
 
-def fit(task: Task, config: FitConfig, folder: Path, *, shared: bool = True) -> nn.Module:
+def fit(
+    task: Task, config: FitConfig, folder: Path, *, shared: bool = True, patience: int = 0
+) -> nn.Module:
     """Train `task.net` and return its moving average, in eval mode.
+
+    With `patience` reports have a figure 'held_out', there is one before the first step, the
+    training ends after so many in a row that are not below the lowest, and the average is that of
+    the lowest.
 
     Goes on from `folder/checkpoint.safetensors` when it is there. Where there are several processes
     they share each batch, and the first writes; without `shared` this one trains, and writes, by
@@ -80,9 +89,15 @@ def fit(task: Task, config: FitConfig, folder: Path, *, shared: bool = True) -> 
     state = _State({k: v for k, v in nets.items() if v is not None}, optimizers, config, folder)
     step = state.load()
     journal = _Journal(folder / "log.csv", step)
+    best = _Best(folder / BEST, patience, journal) if patience else None
     started, first = time.monotonic(), step
+    if best is not None and writes and not journal.report_rows:
+        best.keep_if_best(
+            0, task.report(average.module.eval(), folder / "step-000000.png"), average
+        )
     with stop_signal() as stopped, working("training", config.steps, step) as advance:
-        while step < config.steps:
+        over = best is not None and best.over
+        while step < config.steps and not over:
             figures = train_step(task, optimizers, step, config, shared=shared)
             if not math.isfinite(figures["loss"]):
                 raise UsageError(
@@ -99,7 +114,10 @@ def fit(task: Task, config: FitConfig, folder: Path, *, shared: bool = True) -> 
                 picture = folder / f"step-{step:06d}.png"
                 held_out = task.report(average.module.eval(), picture)
                 pace = (time.monotonic() - started) / (step - first)
-                journal.report(step, held_out)
+                if best is None:
+                    journal.report(step, held_out)
+                else:
+                    best.keep_if_best(step, held_out, average)
                 text = "  ".join(f"{k} {v:.4g}" for k, v in held_out.items())
                 left = pace * (config.steps - step) / 60
                 log.info(
@@ -110,15 +128,20 @@ def fit(task: Task, config: FitConfig, folder: Path, *, shared: bool = True) -> 
                     pace,
                     left,
                 )
-            if writes and (step % config.checkpoint_every == 0 or step == config.steps or stop):
+            if best is not None:
+                over = any_of(best.over, device) if shared else best.over
+            due = step % config.checkpoint_every == 0 or step == config.steps
+            if writes and (over or due or stop):
                 state.save(step)
                 journal.flush()
-            if stop and step < config.steps:
+            if stop and step < config.steps and not over:
                 raise Interrupted(
                     folder,
                     f"stopped after step {step} of {config.steps}",
                     fix="the same command goes on from there",
                 )
+    if best is not None and writes:
+        best.put_into(average)
     return average.module.eval()
 
 
@@ -276,6 +299,38 @@ class _Journal:
         for path, rows in ((self.path, self.rows), (self.reports, self.report_rows)):
             columns = list(dict.fromkeys(k for row in rows for k in row))
             write_atomically(path, lambda p, r=rows, c=columns: _write_rows(p, r, c))  # type: ignore[misc]
+
+
+class _Best:
+    """The average of the report with the lowest figure, in a file; which it was, and whether enough
+    came after it, is in the journal, so that an interrupted run decides as one that was not."""
+
+    def __init__(self, path: Path, patience: int, journal: _Journal) -> None:
+        self.path, self.patience, self.journal = path, patience, journal
+
+    @property
+    def _figures(self) -> list[float]:
+        return [float(row[HELD_OUT]) for row in self.journal.report_rows]
+
+    @property
+    def over(self) -> bool:
+        figures = self._figures
+        return bool(figures) and len(figures) - 1 - figures.index(min(figures)) >= self.patience
+
+    def keep_if_best(self, step: int, held_out: dict[str, float], average: AveragedModel) -> None:
+        # As the journal has it. The weights are there before the journal speaks of them.
+        figure = float(f"{held_out[HELD_OUT]:.6g}")
+        if all(figure < before for before in self._figures):
+            weights = average.module.state_dict().items()
+            tensors = {k: v.detach().cpu().contiguous() for k, v in weights}
+            write_atomically(self.path, lambda p: save_file(tensors, p))
+        self.journal.report(step, held_out)
+
+    def put_into(self, average: AveragedModel) -> None:
+        rows = self.journal.report_rows
+        figures = self._figures
+        log.info("best of the reports: step %s", rows[figures.index(min(figures))]["step"])
+        average.module.load_state_dict(load_file(self.path))
 
 
 def _write_rows(path: Path, rows: list[dict[str, str]], columns: list[str]) -> None:

@@ -20,6 +20,7 @@ from cfgen.config import (
     Prediction,
 )
 from cfgen.device import autocast, channels_last
+from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.samplers import denoise_dpmpp_2m
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig, time_grid
@@ -64,6 +65,8 @@ class LatentDiffusionConfig:
     norm_groups: int = 16
     # Less memory for more time (nets/blocks.py).
     checkpointing: bool = False
+    # Of the forward process (diffusion/drift.py).
+    drift: Drift = NO_DRIFT
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
@@ -153,14 +156,18 @@ class LatentDiffusionTask:
         self.net: Trunk = channels_last(net, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = self.batch(generator).part(my_part(self.fit.batch_size))
+        return self.batch_loss(self.batch(generator)), {}
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Of this process's part of a whole batch."""
+        batch = batch.part(my_part(self.fit.batch_size))
         error = self._error(self.net, batch.r, batch.c, batch.t, batch.eps, batch.dropped)
         weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
-        return (weights.to(error) * error).mean(), {}
+        return (weights.to(error) * error).mean()
 
-    def batch(self, generator: torch.Generator) -> Batch:
-        """The whole batch, of which a process takes its part."""
-        size, data = self.fit.batch_size, self.data
+    def batch(self, generator: torch.Generator, data: LatentData | None = None) -> Batch:
+        """The whole batch, of which a process takes its part; of other data where there are."""
+        size, data = self.fit.batch_size, data or self.data
         chosen = torch.multinomial(data.weights, size, replacement=True, generator=generator)
         views = torch.randint(data.latents.shape[1], (size,), generator=generator)
         c = data.conditions[chosen]
@@ -192,10 +199,12 @@ class LatentDiffusionTask:
     def ask(
         self, net: nn.Module, zt: Tensor, t: Tensor, c: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """What the network means at zt (B, C, d, h, w) and times t (B,), float32."""
+        """What the network means at zt (B, C, d, h, w), which drift has not moved yet, and times t
+        (B,), float32."""
         tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
-        output: Tensor = net(zt, (t - 1).to(self.device), tokens).float()
+        level = (t - 1).to(self.device)
+        output: Tensor = net(self.config.drift.plus(zt), level, tokens).float()
         return v_of(output, zt, t, self.schedule, self.spread)
 
     def critic_loss(self, step: int) -> Tensor | None:

@@ -1,0 +1,254 @@
+"""A bundle brought to few scans of another site: schemes, with drift and without, and closed form.
+
+    python benchmarks/drift.py --out build/drift --parent mid/ --manifest prepared/manifest.csv
+
+A line of table.csv for each scheme, drift, number of scans and seed, which is there after an
+interruption; curve.csv and pictures of every search lie in its run's folder. Scans are those that
+`cfgen preprocess` wrote; the val split is never trained on, but ends the training and is what a
+drift is searched by. Samples have the val scans' own conditions. KID and Frechet distance are of
+the shipped judge's features, beside that of halves of the real scans; age is read by that judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from cycle_judge import figures
+from torch import Tensor
+
+from cfgen.bundle import Bundle, read_bundle
+from cfgen.cli.options import DEFAULT_BUNDLE
+from cfgen.config import ADAPT_FITS, EDIT, Tune
+from cfgen.diffusion.drift import Drift
+from cfgen.edit.drift_search import HOW, l1
+from cfgen.edit.generation import sample_latent
+from cfgen.edit.latent import Models, edit_latent, load_models
+from cfgen.jobs.adapt import AUTO, Asked, adapt
+from cfgen.measure.judge import Judges, load_judge
+from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
+from cfgen.metrics.image import psnr
+from cfgen.nets.condition import Condition
+from cfgen.streams import Purpose, stream, torch_stream
+from cfgen.train.cohort import Cohort, read_cohort
+from cfgen.train.record import runs_folder
+
+CPU = torch.device("cpu")
+SITE = "target"
+# Their new weights, or the prior beside them, need a name for the new site.
+WITH_SITE = ("condition", "prior")
+KEY = ("scheme", "mean", "drift", "scans", "seed")
+# Scans whose round trip is measured.
+RETURNED = 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parent", type=Path, required=True)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--scans", type=int, nargs="+", default=[10])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--schemes",
+        nargs="+",
+        default=["none", "full", "cross-attn", "condition", "prior", "lora"],
+    )
+    parser.add_argument("--drifts", nargs="+", default=["off", "auto"], help="off, auto or numbers")
+    parser.add_argument("--means", nargs="+", default=["shrink", "keep"])
+    parser.add_argument("--steps", type=int, help="of training; the scheme's own by default")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    table = Table(out / "table.csv")
+    judges = load_judge(read_bundle(DEFAULT_BUNDLE), CPU)
+    parent = read_bundle(options.parent)
+    cohort = read_cohort(options.manifest, parent.schema, parent.preprocess.grid, "val")
+    if not table.has(line := key("parent", "keep", "off", 0, 0)):
+        table.add(line | measured(parent, cohort, judges) | floors(cohort, judges))
+    for scans in options.scans:
+        for seed in options.seeds:
+            few = few_scans(options.manifest, scans, seed, out)
+            for mean in options.means:
+                for drift in options.drifts:
+                    for scheme in options.schemes:
+                        line = key(scheme, mean, drift, scans, seed)
+                        # The parent as it is.
+                        idle = (scheme, mean, drift) == ("none", "keep", "off")
+                        if table.has(line) or idle:
+                            continue
+                        started = time.process_time()
+                        made = brought(options, few, line, out)
+                        cpu = {"cpu_minutes": (time.process_time() - started) / 60}
+                        table.add(line | cpu | measured(made, cohort, judges))
+
+
+def key(scheme: str, mean: str, drift: str, scans: int, seed: int) -> dict[str, object]:
+    return dict(zip(KEY, (scheme, mean, drift, scans, seed), strict=True))
+
+
+class Table:
+    """Lines of numbers in a CSV file, known by `KEY`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, object]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.lines = list(csv.DictReader(file))
+
+    def has(self, line: dict[str, object]) -> bool:
+        return any(all(str(x[k]) == str(line[k]) for k in KEY) for x in self.lines)
+
+    def add(self, line: dict[str, object]) -> None:
+        text = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()}
+        self.lines.append(text)
+        print("  ".join(f"{k} {v}" for k, v in text.items()), flush=True)
+        columns = list(dict.fromkeys(k for x in self.lines for k in x))
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.lines)
+
+
+def few_scans(manifest: Path, scans: int, seed: int, out: Path) -> Path:
+    """A manifest of so many of the train split, drawn by the seed, and of all of val."""
+    path = out / f"{scans}-{seed}.csv"
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    train = [r for r in rows if r["split"] == "train"]
+    order = stream(seed, Purpose.RESAMPLING, step=3).permutation(len(train))[:scans]
+    chosen = [train[i] for i in sorted(order)] + [r for r in rows if r["split"] == "val"]
+    for row in chosen:
+        for name in ("image", "labels"):
+            if row.get(name):
+                row[name] = str((manifest.parent / row[name]).absolute())
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "site"])
+        writer.writeheader()
+        writer.writerows(row | {"site": SITE} for row in chosen)
+    return path
+
+
+def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out: Path) -> Bundle:
+    """The adapted bundle of one line of the table."""
+    scheme: Tune = line["scheme"]  # type: ignore[assignment]
+    drift = {"off": None, "auto": AUTO}.get(str(line["drift"]), line["drift"])
+    if drift not in (None, AUTO):
+        drift = Drift((float(str(drift)),))
+    seed = int(str(line["seed"]))
+    fit = replace(ADAPT_FITS.get(scheme, ADAPT_FITS["full"]), seed=seed)
+    if options.steps:
+        fit = replace(fit, steps=options.steps)
+    asked = Asked(
+        few,
+        options.parent,
+        scheme,
+        drift,  # type: ignore[arg-type]
+        conditions=("site",) if scheme in WITH_SITE else (),
+        shrink=line["mean"] == "shrink",
+    )
+    name = "-".join(str(line[k]) for k in KEY)
+    # Scans are encoded, and a drift is searched, once for all schemes.
+    runs = runs_folder(out / name, "adapt")
+    alike = out / f"shared-{line['scans']}-{line['seed']}"
+    shared = {
+        runs / "latents.npy": alike / "latents.npy",
+        runs / "latents.json": alike / "latents.json",
+    }
+    shared = {} if scheme == "none" else shared
+    if scheme not in WITH_SITE and drift == AUTO:
+        shared[runs / "drift"] = alike / f"drift-{line['mean']}"
+    for own, first in shared.items():
+        copied(first, own)
+    adapt(asked, out / name, fit, "cpu")
+    for own, first in shared.items():
+        copied(own, first)
+    return read_bundle(out / name)
+
+
+def copied(source: Path, target: Path) -> None:
+    """A file or folder, where it is there and not yet at its target."""
+    if not source.exists() or target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+
+
+def floors(cohort: Cohort, judges: Judges) -> dict[str, object]:
+    """What real scans have of other real scans, and the judge's own error on them."""
+    real = cohort.images.float()
+    scans = l1(real, real)
+    features = judges.embed(real)
+    apart = scans[~np.eye(len(scans), dtype=bool)]
+    ages = np.array([float(r.values["age"]) for r in cohort.rows])
+    read = figures(ages, judges.judge(real)["age"])
+    floor, half = frechet_floor(features, 0)
+    found = {"real_l1": float(apart.mean()), "frechet_floor": floor, "frechet_floor_n": half}
+    return found | {f"real_age_{k}": v for k, v in read.items()}
+
+
+def measured(bundle: Bundle, cohort: Cohort, judges: Judges) -> dict[str, object]:
+    """The figures of one bundle."""
+    models = load_models(bundle, CPU)
+    told = [r.values | site_of(bundle) for r in cohort.rows]
+    c = torch.from_numpy(np.stack([bundle.schema.encode(v) for v in told]))
+    real = cohort.images.float()
+    made = samples(models, c)
+    ages = np.array([float(r.values["age"]) for r in cohort.rows])
+    read = figures(ages, judges.judge(made)["age"])
+    kid, kid_sd = kernel_distance(judges.embed(real), judges.embed(made), 0)
+    lost, dbs = returned(models, real[:RETURNED], c)
+    drifting = models.drifting
+    return {
+        "l1": float(l1(made, real).mean()),
+        "kid": kid,
+        "kid_sd": kid_sd,
+        "frechet": frechet(judges.embed(real), judges.embed(made)),
+        **{f"age_{k}": v for k, v in read.items()},
+        "round_trip": lost,
+        "psnr_db": dbs,
+        "drift_trained": drifting.trained.text(),
+        "drift_sampling": drifting.sampling.text(),
+        "brightness": float(made.mean() / real.mean()),
+    }
+
+
+def site_of(bundle: Bundle) -> dict[str, str]:
+    return {"site": SITE} if "site" in bundle.schema.names else {}
+
+
+@torch.inference_mode()
+def samples(models: Models, c: Tensor) -> Tensor:
+    """An image for every condition, of a noise of its own."""
+    shape, images = models.latent_mean.coefficients.shape[1:], []
+    for number, own in enumerate(c):
+        generator = torch_stream(1, Purpose.NOBODY, number, step=5)
+        noise = torch.randn(tuple(shape), generator=generator)
+        z0 = sample_latent(models, Condition(own[None]), noise[None], HOW)
+        images.append(models.decode(z0)[0, 0].float())
+    return torch.stack(images)
+
+
+def returned(models: Models, real: Tensor, c: Tensor) -> tuple[float, float]:
+    """What inversion and denoising lose of a latent, and PSNR of the autoencoder (dB)."""
+    lost, dbs = [], []
+    for image, own in zip(real, c, strict=False):
+        z0 = models.encode(image[None, None])
+        lost.append(edit_latent(models, z0, Condition(own[None]), [], EDIT).round_trip)
+        back = models.decode(z0)[0, 0].float()
+        dbs.append(psnr(back.numpy(), image.numpy(), (image > 0).numpy()))
+    return float(np.mean(lost)), float(np.mean(dbs))
+
+
+if __name__ == "__main__":
+    main()

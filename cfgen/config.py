@@ -313,3 +313,51 @@ class ScmFit:
 
 
 SCM_FIT = ScmFit()
+
+# Stable Diffusion on axial slices (sd/). Which weights are trained: the whole network; keys and
+# values of cross-attention (Custom Diffusion); one new word (Textual Inversion); the network beside
+# samples of the parent (DreamBooth); low-rank changes (LoRA).
+Tune = Literal["full", "cross-attn", "condition", "prior", "lora"]
+PromptKind = Literal["simple", "diverse"]
+AgeWords = Literal["number", "word", "binned"]
+SdSampler = Literal["ddim", "ddpm"]
+
+
+@dataclass(frozen=True)
+class SdTune:
+    """How a scheme trains. Fewer scans than `fewest` are refused."""
+
+    fewest: int
+    steps: int
+    learning_rate: float
+
+
+# Rates and steps are those of the schemes' own papers and of diffusers' scripts for them, for about
+# ten slices of each of 5 to 50 scans.
+SD_TUNE: dict[Tune, SdTune] = {
+    "full": SdTune(5, 2000, 1e-5),
+    "cross-attn": SdTune(3, 1000, 1e-5),
+    "condition": SdTune(3, 3000, 5e-3),
+    "prior": SdTune(3, 800, 5e-6),
+    "lora": SdTune(3, 1000, 1e-4),
+}
+SD_BATCH = 4
+# Between the lowest and the highest axial slice with tissue, percent.
+SD_SLICES = "45:65"
+SD_SLICES_PER_SCAN = 8
+# Of the parent, for DreamBooth.
+SD_PRIOR_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SdEdit:
+    """How a slice is edited: `image_guidance` is InstructPix2Pix's, `attention` how much
+    Pix2Pix-Zero holds on to the scan's cross-attention."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    image_guidance: float = 1.5
+    attention: float = 0.1
+
+
+SD_EDIT = SdEdit()

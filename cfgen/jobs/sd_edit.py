@@ -1,0 +1,219 @@
+"""Edit axial slices of a scan by Stable Diffusion, and write them back on the scan's own grid."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cfgen import __version__
+from cfgen.config import SD_EDIT, SEED, SdEdit, SdSampler
+from cfgen.data.bids import bids_values
+from cfgen.data.conditions import Intervention, Values
+from cfgen.data.names import check_outputs
+from cfgen.data.record import SourceFile, this_software, write_record
+from cfgen.data.schema import Schema, Variable, default_schema
+from cfgen.data.volume import (
+    SYNTHETIC,
+    file_sha256,
+    read_volume,
+    refuse_existing,
+    strip_suffix,
+    write_like,
+)
+from cfgen.diffusion.drift import NO_DRIFT, Drift
+from cfgen.errors import UsageError
+from cfgen.progress import working
+from cfgen.sd.model import SdModel, unet_sha256
+from cfgen.sd.picture import slices_picture
+from cfgen.sd.prompts import SIMPLE, concepts, instruction, prompt
+from cfgen.sd.sampling import Edited, Sampling, instruct, zero_shot
+from cfgen.sd.sidecar import SdModelName, SdSidecar, SliceRecord
+from cfgen.sd.slices import Slices, parse_range
+from cfgen.streams import Purpose, torch_stream
+
+log = logging.getLogger("cfgen")
+
+# The paper's, where a model does not say which it was trained on.
+DIAGNOSES = ("CN", "MCI", "AD")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`residual` adds to the scan what the edit changed of what the model sees; `latent` puts the
+    edited slices there as they are."""
+
+    slices: str
+    drift: Drift = NO_DRIFT
+    sampler: SdSampler = "ddim"
+    edit: SdEdit = SD_EDIT
+    render: Literal["residual", "latent"] = "residual"
+    picture: bool = True
+    seed: int = SEED
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a model is told: sentences in the order that its method takes them."""
+
+    before: Values
+    after: Values
+    prompts: tuple[str, ...]
+
+
+def sd_schema(model: SdModel) -> Schema:
+    """Age, sex, and the diagnoses that the model was trained on."""
+    levels = tuple(model.card.diagnoses) or DIAGNOSES
+    diagnosis = Variable("diagnosis", "categorical", levels=levels)
+    return Schema((*default_schema().variables, diagnosis))
+
+
+def words_of(model: SdModel, scan: Path, given: Values, change: Intervention) -> Words:
+    """Sentences of an edit. What is not given of the scan is looked for beside it.
+
+    Raises UsageError where a value that the change starts from is unknown.
+    """
+    beside, where = bids_values(scan, default_schema())
+    if set(beside) - set(given):
+        log.info("%s: %s", where, ", ".join(f"{n}={v}" for n, v in beside.items()))
+    before = {**beside, **given}
+    after = change.apply(before)
+    style, noun = model.card.style, model.card.noun
+    if model.edits:
+        return Words(before, after, (instruction(before, after, style, noun),))
+    changed = [name for name in after if before.get(name) != after[name]]
+    unknown = [name for name in changed if name not in before]
+    if unknown:
+        raise UsageError(
+            "--from",
+            f"{' and '.join(unknown)} of the scan unknown",
+            "what Pix2Pix-Zero goes from",
+            f"say it, for example --from {unknown[0]}=...",
+        )
+    caption = prompt(before, style, SIMPLE, noun)
+    ends = [
+        concepts({name: values[name] for name in changed}, style, noun) if changed else [caption]
+        for values in (before, after)
+    ]
+    return Words(before, after, (caption, *ends[0], *ends[1]))
+
+
+def check_sampling(model: SdModel, options: Options) -> None:
+    """Raises UsageError for options that the model's method does not know."""
+    if options.edit.guidance <= 1:
+        raise UsageError("--guidance", f"{options.edit.guidance:g}", "a number above 1")
+    T = int(model.levels["num_train_timesteps"])
+    if options.edit.steps > T:
+        raise UsageError("--steps", f"{options.edit.steps}", f"{T} at most")
+    if model.edits:
+        return
+    if options.sampler != "ddim":
+        raise UsageError(
+            "--sampler", f"'{options.sampler}' with Pix2Pix-Zero", "ddim, which can be inverted"
+        )
+    if options.edit.image_guidance != SD_EDIT.image_guidance:
+        raise UsageError("--image-guidance", "with Pix2Pix-Zero", "a model of InstructPix2Pix")
+
+
+def output_files(out: Path, options: Options) -> dict[str, Path]:
+    """The files of an edit by what they are. Raises UsageError where one exists already."""
+    files = {"image": out, "sidecar": out.with_name(strip_suffix(out) + ".json")}
+    if options.picture:
+        files["picture"] = out.with_name(strip_suffix(out) + ".png")
+    check_outputs(files.values())
+    for path in files.values():
+        refuse_existing(path, options.overwrite)
+    return files
+
+
+def open_slices(model: SdModel, scan: Path, options: Options) -> tuple[Slices, list[int]]:
+    """The scan's slices, and the places of those that are edited."""
+    slices = Slices.of(read_volume(scan), model.size)
+    return slices, slices.between(*parse_range(options.slices))
+
+
+def sd_edit(
+    model: SdModel, scan: Path, change: Intervention, words: Words, out: Path, options: Options
+) -> dict[str, Path]:
+    """Edit the slices of one scan; the files that were written.
+
+    A model of InstructPix2Pix follows an instruction (ageing, in the paper); any other is edited by
+    Pix2Pix-Zero (disease). Every slice starts from the same noise, so that neighbours are alike;
+    nothing else holds them together.
+    """
+    files = output_files(out, options)
+    slices, places = open_slices(model, scan, options)
+    edits: list[Edited] = []
+    with working("slices", len(places)) as step:
+        for place in places:
+            edits.append(edit_slice(model, slices, place, words, options))
+            step()
+    data = slices.data.copy()
+    low = min(float(data.min()), 0.0)
+    for place, edit in zip(places, edits, strict=True):
+        values = slices.values(edit.picture)
+        if options.render == "residual":
+            values = data[:, :, place] + values - slices.values(edit.rebuilt)
+        data[:, :, place] = np.maximum(values, low)
+    label = change.label()
+    description = f"{SYNTHETIC} {__version__} sd-edit {label}"
+    write_like(slices.scan, slices.back(data), files["image"], description=description)
+    errors = [
+        _error(edit.rebuilt, slices.picture(place))
+        for place, edit in zip(places, edits, strict=True)
+    ]
+    if "picture" in files:
+        slices_picture(slices, places, data, edits, files["picture"], f"{scan.name}: {label}")
+    axes = slices.axis_and_places(places)
+    sidecar = SdSidecar(
+        synthetic=True,
+        description=description,
+        generated_by=this_software(),
+        sources=[SourceFile(scan.name, file_sha256(scan))],
+        model=SdModelName(model.folder.resolve().name, unet_sha256(model.folder)),
+        method="InstructPix2Pix" if model.edits else "Pix2Pix-Zero",
+        intervention=label,
+        factual=dict(words.before),
+        target=dict(words.after),
+        prompts=list(words.prompts),
+        drift=list(options.drift.delta),
+        trained_drift=list(model.card.drift),
+        sampler=options.sampler,
+        steps=options.edit.steps,
+        guidance=options.edit.guidance,
+        render=options.render,
+        seed=options.seed,
+        axis=axes[0],
+        slices=[SliceRecord(p, e) for p, e in zip(axes[1], errors, strict=True)],
+        device=str(model.device),
+        threads=torch.get_num_threads(),
+    )
+    write_record(sidecar, files["sidecar"])
+    return files
+
+
+def edit_slice(
+    model: SdModel, slices: Slices, place: int, words: Words, options: Options
+) -> Edited:
+    """One slice, by the method of the model."""
+    sampling = Sampling(options.drift, options.sampler, options.edit)
+    picture = slices.picture(place)
+    first, *ends = words.prompts
+    if not model.edits:
+        half = len(ends) // 2
+        pairs = (ends[:half], ends[half:])
+        return zero_shot(model, picture, first, pairs, sampling, options.seed)
+    stream = torch_stream(options.seed, Purpose.SAMPLES)
+    noise = torch.randn(1, *model.latent_shape, generator=stream)
+    return instruct(model, picture, first, noise, sampling, options.seed)
+
+
+def _error(rebuilt: torch.Tensor, picture: torch.Tensor) -> float:
+    seen = rebuilt.float().cpu()
+    # Black is 0: an error of empty space is none of the slice.
+    return float((seen - picture).norm() / (picture + 1).norm())

@@ -314,34 +314,31 @@ class ScmFit:
 
 SCM_FIT = ScmFit()
 
-# Stable Diffusion on axial slices (sd/). Which weights are trained: the whole network; keys and
-# values of cross-attention (Custom Diffusion); one new word (Textual Inversion); the network beside
-# samples of the parent (DreamBooth); low-rank changes (LoRA).
-Tune = Literal["full", "cross-attn", "condition", "prior", "lora"]
+# Stable Diffusion on axial slices (sd/). Which of its weights are trained: the whole network; keys
+# and values of cross-attention (Custom Diffusion); one new word (Textual Inversion); the network
+# beside samples of the parent (DreamBooth); low-rank changes (LoRA). `FEWEST_SCANS` holds here too.
+SdScheme = Literal["full", "cross-attn", "condition", "prior", "lora"]
 PromptKind = Literal["simple", "diverse"]
 AgeWords = Literal["number", "word", "binned"]
 SdSampler = Literal["ddim", "ddpm"]
-
-
-@dataclass(frozen=True)
-class SdTune:
-    """How a scheme trains. Fewer scans than `fewest` are refused."""
-
-    fewest: int
-    steps: int
-    learning_rate: float
-
-
-# Rates and steps are those of the schemes' own papers and of diffusers' scripts for them, for about
-# ten slices of each of 5 to 50 scans.
-SD_TUNE: dict[Tune, SdTune] = {
-    "full": SdTune(5, 2000, 1e-5),
-    "cross-attn": SdTune(3, 1000, 1e-5),
-    "condition": SdTune(3, 3000, 5e-3),
-    "prior": SdTune(3, 800, 5e-6),
-    "lora": SdTune(3, 1000, 1e-4),
+# Rates are those of the schemes' own papers and of diffusers' scripts for them.
+_SLICES = FitConfig(
+    steps=1000,
+    learning_rate=1e-5,
+    batch_size=4,
+    weight_decay=1e-2,
+    warmup_steps=50,
+    ema_decay=0.99,
+    checkpoint_every=100,
+    report_every=100,
+)
+SD_FITS: dict[SdScheme, FitConfig] = {
+    "full": replace(_SLICES, steps=2000),
+    "cross-attn": _SLICES,
+    "condition": replace(_SLICES, steps=3000, learning_rate=5e-3),
+    "prior": replace(_SLICES, learning_rate=5e-6),
+    "lora": replace(_SLICES, learning_rate=1e-4),
 }
-SD_BATCH = 4
 # Between the lowest and the highest axial slice with tissue, percent.
 SD_SLICES = "45:65"
 SD_SLICES_PER_SCAN = 8

@@ -81,18 +81,11 @@ def test_bins_are_the_paper_s():
 
 
 def test_numbers_in_words():
-    said = [number_words(n) for n in (0, 13, 40, 77, 100, 103)]
-    assert said == ["zero", "thirteen", "forty", "seventy-seven", "one hundred"] + [
-        "one hundred and three"
-    ]
-    assert [article(text) for text in ("8", "11", "18", "70", "one", "eighty")] == [
-        "an",
-        "an",
-        "an",
-        "a",
-        "a",
-        "an",
-    ]
+    words = {0: "zero", 13: "thirteen", 40: "forty", 77: "seventy-seven", 100: "one hundred"}
+    words |= {103: "one hundred and three"}
+    assert {n: number_words(n) for n in words} == words
+    articles = {"8": "an", "11": "an", "18": "an", "70": "a", "one": "a", "eighty": "an"}
+    assert {text: article(text) for text in articles} == articles
 
 
 def scan(codes, shape=(10, 12, 8), zooms=(1.0, 1.0, 2.0)):

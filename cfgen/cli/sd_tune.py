@@ -19,6 +19,7 @@ from cfgen.cli.options import (
     Threads,
     TryOut,
     Verbose,
+    fit_of,
 )
 from cfgen.cli.show import print_paths, print_trial, setup
 from cfgen.errors import UsageError
@@ -36,7 +37,7 @@ def sd_tune(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model to write.")],
     tune: Annotated[
-        cfg.Tune,
+        cfg.SdScheme,
         typer.Option(
             "--tune",
             help="Which weights: full (the network), cross-attn (Custom Diffusion), condition "
@@ -89,8 +90,9 @@ def sd_tune(
         typer.Option("--learning-rate", min=0, help="Its highest value.", show_default=_OWN),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Slices a step.")
-    ] = cfg.SD_BATCH,
+        int | None,
+        typer.Option("--batch-size", min=1, help="Slices a step.", show_default=_OWN),
+    ] = None,
     checkpointing: Checkpointing = False,
     dry_run: TryOut = False,
     device: Device = "auto",
@@ -145,14 +147,7 @@ def sd_tune(
         checkpointing=checkpointing,
         overwrite=overwrite,
     )
-    usual = cfg.SD_TUNE[tune]
-    fit = cfg.FitConfig(
-        steps=steps or usual.steps,
-        learning_rate=usual.learning_rate if learning_rate is None else learning_rate,
-        batch_size=batch_size,
-        weight_decay=1e-2,
-        seed=seed,
-    )
+    fit = fit_of(cfg.SD_FITS[tune], seed, steps, learning_rate, batch_size)
     if dry_run:
         trial = try_sd_tune(model, manifest, fit, device, options)
         print_trial(trial.text(), asdict(trial), as_json)

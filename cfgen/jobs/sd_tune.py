@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from cfgen.config import (
+    FEWEST_SCANS,
+    PATIENCE,
     SD_PRIOR_SAMPLES,
     SD_SLICES_PER_SCAN,
-    SD_TUNE,
     FitConfig,
     SdEdit,
-    Tune,
+    SdScheme,
 )
 from cfgen.data.conditions import Values, default_schema
 from cfgen.data.manifest import read_manifest
@@ -36,7 +37,7 @@ from cfgen.sd.sampling import Sampling, generate
 from cfgen.sd.schemes import prepare_scheme, refuse_pairs, widened
 from cfgen.sd.slices import Slices, parse_range
 from cfgen.streams import Purpose, torch_stream
-from cfgen.train.fit import fit
+from cfgen.train.fit import HELD_OUT, fit
 from cfgen.train.record import runs_folder
 from cfgen.train.slices import Prior, SliceData, SliceTask
 from cfgen.train.together import check_batch, join
@@ -50,9 +51,9 @@ PRIOR_EDIT = SdEdit(steps=25)
 
 @dataclass(frozen=True)
 class Options:
-    """`pairs` trains InstructPix2Pix on visits of one person; `slices` as `parse_range` reads it."""
+    """`pairs` trains InstructPix2Pix on visits of one person; `slices` is read by `parse_range`."""
 
-    tune: Tune
+    tune: SdScheme
     drift: Drift
     style: Style
     slices: str
@@ -99,13 +100,13 @@ def read_scans(manifest: Path, options: Options) -> Splits:
             f"a column split with train and val, and a {what} of val at least",
             "hold out one scan in five",
         )
-    fewest, found = SD_TUNE[options.tune].fewest, len(parts["train"])
+    fewest, found = FEWEST_SCANS[options.tune], len(parts["train"])
     if found < fewest:
         raise UsageError(
             f"--tune {options.tune}",
             f"{found} {what}{'' if found == 1 else 's'} to train on in {manifest.name}",
             f"{fewest} at least",
-            "add scans, or take another scheme (condition, cross-attn, prior and lora need 3)",
+            "add scans, or take --tune condition, which needs the fewest",
         )
     return Splits(parts["train"], parts["val"])
 
@@ -121,11 +122,11 @@ def sd_tune(
     splits = read_scans(manifest, options)
     task = _task(_ready(folder, device, options), splits, config, options)
     runs = runs_folder(out, options.tune)
-    before = task.report(task.net, runs)["error"]
-    net = fit(task, config, runs)
+    before = task.report(task.net, runs)[HELD_OUT]
+    net = fit(task, config, runs, patience=PATIENCE)
     if not leads():
         return out
-    after = task.report(net, runs)["error"]
+    after = task.report(net, runs)[HELD_OUT]
     log.info("held-out error %.4f, before training %.4f", after, before)
     task.scheme.trained.take(net)
     diagnoses = {str(s.values["diagnosis"]) for s in splits.train if "diagnosis" in s.values}

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cfgen.config import AgeWords, PromptKind, Tune
+from cfgen.config import AgeWords, PromptKind, SdScheme
 from cfgen.data.record import Software, read_record, this_software, write_record
 from cfgen.data.volume import file_sha256
 from cfgen.diffusion.drift import Drift
@@ -46,7 +46,7 @@ class Card:
     """What a fine-tuned folder remembers: the scheme, the drift it was trained with, how its
     prompts were worded, and what it saw."""
 
-    tune: Tune | None = None
+    tune: SdScheme | None = None
     drift: list[float] = field(default_factory=lambda: [0.0])
     noun: str = NOUN
     prompts: PromptKind = "diverse"
@@ -154,13 +154,9 @@ def open_model(folder: Path, device: torch.device) -> SdModel:
             raise BundleError(folder / name, f"cannot be opened ({said})", _EXPECTED) from error
     card = folder / CARD
     known = read_record(Card, card, "what sd-tune wrote") if card.exists() else Card()
-    model = SdModel(
-        folder,
-        opened["tokenizer"],
-        *(opened[n].to(device).eval().requires_grad_(False) for n in ("text_encoder", "unet", "vae")),
-        _noise_levels(opened["scheduler"].config),
-        known,
-    )
+    networks = {n: opened[n].to(device).eval().requires_grad_(False) for n in _WEIGHTS}
+    levels = _noise_levels(opened["scheduler"].config)
+    model = SdModel(folder, opened["tokenizer"], **networks, levels=levels, card=known)
     own = int(model.unet.config.in_channels)
     if own not in (model.channels, 2 * model.channels):
         found = f"its network takes {own} channels, of a latent of {model.channels}"

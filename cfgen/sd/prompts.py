@@ -113,10 +113,11 @@ def number_words(number: int) -> str:
 
 
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 def article(text: str) -> str:
@@ -150,7 +151,9 @@ def _of(values: Values, style: Style) -> str:
 
 def _age(values: Mapping[str, Value]) -> float:
     if "age" not in values:
-        raise UsageError("prompt", "the age is unknown", "an age", "say it, for example --from age=62")
+        raise UsageError(
+            "prompt", "the age is unknown", "an age", "say it, for example --from age=62"
+        )
     return float(values["age"])
 
 

@@ -71,23 +71,23 @@ class DriftingDDIMInverseScheduler(DDIMInverseScheduler):  # type: ignore[misc]
         return int(timestep) < self.config.num_train_timesteps // self.num_inference_steps
 
 
-Drifting = DriftingDDIMScheduler | DriftingDDPMScheduler | DriftingDDIMInverseScheduler
+Kind = DriftingDDIMScheduler | DriftingDDPMScheduler | DriftingDDIMInverseScheduler
 
 
-def drifting(kind: type[Drifting], config: dict[str, Any], trained: Drift, drift: Drift) -> Any:
+def drifting(kind: type[Kind], config: dict[str, Any], trained: Drift, drift: Drift) -> Any:
     """A scheduler with the noise levels of a model's own, whatever its kind."""
     scheduler = kind.from_config(config)
     scheduler.trained, scheduler.drift = trained, drift
     return scheduler
 
 
-SAMPLERS: dict[SdSampler, type[Drifting]] = {
+SAMPLERS: dict[SdSampler, type[Kind]] = {
     "ddim": DriftingDDIMScheduler,
     "ddpm": DriftingDDPMScheduler,
 }
 
 
-def _moved(scheduler: Drifting, out: Any, last: bool) -> Any:
+def _moved(scheduler: Kind, out: Any, last: bool) -> Any:
     less = scheduler.drift.less(scheduler.trained)
     trained = NO_DRIFT if last else scheduler.trained
     return _with_sample(out, lambda w: trained.plus(less.plus(w)))

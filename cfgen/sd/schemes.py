@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfgen.config import Tune
+from cfgen.config import SdScheme
 from cfgen.errors import BundleError, UsageError
 from cfgen.sd.model import SdModel
 from cfgen.sd.prompts import NOUN
@@ -22,7 +22,7 @@ from cfgen.sd.prompts import NOUN
 # Textual Inversion's new word, and the rare one that DreamBooth takes (Ruiz et al. 2023).
 NEW_WORD = "<brain-mri>"
 RARE_WORD = "sks"
-_NOUNS: dict[Tune, str] = {"condition": NEW_WORD, "prior": f"{RARE_WORD} {NOUN}"}
+_NOUNS: dict[SdScheme, str] = {"condition": NEW_WORD, "prior": f"{RARE_WORD} {NOUN}"}
 # Where low-rank changes are: the attention's projections, as diffusers' script has them.
 _LORA_RANK = 4
 _LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -35,7 +35,8 @@ class Trained(nn.Module):
         super().__init__()
         for name, parameter in parameters.items():
             # A name in a module has no dots.
-            self.register_parameter(name.replace(".", "/"), parameter.requires_grad_(True))
+            self.register_parameter(name.replace(".", "/"), parameter)
+            parameter.requires_grad_(True)
 
     @contextmanager
     def lent(self, other: nn.Module) -> Iterator[None]:
@@ -58,14 +59,14 @@ class Trained(nn.Module):
 class Scheme:
     """`finish` puts what was learnt where diffusers looks for it and gives the model to save."""
 
-    tune: Tune
+    tune: SdScheme
     model: SdModel
     trained: Trained
     noun: str
     finish: Callable[[], SdModel]
 
 
-def prepare_scheme(tune: Tune, model: SdModel, seed: int) -> Scheme:
+def prepare_scheme(tune: SdScheme, model: SdModel, seed: int) -> Scheme:
     """Make `model` ready to be trained; only `Scheme.trained` of it requires gradients.
 
     Raises BundleError for a model that has the scheme's new word already.
@@ -97,13 +98,13 @@ def widened(model: SdModel) -> SdModel:
     with torch.no_grad():
         wide.weight.zero_()
         wide.weight[:, : model.channels] = first.weight
-        wide.bias.copy_(first.bias)
+        wide.bias = first.bias
     unet.conv_in = wide.requires_grad_(False)
     unet.register_to_config(in_channels=2 * model.channels)
     return model
 
 
-def refuse_pairs(tune: Tune, model: SdModel) -> None:
+def refuse_pairs(tune: SdScheme, model: SdModel) -> None:
     """Raises UsageError for a scheme that cannot learn to edit."""
     if tune == "prior":
         found, expected = "with --pairs: samples of the parent have no source", "another scheme"
@@ -141,9 +142,7 @@ def _new_word(model: SdModel) -> tuple[SdModel, dict[str, nn.Parameter], Callabl
     return model, {"new_word": row}, finish
 
 
-def _low_rank(
-    model: SdModel, seed: int
-) -> tuple[dict[str, nn.Parameter], Callable[[], SdModel]]:
+def _low_rank(model: SdModel, seed: int) -> tuple[dict[str, nn.Parameter], Callable[[], SdModel]]:
     from peft import LoraConfig
 
     torch.manual_seed(seed)

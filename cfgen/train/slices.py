@@ -18,6 +18,7 @@ from cfgen.diffusion.drift import Drift
 from cfgen.sd.prompts import Style, instruction, prompt
 from cfgen.sd.schemes import Scheme
 from cfgen.streams import Purpose, torch_stream
+from cfgen.train.fit import HELD_OUT
 from cfgen.train.together import my_part
 
 # InstructPix2Pix (Brooks et al. 2023, section 3.2.1): each of text alone, source alone and both is
@@ -139,7 +140,7 @@ class SliceTask:
                     t = torch.full((len(b),), level)
                     errors.append(self.error(data.latents[b], t, eps[b], prompts, sources))
                 figures[f"error_t{level}"] = float(torch.cat(errors).mean())
-        return {"error": sum(figures.values()) / len(LEVELS)} | figures
+        return {HELD_OUT: sum(figures.values()) / len(LEVELS)} | figures
 
     def _noise(self, like: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         t = torch.randint(int(self.levels.config.num_train_timesteps), (n,), generator=generator)

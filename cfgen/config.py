@@ -321,6 +321,8 @@ SdScheme = Literal["full", "cross-attn", "condition", "prior", "lora"]
 PromptKind = Literal["simple", "diverse"]
 AgeWords = Literal["number", "word", "binned"]
 SdSampler = Literal["ddim", "ddpm"]
+SdRender = Literal["residual", "latent"]
+SD_RENDER: SdRender = "residual"
 # Rates are those of the schemes' own papers and of diffusers' scripts for them.
 _SLICES = FitConfig(
     steps=1000,

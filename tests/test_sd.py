@@ -143,7 +143,8 @@ def test_a_new_word_is_learnt_and_told(tuned, cfgen, cohort, tmp_path):
     )
     assert code == 0, err
     sidecar = read_record(SdSidecar, tmp_path / "edit.json", "")
-    assert sidecar.prompts[0] == f"a {NEW_WORD} with CN"
+    assert sidecar.prompt == f"a {NEW_WORD} with CN"
+    assert sidecar.direction == (f"a {NEW_WORD} with CN", f"a {NEW_WORD} with AD")
     assert sidecar.drift == sidecar.trained_drift == [0.05]
 
 
@@ -272,7 +273,8 @@ def test_ageing_by_instruction(tuned, cfgen, visits, tmp_path):
     sidecar = read_record(SdSidecar, tmp_path / "a.json", "")
     assert sidecar.synthetic
     assert sidecar.method == "InstructPix2Pix"
-    assert sidecar.prompts == ["Age this AD female brain MRI moderately into a brain MRI with AD"]
+    assert sidecar.prompt == "Age this AD female brain MRI moderately into a brain MRI with AD"
+    assert sidecar.direction is None
     assert (sidecar.factual["age"], sidecar.target["age"]) == (65.0, 72.0)
     assert "/" not in json.dumps(sidecar.sources[0].file)
     assert is_synthetic(tmp_path / "a.nii.gz")

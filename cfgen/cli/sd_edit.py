@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -64,9 +64,9 @@ def sd_edit(
         typer.Option("--image-guidance", help="InstructPix2Pix: how much the scan weighs."),
     ] = cfg.SD_EDIT.image_guidance,
     render: Annotated[
-        Literal["residual", "latent"],
+        cfg.SdRender,
         typer.Option("--render", help="residual (the scan plus the change) or latent (as it is)."),
-    ] = "residual",
+    ] = cfg.SD_RENDER,
     no_picture: NoPicture = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -135,7 +135,7 @@ def sd_edit(
     if dry_run:
         _, places = open_slices(parts, image, options)
         outputs = [str(path) for path in files.values()]
-        said = {"slices": len(places), "prompt": words.prompts[0], "outputs": outputs}
+        said = {"slices": len(places), "prompt": words.prompt, "outputs": outputs}
         print(json.dumps(said, indent=2))
         return
     print_paths([str(p) for p in edit(parts, image, change, words, out, options).values()], as_json)

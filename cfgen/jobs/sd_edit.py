@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from cfgen import __version__
-from cfgen.config import SD_EDIT, SEED, SdEdit, SdSampler
+from cfgen.config import SD_EDIT, SD_RENDER, SEED, SdEdit, SdRender, SdSampler
 from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention, Values
 from cfgen.data.names import check_outputs
@@ -27,6 +27,7 @@ from cfgen.data.volume import (
 )
 from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import UsageError
+from cfgen.measure.background import empty_value, filled_foreground
 from cfgen.progress import working
 from cfgen.sd.model import SdModel, unet_sha256
 from cfgen.sd.picture import slices_picture
@@ -51,7 +52,7 @@ class Options:
     drift: Drift = NO_DRIFT
     sampler: SdSampler = "ddim"
     edit: SdEdit = SD_EDIT
-    render: Literal["residual", "latent"] = "residual"
+    render: SdRender = SD_RENDER
     picture: bool = True
     seed: int = SEED
     overwrite: bool = False
@@ -59,11 +60,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Words:
-    """What a model is told: sentences in the order that its method takes them."""
+    """What a model is told: an instruction; or the scan's caption, and the sentences at both ends
+    of a direction."""
 
     before: Values
     after: Values
-    prompts: tuple[str, ...]
+    prompt: str
+    direction: tuple[list[str], list[str]] | None = None
 
 
 def sd_schema(model: SdModel) -> Schema:
@@ -85,7 +88,7 @@ def words_of(model: SdModel, scan: Path, given: Values, change: Intervention) ->
     after = change.apply(before)
     style, noun = model.card.style, model.card.noun
     if model.edits:
-        return Words(before, after, (instruction(before, after, style, noun),))
+        return Words(before, after, instruction(before, after, style, noun))
     changed = [name for name in after if before.get(name) != after[name]]
     unknown = [name for name in changed if name not in before]
     if unknown:
@@ -100,7 +103,7 @@ def words_of(model: SdModel, scan: Path, given: Values, change: Intervention) ->
         concepts({name: values[name] for name in changed}, style, noun) if changed else [caption]
         for values in (before, after)
     ]
-    return Words(before, after, (caption, *ends[0], *ends[1]))
+    return Words(before, after, caption, (ends[0], ends[1]))
 
 
 def check_sampling(model: SdModel, options: Options) -> None:
@@ -153,13 +156,7 @@ def sd_edit(
         for place in places:
             edits.append(edit_slice(model, slices, place, words, options))
             step()
-    data = slices.data.copy()
-    low = min(float(data.min()), 0.0)
-    for place, edit in zip(places, edits, strict=True):
-        values = slices.values(edit.picture)
-        if options.render == "residual":
-            values = data[:, :, place] + values - slices.values(edit.rebuilt)
-        data[:, :, place] = np.maximum(values, low)
+    data = rendered(slices, places, edits, options.render)
     label = change.label()
     description = f"{SYNTHETIC} {__version__} sd-edit {label}"
     write_like(slices.scan, slices.back(data), files["image"], description=description)
@@ -167,9 +164,10 @@ def sd_edit(
         _error(edit.rebuilt, slices.picture(place))
         for place, edit in zip(places, edits, strict=True)
     ]
+    axis, voxels = slices.axis_and_places(places)
     if "picture" in files:
-        slices_picture(slices, places, data, edits, files["picture"], f"{scan.name}: {label}")
-    axes = slices.axis_and_places(places)
+        shown = list(zip(places, voxels, edits, strict=True))
+        slices_picture(slices, data, shown, files["picture"], f"{scan.name}: {label}")
     sidecar = SdSidecar(
         synthetic=True,
         description=description,
@@ -180,7 +178,7 @@ def sd_edit(
         intervention=label,
         factual=dict(words.before),
         target=dict(words.after),
-        prompts=list(words.prompts),
+        prompt=words.prompt,
         drift=list(options.drift.delta),
         trained_drift=list(model.card.drift),
         sampler=options.sampler,
@@ -188,13 +186,31 @@ def sd_edit(
         guidance=options.edit.guidance,
         render=options.render,
         seed=options.seed,
-        axis=axes[0],
-        slices=[SliceRecord(p, e) for p, e in zip(axes[1], errors, strict=True)],
+        axis=axis,
+        slices=[SliceRecord(v, e) for v, e in zip(voxels, errors, strict=True)],
         device=str(model.device),
         threads=torch.get_num_threads(),
+        direction=words.direction and (words.direction[0][0], words.direction[1][0]),
     )
     write_record(sidecar, files["sidecar"])
     return files
+
+
+def rendered(
+    slices: Slices, places: Sequence[int], edits: Sequence[Edited], how: SdRender
+) -> np.ndarray:
+    """The scan (R, A, S) with its edited slices. Where its background has one value it stays."""
+    data = slices.data.copy()
+    low = min(float(data.min()), 0.0)
+    empty = empty_value(data)
+    inside = np.ones(data.shape, bool) if empty is None else filled_foreground(data, empty)
+    for place, edit in zip(places, edits, strict=True):
+        values = slices.values(edit.picture)
+        if how == "residual":
+            values = data[:, :, place] + values - slices.values(edit.rebuilt)
+        here = inside[:, :, place]
+        data[:, :, place][here] = np.maximum(values, low)[here]
+    return data
 
 
 def edit_slice(
@@ -203,14 +219,11 @@ def edit_slice(
     """One slice, by the method of the model."""
     sampling = Sampling(options.drift, options.sampler, options.edit)
     picture = slices.picture(place)
-    first, *ends = words.prompts
-    if not model.edits:
-        half = len(ends) // 2
-        pairs = (ends[:half], ends[half:])
-        return zero_shot(model, picture, first, pairs, sampling, options.seed)
+    if words.direction is not None:
+        return zero_shot(model, picture, words.prompt, words.direction, sampling, options.seed)
     stream = torch_stream(options.seed, Purpose.SAMPLES)
     noise = torch.randn(1, *model.latent_shape, generator=stream)
-    return instruct(model, picture, first, noise, sampling, options.seed)
+    return instruct(model, picture, words.prompt, noise, sampling, options.seed)
 
 
 def _error(rebuilt: torch.Tensor, picture: torch.Tensor) -> float:

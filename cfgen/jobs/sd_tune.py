@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cfgen.batch.resume import fingerprint
 from cfgen.config import (
     FEWEST_SCANS,
     PATIENCE,
@@ -25,7 +26,7 @@ from cfgen.data.conditions import Values, default_schema
 from cfgen.data.manifest import read_manifest
 from cfgen.data.names import check_folder
 from cfgen.data.table import Row
-from cfgen.data.volume import read_volume, refuse_existing
+from cfgen.data.volume import file_sha256, read_volume, refuse_existing
 from cfgen.device import pick_device
 from cfgen.diffusion.drift import Drift
 from cfgen.errors import ManifestError, UsageError
@@ -121,7 +122,7 @@ def sd_tune(
     join(pick_device(device))
     splits = read_scans(manifest, options)
     task = _task(_ready(folder, device, options), splits, config, options)
-    runs = runs_folder(out, options.tune)
+    runs = runs_folder(out, f"{options.tune}-{_question(folder, manifest, options)[:8]}")
     before = task.report(task.net, runs)[HELD_OUT]
     net = fit(task, config, runs, patience=PATIENCE)
     if not leads():
@@ -160,6 +161,12 @@ def try_sd_tune(
     small = replace(options, prior_samples=1, slices_per_scan=2)
     task = _task(_ready(folder, device, options), few, config, small)
     return try_steps(f"Stable Diffusion, {options.tune}", task, config)
+
+
+def _question(folder: Path, manifest: Path, options: Options) -> str:
+    """What a run is of: one of other scans, drift or words does not go on from its checkpoint."""
+    asked = asdict(replace(options, checkpointing=False, overwrite=False))
+    return fingerprint([unet_sha256(folder), file_sha256(manifest)], asked)
 
 
 def _ready(folder: Path, device: str, options: Options) -> SdModel:

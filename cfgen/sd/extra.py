@@ -25,6 +25,7 @@ def require_extra() -> None:
         )
     # Models come from a folder, never from the net.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["DIFFUSERS_VERBOSITY"] = "error"
     import diffusers

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cfgen.config import AgeWords, PromptKind, SdScheme
-from cfgen.data.record import Software, read_record, this_software, write_record
+from cfgen.data.record import Software, key, read_record, this_software, write_record
 from cfgen.data.volume import file_sha256
 from cfgen.diffusion.drift import Drift
 from cfgen.errors import BundleError
@@ -59,7 +59,7 @@ class Card:
     seed: int = 0
     held_out_error: list[float] = field(default_factory=list)
     parent: str = ""
-    parent_unet_sha256: str = ""
+    parent_unet_sha256: str = key("ParentUnetSHA256", "")
     generated_by: list[Software] = field(default_factory=this_software)
 
     @property

@@ -17,29 +17,41 @@ _ROWS = 5
 
 def slices_picture(
     slices: Slices,
-    places: Sequence[int],
     data: np.ndarray,
-    edits: Sequence[Edited],
+    edits: Sequence[tuple[int, int, Edited]],
     path: Path,
     title: str,
 ) -> None:
-    """`data` (R, A, S) is the edited scan; the subject's left is on the left."""
-    shown = np.unique(np.linspace(0, len(places) - 1, _ROWS).round().astype(int))
-    figure, axes = new_figure(len(shown), 4, 9.0, 2.5 * len(shown) + 0.5)
+    """`data` (R, A, S) is the edited scan, `edits` are places in it, the scan's own voxels, and
+    what was made there; the subject's left is on the left."""
+    rows = np.unique(np.linspace(0, len(edits) - 1, _ROWS).round().astype(int))
+    figure, axes = new_figure(len(rows), 4, 9.0, 2.5 * len(rows) + 0.5)
     aspect = slices.zooms[1] / slices.zooms[0]
-    for row, n in enumerate(shown):
-        before, after = (x[:, :, places[n]] for x in (slices.data, data))
+    for row, n in enumerate(rows):
+        place, voxel, edit = edits[n]
+        before, after = (x[:, :, place] for x in (slices.data, data))
         change = after - before
         limit = float(np.abs(change).max()) or 1.0
         grey = {"cmap": "gray", "vmin": 0, "vmax": slices.white}
-        images = (before, slices.values(edits[n].rebuilt), after, change)
+        images = (before, slices.values(edit.rebuilt), after, change)
         for column, image in enumerate(images):
             how = grey if column < 3 else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
             axis = axes[row, column]
             axis.imshow(image.T, origin="lower", aspect=aspect, interpolation="nearest", **how)
             axis.set_xticks([])
             axis.set_yticks([])
-        axes[row, 0].set_ylabel(f"slice {places[n]}", fontsize=8)
+        axes[row, 0].set_ylabel(f"voxel {voxel}", fontsize=8)
+        for x, side in ((0.03, "L"), (0.97, "R")):
+            axes[row, 0].text(
+                x,
+                0.5,
+                side,
+                transform=axes[row, 0].transAxes,
+                color="#ffd166",
+                fontsize=8,
+                ha="center",
+                va="center",
+            )
     names = ("scan", "as the model sees it", "edited (synthetic)", "difference")
     for column, name in enumerate(names):
         axes[0, column].set_title(name, fontsize=9)

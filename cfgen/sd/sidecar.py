@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Literal
 
-from cfgen.config import SdSampler
+from cfgen.config import SdRender, SdSampler
 from cfgen.data.record import Software, SourceFile, key
 from cfgen.data.schema import Value
 
@@ -33,8 +33,9 @@ class SliceRecord:
 
 @dataclass(frozen=True)
 class SdSidecar:
-    """No time and no absolute path: the same run writes the same bytes. `axis` is the scan's voxel
-    axis that is next to the body's long one."""
+    """No time and no absolute path: the same run writes the same bytes. `direction` is of
+    Pix2Pix-Zero: the first of the sentences at either end. `axis` is the scan's voxel axis that is
+    next to the body's long one."""
 
     synthetic: bool
     description: str
@@ -45,16 +46,17 @@ class SdSidecar:
     intervention: str
     factual: dict[str, Value]
     target: dict[str, Value]
-    prompts: list[str]
+    prompt: str
     drift: list[float]
     trained_drift: list[float]
     sampler: SdSampler
     steps: int
     guidance: float
-    render: Literal["residual", "latent"]
+    render: SdRender
     seed: int
     axis: int
     slices: list[SliceRecord]
     device: str
     threads: int
+    direction: tuple[str, str] | None = None
     versions: dict[str, str] = field(default_factory=lambda: {n: version(n) for n in LIBRARIES})

@@ -19,9 +19,10 @@ from tiny_sd import make_cohort, make_pipeline, make_scan
 
 from cfgen.config import FitConfig, SdEdit
 from cfgen.data.record import read_record
-from cfgen.data.volume import is_synthetic
+from cfgen.data.volume import is_synthetic, read_volume
 from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import BundleError
+from cfgen.jobs import sd_drift
 from cfgen.sd.model import CARD, Card, open_model, save_model
 from cfgen.sd.prompts import Style
 from cfgen.sd.sampling import Sampling, generate, zero_shot
@@ -313,7 +314,7 @@ def test_drift_changes_an_edit_and_the_network_is_left_as_it_was(folder, tmp_pat
     model = open_model(folder, CPU)
     before = {n: p.clone() for n, p in model.unet.state_dict().items()}
     attention = model.unet.attn_processors
-    slices = Slices.of(nib_volume(make_scan(tmp_path / "scan.nii.gz", 1)), model.size)
+    slices = Slices.of(read_volume(make_scan(tmp_path / "scan.nii.gz", 1)), model.size)
     picture = slices.picture(8)
     ends = (["a brain MRI with CN"], ["a brain MRI with AD"])
     made = [
@@ -327,10 +328,43 @@ def test_drift_changes_an_edit_and_the_network_is_left_as_it_was(folder, tmp_pat
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
-def nib_volume(path):
-    from cfgen.data.volume import read_volume
+def test_the_drift_is_found_on_held_out_slices(tuned, monkeypatch, tmp_path):
+    """Of a model whose slices grow brighter with the drift, those as bright as the scans win."""
+    asked = []
 
-    return read_volume(path)
+    def slices_under(model, prompts, delta, seed):
+        assert len(prompts) == 16
+        assert all("65 year old female with CN" in prompt for prompt in prompts)
+        asked.append(delta)
+        return targets.mean(0, keepdim=True).expand(4, -1, -1) + (delta - 0.06)
+
+    def grey(model, latents):
+        return targets
+
+    targets = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)) * 1e-3
+    monkeypatch.setattr(sd_drift, "slices_under", slices_under)
+    monkeypatch.setattr(sd_drift, "_grey", grey)
+    out = tuned("--drift", "auto", "--tune", "cross-attn")
+    assert read_record(Card, out / CARD, "").drift == [0.06]
+    assert 0.06 in asked
+    curve = next(tmp_path.glob("tuned-training/*/drift/curve.csv")).read_text()
+    assert "best" in curve.splitlines()[1 + sorted(asked).index(0.06)]
+    found = len(asked)
+    tuned("--drift", "auto", "--tune", "cross-attn", "--overwrite")
+    assert len(asked) == found
+
+
+def test_slices_of_the_search_are_of_one_noise(folder):
+    model = open_model(folder, CPU)
+    how = SdEdit(steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sd_drift, "HOW", how)
+        made = [sd_drift.slices_under(model, ["a", "a"], d, 0) for d in (0.0, 0.0, 0.2)]
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    assert not torch.equal(made[0][0], made[0][1])
+    assert made[0].shape == (2, 16, 16)
+    assert 0 <= float(made[0].min()) <= float(made[0].max()) <= 1
 
 
 def test_dry_runs_write_nothing(cfgen, folder, cohort, tmp_path):
@@ -382,6 +416,7 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
         (("--slices", "70:20"), "--slices: '70:20'"),
         (("--prior-samples", 5), "--prior-samples: with --tune full"),
         (("--pairs",), "no pair of visits is held out"),
+        (("--pairs", "--drift", "auto"), "--drift auto: with --pairs"),
         (("--pairs", "--no-patient"), "--no-patient: with --pairs"),
     ],
 )

@@ -45,8 +45,14 @@ def sd_tune(
         ),
     ] = "full",
     drift: Annotated[
-        str, typer.Option("--drift", help="Latent drift: a number from -1 to 1, or one a channel.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            "--drift",
+            help="Latent drift: a number from -1 to 1, or one a channel; auto: the best of a grid "
+            "by L1 to the val slices, if it is better than none.",
+            show_default="the parent's",
+        ),
+    ] = None,
     pairs: Annotated[
         bool,
         typer.Option("--pairs", help="Train InstructPix2Pix to age, on visits of one person."),
@@ -134,11 +140,14 @@ def sd_tune(
         raise UsageError(given, "with --pairs", "none: an instruction has one wording")
     if prior_samples and tune != "prior":
         raise UsageError("--prior-samples", f"with --tune {tune}", "--tune prior")
+    if pairs and drift == "auto":
+        expected = "a number, or the drift of --model, found before without --pairs"
+        raise UsageError("--drift auto", "with --pairs", expected)
     style = Style(prompts or "diverse", not no_patient, age_words)
     parse_range(slices)
     options = Options(
         tune=tune,
-        drift=parse_drift(drift),
+        drift=None if drift is None else "auto" if drift == "auto" else parse_drift(drift),
         style=style,
         slices=slices,
         pairs=pairs,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from cfgen.data.names import check_folder
 from cfgen.data.table import Row
 from cfgen.data.volume import file_sha256, read_volume, refuse_existing
 from cfgen.device import pick_device
-from cfgen.diffusion.drift import Drift
+from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import ManifestError, UsageError
+from cfgen.jobs.sd_drift import find_sd_drift
 from cfgen.processes import leads
 from cfgen.progress import working
 from cfgen.sd.model import Card, SdModel, open_model, save_model, unet_sha256
@@ -52,10 +54,11 @@ PRIOR_EDIT = SdEdit(steps=25)
 
 @dataclass(frozen=True)
 class Options:
-    """`pairs` trains InstructPix2Pix on visits of one person; `slices` is read by `parse_range`."""
+    """`drift` None is the parent's own, 'auto' the best that `find_sd_drift` finds; `pairs` trains
+    InstructPix2Pix on visits of one person; `slices` is read by `parse_range`."""
 
     tune: SdScheme
-    drift: Drift
+    drift: Drift | Literal["auto"] | None
     style: Style
     slices: str
     pairs: bool = False
@@ -121,8 +124,9 @@ def sd_tune(
     check_batch(config.batch_size)
     join(pick_device(device))
     splits = read_scans(manifest, options)
-    task = _task(_ready(folder, device, options), splits, config, options)
+    model = _ready(folder, device, options)
     runs = runs_folder(out, f"{options.tune}-{_question(folder, manifest, options)[:8]}")
+    task = _task(model, splits, config, options, runs)
     before = task.report(task.net, runs)[HELD_OUT]
     net = fit(task, config, runs, patience=PATIENCE)
     if not leads():
@@ -133,7 +137,7 @@ def sd_tune(
     diagnoses = {str(s.values["diagnosis"]) for s in splits.train if "diagnosis" in s.values}
     card = Card(
         tune=options.tune,
-        drift=list(options.drift.delta),
+        drift=list(task.drift.delta),
         noun=task.scheme.noun,
         prompts=options.style.kind,
         patient=options.style.patient,
@@ -159,6 +163,9 @@ def try_sd_tune(
     splits = read_scans(manifest, options)
     few = Splits(splits.train[:2], splits.val[:1])
     small = replace(options, prior_samples=1, slices_per_scan=2)
+    if options.drift == "auto":
+        # The search is none of the steps.
+        small = replace(small, drift=NO_DRIFT)
     task = _task(_ready(folder, device, options), few, config, small)
     return try_steps(f"Stable Diffusion, {options.tune}", task, config)
 
@@ -172,7 +179,8 @@ def _question(folder: Path, manifest: Path, options: Options) -> str:
 def _ready(folder: Path, device: str, options: Options) -> SdModel:
     """The model, with the inputs that the task needs. Raises UsageError for one of another task."""
     model = open_model(folder, pick_device(device))
-    options.drift.check(model.channels)
+    if isinstance(options.drift, Drift):
+        options.drift.check(model.channels)
     if options.pairs:
         refuse_pairs(options.tune, model)
         return model if model.edits else widened(model)
@@ -182,14 +190,34 @@ def _ready(folder: Path, device: str, options: Options) -> SdModel:
     return model
 
 
-def _task(model: SdModel, splits: Splits, config: FitConfig, options: Options) -> SliceTask:
+def _task(
+    model: SdModel,
+    splits: Splits,
+    config: FitConfig,
+    options: Options,
+    runs: Path | None = None,
+) -> SliceTask:
     parts = [_data(model, shown, options) for shown in (splits.train, splits.val)]
+    drift = _drift(model, parts[1], config.seed, options, runs)
     prior = _prior(model, config, options) if options.tune == "prior" else None
     scheme = prepare_scheme(options.tune, model, config.seed)
     if options.checkpointing:
         scheme.model.unet.enable_gradient_checkpointing()
         scheme.model.unet.train()
-    return SliceTask(scheme, parts[0], parts[1], options.style, options.drift, config, prior)
+    return SliceTask(scheme, parts[0], parts[1], options.style, drift, config, prior)
+
+
+def _drift(
+    model: SdModel, held_out: SliceData, seed: int, options: Options, runs: Path | None
+) -> Drift:
+    if options.drift is None:
+        return model.card.trained
+    if isinstance(options.drift, Drift):
+        return options.drift
+    assert runs is not None
+    curve = find_sd_drift(model, held_out, options.style, seed, runs / "drift")
+    log.info("%s", curve.text())
+    return curve.chosen
 
 
 def _data(model: SdModel, shown: Sequence[Shown], options: Options) -> SliceData:

@@ -23,9 +23,10 @@ from cfgen.data.volume import is_synthetic, read_volume
 from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import BundleError
 from cfgen.jobs import sd_drift
+from cfgen.jobs.sd_edit import rendered
 from cfgen.sd.model import CARD, Card, open_model, save_model
 from cfgen.sd.prompts import Style
-from cfgen.sd.sampling import Sampling, generate, zero_shot
+from cfgen.sd.sampling import Edited, Sampling, generate, zero_shot
 from cfgen.sd.schemes import NEW_WORD, prepare_scheme, widened
 from cfgen.sd.sidecar import SdSidecar
 from cfgen.sd.slices import Slices
@@ -90,7 +91,8 @@ def data_of(model, n=6, seed=0):
 
 def task_of(folder, tune, drift=NO_DRIFT, prior=None, config=FIT):
     model = open_model(folder, CPU)
-    scheme = prepare_scheme(tune, model, 0)
+    torch.manual_seed(0)
+    scheme = prepare_scheme(tune, model)
     return SliceTask(scheme, data_of(model), data_of(model, 2, 1), Style(), drift, config, prior)
 
 
@@ -109,7 +111,8 @@ def test_a_scheme_trains_exactly_the_weights_that_it_says(tune, folder, tmp_path
     # Rates that lift the low-rank change above the rounding of the weights it is added to.
     task = task_of(folder, tune, config=replace(FIT, steps=2, learning_rate=0.5))
     task.scheme.trained.take(fit(task, task.fit, tmp_path / "run"))
-    save_model(task.scheme.finish(), Card(), tmp_path / "out")
+    task.scheme.finish()
+    save_model(task.scheme.model, Card(), tmp_path / "out")
     before, after = weights(folder), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {n for n, w in before.items() if not torch.equal(w, after[n][: len(w)])}
@@ -310,6 +313,24 @@ def test_no_change_by_pix2pix_zero_is_the_scan_and_a_change_is_not(cfgen, folder
     assert changes["AD"] > 5
 
 
+@pytest.mark.parametrize("how", ["residual", "latent"])
+def test_an_edit_is_put_into_the_scan(how, tmp_path):
+    """In the scan's own units, where the empty background stays empty."""
+    scan = read_volume(make_scan(tmp_path / "scan.nii.gz", 2))
+    slices = Slices.of(scan, 32)
+    picture = slices.picture(8)
+    grey = (picture + 1) / 2
+    made = rendered(slices, [8], [Edited(grey * 1.2 - 1 + 0.1, picture)], how)
+    before, after = slices.data[:, :, 8], made[:, :, 8]
+    assert np.array_equal(np.delete(made, 8, 2), np.delete(slices.data, 8, 2))
+    assert (after[before == 0] == 0).sum() > 50
+    # Well inside: 0.6 of the grey level, and a twentieth of white more.
+    deep = np.s_[5:9, 4:8]
+    seen = slices.values(picture)[deep] if how == "latent" else before[deep]
+    less = 0.4 * slices.values(picture)[deep]
+    assert np.allclose(after[deep], seen - less + 0.05 * slices.white, atol=0.02 * slices.white)
+
+
 def test_drift_changes_an_edit_and_the_network_is_left_as_it_was(folder, tmp_path):
     model = open_model(folder, CPU)
     before = {n: p.clone() for n, p in model.unet.state_dict().items()}
@@ -449,6 +470,16 @@ def test_too_few_scans_and_none_held_out(cfgen, folder, tmp_path):
     assert "has no model_index.json" in err
 
 
+def test_a_folder_of_something_else_is_not_replaced(cfgen, folder, cohort, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    code, _, err = cfgen(
+        *("sd-tune", "--model", folder, "--manifest", cohort, "--out", tmp_path, "--overwrite"),
+    )
+    assert code == 2
+    assert "no folder of Stable Diffusion" in err
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_models_and_tasks_that_do_not_go_together(cfgen, tuned, folder, cohort, visits, tmp_path):
     def tune(*options, model=folder, manifest=visits):
         given = ("--model", model, "--manifest", manifest, "--out", tmp_path / "x")
@@ -475,8 +506,9 @@ def test_models_and_tasks_that_do_not_go_together(cfgen, tuned, folder, cohort, 
     [
         (("--set", "diagnosis=AD", "--sampler", "ddpm"), "which can be inverted"),
         (("--set", "diagnosis=AD", "--image-guidance", 2), "a model of InstructPix2Pix"),
+        (("--set", "diagnosis=AD", "--image-guidance", 0.5), "a number from 1 on"),
         (("--set", "diagnosis=AD", "--guidance", 1), "a number above 1"),
-        (("--set", "diagnosis=AD", "--steps", 5000), "1000 at most"),
+        (("--set", "diagnosis=AD", "--steps", 5000), "500 at most"),
         (("--set", "diagnosis=PD"), "CN or MCI or AD"),
         (("--sex", "M"), "sex of the scan unknown"),
         (("--age", "60:80:10"), "one age"),

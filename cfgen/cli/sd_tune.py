@@ -140,6 +140,9 @@ def sd_tune(
         raise UsageError(given, "with --pairs", "none: an instruction has one wording")
     if prior_samples and tune != "prior":
         raise UsageError("--prior-samples", f"with --tune {tune}", "--tune prior")
+    if age_words == "binned" and not pairs:
+        found = "'binned', which is of a change of age"
+        raise UsageError("--age-words", found, "number or word", "binned is for --pairs")
     if pairs and drift == "auto":
         expected = "a number, or the drift of --model, found before without --pairs"
         raise UsageError("--drift auto", "with --pairs", expected)

@@ -39,7 +39,7 @@ from cfgen.streams import Purpose, torch_stream
 
 log = logging.getLogger("cfgen")
 
-# The paper's, where a model does not say which it was trained on.
+# The paper's.
 DIAGNOSES = ("CN", "MCI", "AD")
 
 
@@ -70,9 +70,9 @@ class Words:
 
 
 def sd_schema(model: SdModel) -> Schema:
-    """Age, sex, and the diagnoses that the model was trained on."""
-    levels = tuple(model.card.diagnoses) or DIAGNOSES
-    diagnosis = Variable("diagnosis", "categorical", levels=levels)
+    """Age, sex, and the diagnoses that the model was trained on, beside the paper's."""
+    levels = dict.fromkeys([*model.card.diagnoses, *DIAGNOSES])
+    diagnosis = Variable("diagnosis", "categorical", levels=tuple(levels))
     return Schema((*default_schema().variables, diagnosis))
 
 
@@ -111,8 +111,11 @@ def check_sampling(model: SdModel, options: Options) -> None:
     if options.edit.guidance <= 1:
         raise UsageError("--guidance", f"{options.edit.guidance:g}", "a number above 1")
     T = int(model.levels["num_train_timesteps"])
-    if options.edit.steps > T:
-        raise UsageError("--steps", f"{options.edit.steps}", f"{T} at most")
+    if options.edit.steps > T // 2:
+        raise UsageError("--steps", f"{options.edit.steps}", f"{T // 2} at most")
+    if options.edit.image_guidance < 1:
+        found = f"{options.edit.image_guidance:g}"
+        raise UsageError("--image-guidance", found, "a number from 1 on")
     if model.edits:
         return
     if options.sampler != "ddim":

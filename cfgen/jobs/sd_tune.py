@@ -34,16 +34,23 @@ from cfgen.errors import ManifestError, UsageError
 from cfgen.jobs.sd_drift import find_sd_drift
 from cfgen.processes import leads
 from cfgen.progress import working
-from cfgen.sd.model import Card, SdModel, open_model, save_model, unet_sha256
+from cfgen.sd.model import (
+    Card,
+    SdModel,
+    open_model,
+    refuse_other_folder,
+    save_model,
+    unet_sha256,
+)
 from cfgen.sd.prompts import SIMPLE, Style, prompt
 from cfgen.sd.sampling import Sampling, generate
 from cfgen.sd.schemes import prepare_scheme, refuse_pairs, widened
 from cfgen.sd.slices import Slices, parse_range
 from cfgen.streams import Purpose, torch_stream
-from cfgen.train.fit import HELD_OUT, fit
+from cfgen.train.fit import HELD_OUT, fit, seed_weights
 from cfgen.train.record import runs_folder
 from cfgen.train.slices import Prior, SliceData, SliceTask
-from cfgen.train.together import check_batch, join
+from cfgen.train.together import check_batch, first_alone, join
 from cfgen.train.trial import Trial, try_steps
 
 log = logging.getLogger("cfgen")
@@ -121,6 +128,7 @@ def sd_tune(
     """Fine-tune the model in `folder` and write one that diffusers, and `sd-edit`, open."""
     check_folder(out)
     refuse_existing(out, options.overwrite)
+    refuse_other_folder(out)
     check_batch(config.batch_size)
     join(pick_device(device))
     splits = read_scans(manifest, options)
@@ -151,7 +159,8 @@ def sd_tune(
         parent=folder.resolve().name,
         parent_unet_sha256=unet_sha256(folder),
     )
-    save_model(task.scheme.finish(), card, out)
+    task.scheme.finish()
+    save_model(task.scheme.model, card, out)
     return out
 
 
@@ -200,10 +209,11 @@ def _task(
     parts = [_data(model, shown, options) for shown in (splits.train, splits.val)]
     drift = _drift(model, parts[1], config.seed, options, runs)
     prior = _prior(model, config, options) if options.tune == "prior" else None
-    scheme = prepare_scheme(options.tune, model, config.seed)
+    seed_weights(config.seed)
+    scheme = prepare_scheme(options.tune, model)
     if options.checkpointing:
-        scheme.model.unet.enable_gradient_checkpointing()
-        scheme.model.unet.train()
+        model.unet.enable_gradient_checkpointing()
+        model.unet.train()
     return SliceTask(scheme, parts[0], parts[1], options.style, drift, config, prior)
 
 
@@ -215,7 +225,8 @@ def _drift(
     if isinstance(options.drift, Drift):
         return options.drift
     assert runs is not None
-    curve = find_sd_drift(model, held_out, options.style, seed, runs / "drift")
+    folder = runs / "drift"
+    curve = first_alone(lambda: find_sd_drift(model, held_out, options.style, seed, folder))
     log.info("%s", curve.text())
     return curve.chosen
 

@@ -28,7 +28,7 @@ from cfgen.config import AgeWords, PromptKind, SdScheme
 from cfgen.data.record import Software, key, read_record, this_software, write_record
 from cfgen.data.volume import file_sha256
 from cfgen.diffusion.drift import Drift
-from cfgen.errors import BundleError
+from cfgen.errors import BundleError, UsageError
 from cfgen.sd.prompts import NOUN, Style
 
 CARD = "cfgen.json"
@@ -165,10 +165,10 @@ def open_model(folder: Path, device: torch.device) -> SdModel:
 
 
 def _noise_levels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration, with latents never clipped: diffusers does so where a folder's
-    file is silent."""
+    """A scheduler's configuration, with what is ours to say: latents are never clipped, which
+    diffusers does where a file is silent, and steps are even, as its DDIM takes them anyway."""
     levels = {name: value for name, value in config.items() if name != "_use_default_values"}
-    return levels | {"clip_sample": False}
+    return levels | {"clip_sample": False, "timestep_spacing": "leading"}
 
 
 def _check_folder(folder: Path) -> None:
@@ -189,6 +189,13 @@ def unet_sha256(folder: Path) -> str:
     """Of the network's weights, or of the list of their parts."""
     file = folder / "unet" / _WEIGHTS["unet"]
     return file_sha256(file if file.is_file() else file.with_name(file.name + ".index.json"))
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Raises UsageError where something is there that is no model: it is not replaced."""
+    if out.exists() and not (out / INDEX).is_file():
+        found = "is there already and is no folder of Stable Diffusion"
+        raise UsageError(out, found, fix="use another --out")
 
 
 def save_model(model: SdModel, card: Card, out: Path) -> None:

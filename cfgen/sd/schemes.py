@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from cfgen.config import SdScheme
@@ -57,35 +58,34 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True)
 class Scheme:
-    """`finish` puts what was learnt where diffusers looks for it and gives the model to save."""
+    """`noun` is what prompts call the image; `finish` puts what was learnt where diffusers looks
+    for it in the model."""
 
-    tune: SdScheme
     model: SdModel
     trained: Trained
     noun: str
-    finish: Callable[[], SdModel]
+    finish: Callable[[], None]
 
 
-def prepare_scheme(tune: SdScheme, model: SdModel, seed: int) -> Scheme:
+def prepare_scheme(tune: SdScheme, model: SdModel) -> Scheme:
     """Make `model` ready to be trained; only `Scheme.trained` of it requires gradients.
 
-    Raises BundleError for a model that has the scheme's new word already.
+    Low-rank changes start from torch's own generator. Raises BundleError for a model that has the
+    scheme's new word already.
     """
-    unet = model.unet
-    finish: Callable[[], SdModel] = lambda: model  # noqa: E731
     if tune == "condition":
-        model, parameters, finish = _new_word(model)
+        parameters, finish = _new_word(model)
     elif tune == "lora":
-        parameters, finish = _low_rank(model, seed)
+        parameters, finish = _low_rank(model.unet)
     else:
-        parameters = dict(unet.named_parameters())
+        parameters, finish = dict(model.unet.named_parameters()), _nothing
         if tune == "cross-attn":
             # attn2 attends to the text (Kumari et al. 2023, section 3.2).
             parameters = {
                 n: p for n, p in parameters.items() if "attn2.to_k." in n or "attn2.to_v." in n
             }
     noun = _NOUNS.get(tune, model.card.noun)
-    return Scheme(tune, model, Trained(parameters), noun, finish)
+    return Scheme(model, Trained(parameters), noun, finish)
 
 
 def widened(model: SdModel) -> SdModel:
@@ -116,7 +116,14 @@ def refuse_pairs(tune: SdScheme, model: SdModel) -> None:
     raise UsageError(f"--tune {tune}", found, expected)
 
 
-def _new_word(model: SdModel) -> tuple[SdModel, dict[str, nn.Parameter], Callable[[], SdModel]]:
+Learnt = tuple[dict[str, nn.Parameter], Callable[[], None]]
+
+
+def _nothing() -> None:
+    """Weights that were trained in their place are there already."""
+
+
+def _new_word(model: SdModel) -> Learnt:
     tokenizer, encoder = model.tokenizer, model.text_encoder
     start = tokenizer(NOUN, add_special_tokens=False).input_ids
     if tokenizer.add_tokens([NEW_WORD]) != 1:
@@ -133,20 +140,15 @@ def _new_word(model: SdModel) -> tuple[SdModel, dict[str, nn.Parameter], Callabl
 
     hook = table.register_forward_hook(replaced)
 
-    def finish() -> SdModel:
+    def finish() -> None:
         hook.remove()
         with torch.no_grad():
             table.weight[number] = row
-        return model
 
-    return model, {"new_word": row}, finish
+    return {"new_word": row}, finish
 
 
-def _low_rank(model: SdModel, seed: int) -> tuple[dict[str, nn.Parameter], Callable[[], SdModel]]:
-    from peft import LoraConfig
-
-    torch.manual_seed(seed)
-    unet = model.unet
+def _low_rank(unet: Any) -> Learnt:
     unet.add_adapter(
         LoraConfig(
             r=_LORA_RANK,
@@ -157,10 +159,9 @@ def _low_rank(model: SdModel, seed: int) -> tuple[dict[str, nn.Parameter], Calla
     )
     parameters = {n: p for n, p in unet.named_parameters() if "lora_" in n}
 
-    def finish() -> SdModel:
+    def finish() -> None:
         # Into the weights themselves, so that the folder is one of diffusers' own.
         unet.fuse_lora()
         unet.unload_lora()
-        return replace(model, unet=unet)
 
     return parameters, finish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 pytest.importorskip("diffusers", reason="the extra cfgen[sd] is not installed")
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_sd import make_cohort, make_pipeline, make_scan
 
@@ -24,6 +26,7 @@ from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import BundleError
 from cfgen.jobs import sd_drift
 from cfgen.jobs.sd_edit import rendered
+from cfgen.jobs.sd_generate import SliceOfNobody
 from cfgen.sd.model import CARD, Card, open_model, save_model
 from cfgen.sd.prompts import Style
 from cfgen.sd.sampling import Edited, Sampling, generate, zero_shot
@@ -260,6 +263,38 @@ def test_an_editor_begins_as_its_parent(folder):
     assert not parent.edits
 
 
+def test_slices_of_nobody(cfgen, folder, tmp_path):
+    def make(name, *options):
+        code, said, err = cfgen(
+            *("sd-generate", "--model", folder, "--out", tmp_path / name, "--steps", 2),
+            *("--threads", 1, *options),
+        )
+        assert code == 0, err
+        return [Path(line) for line in said.split()]
+
+    both = make("both", "--age", "70", "--set", "diagnosis=CN,AD", "--n", 2)
+    names = [f"age70_diagnosis{d}_{k}.png" for d in ("CN", "AD") for k in (1, 2)]
+    assert [p.name for p in both] == names
+    record = read_record(SliceOfNobody, both[2].with_suffix(".json"), "")
+    assert record.synthetic
+    assert "brain MRI" in record.prompt
+    assert record.prompt.replace("AD", "CN") != record.prompt
+    assert "of a 70 year old person" in record.prompt
+    picture = Image.open(both[0])
+    assert (picture.mode, picture.size) == ("L", (16, 16))
+    assert picture.text["Description"].startswith("SYNTHETIC: cfgen")
+    # A slice is its own, whoever else is asked for; and follows the drift.
+    alone = make("alone", "--age", "70", "--set", "diagnosis=AD")
+    assert alone[0].read_bytes() == both[2].read_bytes()
+    drifting = make("drifting", "--age", "70", "--set", "diagnosis=AD", "--drift", "0.2")
+    assert drifting[0].read_bytes() != alone[0].read_bytes()
+    lines = (tmp_path / "both" / "slices.csv").read_text().splitlines()
+    assert lines[0] == "subject,image,age,diagnosis,prompt,seed,synthetic"
+    assert len(lines) == 5
+    assert (tmp_path / "both" / "sheet.png").exists()
+    assert [p.name for p in make("plain", "--n", 2)] == ["slice_1.png", "slice_2.png"]
+
+
 def test_ageing_by_instruction(tuned, cfgen, visits, tmp_path):
     out = tuned("--pairs", "--age-words", "binned", "--drift", "0.1", manifest=visits)
     scan = visits.parent / "p5_0.nii.gz"
@@ -405,6 +440,12 @@ def test_dry_runs_write_nothing(cfgen, folder, cohort, tmp_path):
     said = json.loads(out)
     assert said["prompt"] == "a brain MRI with CN"
     assert said["slices"] == 1
+    code, out, err = cfgen(
+        *("sd-generate", "--model", folder, "--out", tmp_path / "new", "--dry-run"),
+        *("--set", "diagnosis=AD", "--threads", 1),
+    )
+    assert code == 0, err
+    assert "with AD" in json.loads(out)[str(tmp_path / "new" / "diagnosisAD_1.png")]
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -490,6 +531,8 @@ def test_models_and_tasks_that_do_not_go_together(cfgen, tuned, folder, cohort, 
     code, _, err = tune("--pairs", "--tune", "prior")
     assert (code, "have no source" in err) == (2, True)
     editor = tuned("--pairs", manifest=visits, name="editor")
+    code, _, err = cfgen("sd-generate", "--model", editor, "--out", tmp_path / "x")
+    assert (code, "which edits slices" in err) == (2, True)
     code, _, err = tune(model=editor, manifest=cohort)
     assert (code, "learns from pairs" in err) == (2, True)
     # Visits that are not on one grid.

@@ -156,9 +156,12 @@ def test_ranges():
 
 def test_without_the_extra_the_command_says_how_to_install_it(cfgen, monkeypatch, tmp_path):
     monkeypatch.setattr(extra, "find_spec", lambda name: None)
-    for command in ("sd-tune", "sd-edit"):
-        source = "--manifest" if command == "sd-tune" else "--in"
-        code, _, err = cfgen(command, "--model", tmp_path, source, "x", "--out", tmp_path / "y")
+    for command, more in {
+        "sd-tune": "--manifest",
+        "sd-edit": "--in",
+        "sd-generate": "--age",
+    }.items():
+        code, _, err = cfgen(command, "--model", tmp_path, more, "5", "--out", tmp_path / "y")
         assert code == 4
         assert "pip install 'cfgen[sd]'" in err
         assert "diffusers and transformers and peft" in err

@@ -28,6 +28,7 @@ from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
 from cfgen.cli.report import report
 from cfgen.cli.sd_edit import sd_edit
+from cfgen.cli.sd_generate import sd_generate
 from cfgen.cli.sd_tune import sd_tune
 from cfgen.cli.segment import segment
 from cfgen.cli.simulate import simulate
@@ -81,6 +82,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import-weights": import_weights,
     "sd-tune": sd_tune,
     "sd-edit": sd_edit,
+    "sd-generate": sd_generate,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, help=_help(_command))(_command)

@@ -22,15 +22,14 @@ from cfgen.cli.options import (
     Threads,
     Verbose,
 )
+from cfgen.cli.sd_options import Drift, Guidance, Model, Sampler, Slices, Steps
 from cfgen.cli.show import print_paths, setup
 from cfgen.errors import UsageError
 
 
 def sd_edit(
     image: Annotated[Path, typer.Option("--in", "-i", help="One scan (.nii, .nii.gz, .mgz).")],
-    model: Annotated[
-        Path, typer.Option("--model", help="Folder of Stable Diffusion, tuned by sd-tune or not.")
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Image to write, on the scan's grid.")],
     given: From = "",
     age: Annotated[str | None, typer.Option("--age", help="+7 or 77.")] = None,
@@ -38,27 +37,11 @@ def sd_edit(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="diagnosis=AD; repeatable.")
     ] = None,
-    slices: Annotated[
-        str,
-        typer.Option("--slices", help="Which axial slices: percent of the way up, from:to."),
-    ] = cfg.SD_SLICES,
-    drift: Annotated[
-        str | None,
-        typer.Option(
-            "--drift",
-            help="Of every reverse step: a number from -1 to 1, or one a channel.",
-            show_default="what the model was trained with",
-        ),
-    ] = None,
-    sampler: Annotated[
-        cfg.SdSampler, typer.Option("--sampler", help="ddim, or ddpm for InstructPix2Pix.")
-    ] = "ddim",
-    steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of the sampler.")
-    ] = cfg.SD_EDIT.steps,
-    guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance weight, above 1.")
-    ] = cfg.SD_EDIT.guidance,
+    slices: Slices = cfg.SD_SLICES,
+    drift: Drift = None,
+    sampler: Sampler = "ddim",
+    steps: Steps = cfg.SD_EDIT.steps,
+    guidance: Guidance = cfg.SD_EDIT.guidance,
     image_guidance: Annotated[
         float,
         typer.Option("--image-guidance", help="InstructPix2Pix: how much the scan weighs."),
@@ -98,10 +81,11 @@ def sd_edit(
     require_extra()
     from cfgen.data.conditions import parse_interventions, parse_values
     from cfgen.device import pick_device
-    from cfgen.diffusion.drift import parse_drift
     from cfgen.jobs.sd_edit import (
         Options,
+        check_method,
         check_sampling,
+        drift_of,
         open_slices,
         output_files,
         sd_schema,
@@ -109,20 +93,12 @@ def sd_edit(
     )
     from cfgen.jobs.sd_edit import sd_edit as edit
     from cfgen.sd.model import open_model
+    from cfgen.sd.sampling import Sampling
 
     parts = open_model(model, pick_device(device))
-    own = parts.card.trained if drift is None else parse_drift(drift)
     how = cfg.SdEdit(steps, guidance, image_guidance)
-    options = Options(
-        slices,
-        own.check(parts.channels),
-        sampler,
-        how,
-        render,
-        not no_picture,
-        seed,
-        overwrite,
-    )
+    sampling = Sampling(drift_of(drift, parts), sampler, how)
+    options = Options(slices, sampling, render, not no_picture, seed, overwrite)
     schema = sd_schema(parts)
     known = parse_values(schema, given, "--from") if given else {}
     changes = parse_interventions(schema, [age] if age else [], sex, sets or [])
@@ -130,7 +106,8 @@ def sd_edit(
         raise UsageError(f"--age {age}", f"{len(changes)} ages", "one age")
     change = changes[0]
     words = words_of(parts, image, known, change)
-    check_sampling(parts, options)
+    check_sampling(parts, sampling)
+    check_method(parts, sampling)
     files = output_files(out, options)
     if dry_run:
         _, places = open_slices(parts, image, options)

@@ -21,6 +21,7 @@ from cfgen.cli.options import (
     Verbose,
     fit_of,
 )
+from cfgen.cli.sd_options import Model, Slices
 from cfgen.cli.show import print_paths, print_trial, setup
 from cfgen.errors import UsageError
 
@@ -28,9 +29,7 @@ _OWN = "the scheme's"
 
 
 def sd_tune(
-    model: Annotated[
-        Path, typer.Option("--model", help="Folder of Stable Diffusion, as diffusers saves it.")
-    ],
+    model: Model,
     manifest: Annotated[
         Path,
         typer.Option("--manifest", help="Scans with a split column; age, sex, diagnosis if known."),
@@ -81,10 +80,7 @@ def sd_tune(
             show_default=str(cfg.SD_PRIOR_SAMPLES),
         ),
     ] = None,
-    slices: Annotated[
-        str,
-        typer.Option("--slices", help="Which axial slices: percent of the way up, from:to."),
-    ] = cfg.SD_SLICES,
+    slices: Slices = cfg.SD_SLICES,
     slices_per_scan: Annotated[
         int, typer.Option("--slices-per-scan", min=1, help="So many of them, at even distances.")
     ] = cfg.SD_SLICES_PER_SCAN,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cfgen import __version__
-from cfgen.config import SD_EDIT, SD_RENDER, SEED, SdEdit, SdRender, SdSampler
+from cfgen.config import SD_EDIT, SD_RENDER, SEED, SdRender
 from cfgen.data.bids import bids_values
 from cfgen.data.conditions import Intervention, Values
 from cfgen.data.names import check_outputs
@@ -25,7 +25,7 @@ from cfgen.data.volume import (
     strip_suffix,
     write_like,
 )
-from cfgen.diffusion.drift import NO_DRIFT, Drift
+from cfgen.diffusion.drift import Drift, parse_drift
 from cfgen.errors import UsageError
 from cfgen.measure.background import empty_value, filled_foreground
 from cfgen.progress import working
@@ -33,7 +33,7 @@ from cfgen.sd.model import SdModel, unet_sha256
 from cfgen.sd.picture import slices_picture
 from cfgen.sd.prompts import SIMPLE, concepts, instruction, prompt
 from cfgen.sd.sampling import Edited, Sampling, instruct, zero_shot
-from cfgen.sd.sidecar import SdModelName, SdSidecar, SliceRecord
+from cfgen.sd.sidecar import SdModelName, SdSidecar, SliceRecord, library_versions
 from cfgen.sd.slices import Slices, parse_range
 from cfgen.streams import Purpose, torch_stream
 
@@ -49,9 +49,7 @@ class Options:
     edited slices there as they are."""
 
     slices: str
-    drift: Drift = NO_DRIFT
-    sampler: SdSampler = "ddim"
-    edit: SdEdit = SD_EDIT
+    sampling: Sampling
     render: SdRender = SD_RENDER
     picture: bool = True
     seed: int = SEED
@@ -106,23 +104,32 @@ def words_of(model: SdModel, scan: Path, given: Values, change: Intervention) ->
     return Words(before, after, caption, (ends[0], ends[1]))
 
 
-def check_sampling(model: SdModel, options: Options) -> None:
+def drift_of(text: str | None, model: SdModel) -> Drift:
+    """What is asked for, or what the model was trained with. Raises UsageError."""
+    return (model.card.trained if text is None else parse_drift(text)).check(model.channels)
+
+
+def check_sampling(model: SdModel, sampling: Sampling) -> None:
+    """Raises UsageError for numbers that no method takes."""
+    how = sampling.edit
+    if how.guidance <= 1:
+        raise UsageError("--guidance", f"{how.guidance:g}", "a number above 1")
+    most = int(model.levels["num_train_timesteps"]) // 2
+    if how.steps > most:
+        raise UsageError("--steps", f"{how.steps}", f"{most} at most")
+    if how.image_guidance < 1:
+        raise UsageError("--image-guidance", f"{how.image_guidance:g}", "a number from 1 on")
+
+
+def check_method(model: SdModel, sampling: Sampling) -> None:
     """Raises UsageError for options that the model's method does not know."""
-    if options.edit.guidance <= 1:
-        raise UsageError("--guidance", f"{options.edit.guidance:g}", "a number above 1")
-    T = int(model.levels["num_train_timesteps"])
-    if options.edit.steps > T // 2:
-        raise UsageError("--steps", f"{options.edit.steps}", f"{T // 2} at most")
-    if options.edit.image_guidance < 1:
-        found = f"{options.edit.image_guidance:g}"
-        raise UsageError("--image-guidance", found, "a number from 1 on")
     if model.edits:
         return
-    if options.sampler != "ddim":
+    if sampling.sampler != "ddim":
         raise UsageError(
-            "--sampler", f"'{options.sampler}' with Pix2Pix-Zero", "ddim, which can be inverted"
+            "--sampler", f"'{sampling.sampler}' with Pix2Pix-Zero", "ddim, which can be inverted"
         )
-    if options.edit.image_guidance != SD_EDIT.image_guidance:
+    if sampling.edit.image_guidance != SD_EDIT.image_guidance:
         raise UsageError("--image-guidance", "with Pix2Pix-Zero", "a model of InstructPix2Pix")
 
 
@@ -182,17 +189,18 @@ def sd_edit(
         factual=dict(words.before),
         target=dict(words.after),
         prompt=words.prompt,
-        drift=list(options.drift.delta),
+        drift=list(options.sampling.drift.delta),
         trained_drift=list(model.card.drift),
-        sampler=options.sampler,
-        steps=options.edit.steps,
-        guidance=options.edit.guidance,
+        sampler=options.sampling.sampler,
+        steps=options.sampling.edit.steps,
+        guidance=options.sampling.edit.guidance,
         render=options.render,
         seed=options.seed,
         axis=axis,
         slices=[SliceRecord(v, e) for v, e in zip(voxels, errors, strict=True)],
         device=str(model.device),
         threads=torch.get_num_threads(),
+        versions=library_versions(),
         direction=words.direction and (words.direction[0][0], words.direction[1][0]),
     )
     write_record(sidecar, files["sidecar"])
@@ -220,13 +228,14 @@ def edit_slice(
     model: SdModel, slices: Slices, place: int, words: Words, options: Options
 ) -> Edited:
     """One slice, by the method of the model."""
-    sampling = Sampling(options.drift, options.sampler, options.edit)
     picture = slices.picture(place)
     if words.direction is not None:
-        return zero_shot(model, picture, words.prompt, words.direction, sampling, options.seed)
+        return zero_shot(
+            model, picture, words.prompt, words.direction, options.sampling, options.seed
+        )
     stream = torch_stream(options.seed, Purpose.SAMPLES)
     noise = torch.randn(1, *model.latent_shape, generator=stream)
-    return instruct(model, picture, words.prompt, noise, sampling, options.seed)
+    return instruct(model, picture, words.prompt, noise, options.sampling, options.seed)
 
 
 def _error(rebuilt: torch.Tensor, picture: torch.Tensor) -> float:

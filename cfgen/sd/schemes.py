@@ -130,7 +130,9 @@ def _new_word(model: SdModel) -> Learnt:
         raise BundleError(model.folder, f"knows the word {NEW_WORD} already", "a model without it")
     table = encoder.get_input_embeddings()
     row = nn.Parameter(table.weight[start].mean(0).clone())
-    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # A table may have more rows than there are words.
+    rows = max(len(tokenizer), len(table.weight))
+    encoder.resize_token_embeddings(rows, mean_resizing=False)
     table = encoder.get_input_embeddings().requires_grad_(False)
     number = tokenizer.convert_tokens_to_ids(NEW_WORD)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
@@ -58,5 +58,9 @@ class SdSidecar:
     slices: list[SliceRecord]
     device: str
     threads: int
+    versions: dict[str, str]
     direction: tuple[str, str] | None = None
-    versions: dict[str, str] = field(default_factory=lambda: {n: version(n) for n in LIBRARIES})
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}

@@ -566,3 +566,15 @@ def test_bad_edits(options, said, cfgen, folder, cohort, tmp_path):
     assert code == 2
     assert said in err
     assert not list(tmp_path.iterdir())
+
+
+def test_edits_of_and_into_no_image(cfgen, folder, cohort, tmp_path):
+    how = ("--model", folder, "--from", "diagnosis=CN", "--set", "diagnosis=AD")
+    scan = cohort.parent / "p0_0.nii.gz"
+    code, _, err = cfgen("sd-edit", "--in", scan, *how, "--out", tmp_path / "x")
+    assert (code, "no image suffix" in err) == (2, True)
+    code, _, err = cfgen(
+        "sd-edit", "--in", tmp_path / "no.nii.gz", *how, "--out", tmp_path / "x.nii"
+    )
+    assert (code, "no.nii.gz" in err) == (3, True)
+    assert not list(tmp_path.iterdir())

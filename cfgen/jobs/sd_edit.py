@@ -18,8 +18,10 @@ from cfgen.data.names import check_outputs
 from cfgen.data.record import SourceFile, this_software, write_record
 from cfgen.data.schema import Schema, Variable, default_schema
 from cfgen.data.volume import (
+    SUFFIXES,
     SYNTHETIC,
     file_sha256,
+    is_image_path,
     read_volume,
     refuse_existing,
     strip_suffix,
@@ -134,7 +136,10 @@ def check_method(model: SdModel, sampling: Sampling) -> None:
 
 
 def output_files(out: Path, options: Options) -> dict[str, Path]:
-    """The files of an edit by what they are. Raises UsageError where one exists already."""
+    """The files of an edit by what they are. Raises UsageError where one exists already, or `out`
+    is no image."""
+    if not is_image_path(out):
+        raise UsageError(out, "no image suffix", "one of " + ", ".join(SUFFIXES))
     files = {"image": out, "sidecar": out.with_name(strip_suffix(out) + ".json")}
     if options.picture:
         files["picture"] = out.with_name(strip_suffix(out) + ".png")

@@ -384,7 +384,7 @@ def test_drift_changes_an_edit_and_the_network_is_left_as_it_was(folder, tmp_pat
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
-def test_the_drift_is_found_on_held_out_slices(tuned, monkeypatch, tmp_path):
+def test_the_drift_is_found_on_held_out_slices(tuned, cfgen, folder, cohort, monkeypatch, tmp_path):
     """Of a model whose slices grow brighter with the drift, those as bright as the scans win."""
     asked = []
 
@@ -403,11 +403,17 @@ def test_the_drift_is_found_on_held_out_slices(tuned, monkeypatch, tmp_path):
     out = tuned("--drift", "auto", "--tune", "cross-attn")
     assert read_record(Card, out / CARD, "").drift == [0.06]
     assert 0.06 in asked
-    curve = next(tmp_path.glob("tuned-training/*/drift/curve.csv")).read_text()
+    curve = (tmp_path / "tuned-training" / "sd" / "drift" / "curve.csv").read_text()
     assert "best" in curve.splitlines()[1 + sorted(asked).index(0.06)]
     found = len(asked)
     tuned("--drift", "auto", "--tune", "cross-attn", "--overwrite")
     assert len(asked) == found
+    code, _, err = cfgen(
+        *("sd-tune", "--model", folder, "--manifest", cohort, "--out", out, "--overwrite"),
+        *("--drift", "0.1", "--tune", "cross-attn", "--slices-per-scan", 2, "--threads", 1),
+    )
+    assert code == 2
+    assert "tuned-training" in err
 
 
 def test_slices_of_the_search_are_of_one_noise(folder):

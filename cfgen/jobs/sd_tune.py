@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cfgen.batch.resume import fingerprint
 from cfgen.config import (
     FEWEST_SCANS,
     PATIENCE,
@@ -48,7 +47,7 @@ from cfgen.sd.schemes import prepare_scheme, refuse_pairs, widened
 from cfgen.sd.slices import Slices, parse_range
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.fit import HELD_OUT, fit, seed_weights
-from cfgen.train.record import runs_folder
+from cfgen.train.record import claim, runs_folder
 from cfgen.train.slices import Prior, SliceData, SliceTask
 from cfgen.train.together import check_batch, first_alone, join
 from cfgen.train.trial import Trial, try_steps
@@ -133,7 +132,8 @@ def sd_tune(
     join(pick_device(device))
     splits = read_scans(manifest, options)
     model = _ready(folder, device, options)
-    runs = runs_folder(out, f"{options.tune}-{_question(folder, manifest, options)[:8]}")
+    runs = runs_folder(out, "sd")
+    claim(runs, _question(folder, manifest, options))
     task = _task(model, splits, config, options, runs)
     before = task.report(task.net, runs)[HELD_OUT]
     net = fit(task, config, runs, patience=PATIENCE)
@@ -179,10 +179,19 @@ def try_sd_tune(
     return try_steps(f"Stable Diffusion, {options.tune}", task, config)
 
 
-def _question(folder: Path, manifest: Path, options: Options) -> str:
-    """What a run is of: one of other scans, drift or words does not go on from its checkpoint."""
-    asked = asdict(replace(options, checkpointing=False, overwrite=False))
-    return fingerprint([unet_sha256(folder), file_sha256(manifest)], asked)
+def _question(folder: Path, manifest: Path, options: Options) -> dict[str, object]:
+    """What decides a fine-tuning, beside how long and how fast."""
+    drift = options.drift.text() if isinstance(options.drift, Drift) else options.drift
+    return {
+        "unet": unet_sha256(folder),
+        "manifest": file_sha256(manifest),
+        "tune": options.tune,
+        "drift": drift,
+        "style": asdict(options.style),
+        "slices": [options.slices, options.slices_per_scan],
+        "pairs": options.pairs,
+        "prior_samples": options.prior_samples,
+    }
 
 
 def _ready(folder: Path, device: str, options: Options) -> SdModel:

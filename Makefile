@@ -15,7 +15,7 @@ venv: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q $(TORCH) -e '.[dev]'
+	$(BIN)/pip install -q $(TORCH) -e '.[dev,sd]'
 	touch $@
 
 demo: venv $(SCAN)

@@ -314,3 +314,50 @@ class ScmFit:
 
 
 SCM_FIT = ScmFit()
+
+# Stable Diffusion on axial slices (sd/). Which of its weights are trained: the whole network; keys
+# and values of cross-attention (Custom Diffusion); one new word (Textual Inversion); the network
+# beside samples of the parent (DreamBooth); low-rank changes (LoRA). `FEWEST_SCANS` holds here too.
+SdScheme = Literal["full", "cross-attn", "condition", "prior", "lora"]
+PromptKind = Literal["simple", "diverse"]
+AgeWords = Literal["number", "word", "binned"]
+SdSampler = Literal["ddim", "ddpm"]
+SdRender = Literal["residual", "latent"]
+SD_RENDER: SdRender = "residual"
+# Rates are those of the schemes' own papers and of diffusers' scripts for them.
+_SLICES = FitConfig(
+    steps=1000,
+    learning_rate=1e-5,
+    batch_size=4,
+    weight_decay=1e-2,
+    warmup_steps=50,
+    ema_decay=0.99,
+    checkpoint_every=100,
+    report_every=100,
+)
+SD_FITS: dict[SdScheme, FitConfig] = {
+    "full": replace(_SLICES, steps=2000),
+    "cross-attn": _SLICES,
+    "condition": replace(_SLICES, steps=3000, learning_rate=5e-3),
+    "prior": replace(_SLICES, learning_rate=5e-6),
+    "lora": replace(_SLICES, learning_rate=1e-4),
+}
+# Between the lowest and the highest axial slice with tissue, percent.
+SD_SLICES = "45:65"
+SD_SLICES_PER_SCAN = 8
+# Of the parent, for DreamBooth.
+SD_PRIOR_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SdEdit:
+    """How a slice is edited: `image_guidance` is InstructPix2Pix's, `attention` how much
+    Pix2Pix-Zero holds on to the scan's cross-attention."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    image_guidance: float = 1.5
+    attention: float = 0.1
+
+
+SD_EDIT = SdEdit()

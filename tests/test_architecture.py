@@ -30,6 +30,7 @@ FLOORS = (
     ("measure",),
     ("scan",),
     ("edit",),
+    ("sd",),
     ("batch",),
     ("train",),
     ("report", "evaluate"),
@@ -140,7 +141,8 @@ def test_files_are_small() -> None:
 def test_what_is_installed_is_imported() -> None:
     """A dependency that nobody imports is a download for nothing."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    names = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["sd"]]
+    names = {re.split(r"[<>=\[]", line)[0] for line in lines}
     names = {"ants" if n == "antspyx" else n for n in names}
     names = {{"scikit-learn": "sklearn", "pillow": "PIL"}.get(n, n) for n in names}
     found: set[str] = set()
@@ -155,7 +157,8 @@ def test_what_is_installed_is_imported() -> None:
 
 
 def test_help_loads_no_heavy_library() -> None:
-    heavy = "torch monai ants nilearn pandas scipy numpy nibabel SimpleITK sklearn matplotlib"
+    heavy = "torch monai ants nilearn pandas scipy numpy nibabel SimpleITK sklearn matplotlib "
+    heavy += "diffusers transformers"
     code = (
         "import sys; sys.argv = ['cfgen', '--help']\n"
         "from cfgen.cli import main\n"

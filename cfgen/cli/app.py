@@ -27,6 +27,9 @@ from cfgen.cli.import_weights import import_weights
 from cfgen.cli.info import info
 from cfgen.cli.preprocess import preprocess
 from cfgen.cli.report import report
+from cfgen.cli.sd_edit import sd_edit
+from cfgen.cli.sd_generate import sd_generate
+from cfgen.cli.sd_tune import sd_tune
 from cfgen.cli.segment import segment
 from cfgen.cli.simulate import simulate
 from cfgen.cli.train_ae import train_ae
@@ -77,6 +80,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train-segmenter": train_segmenter,
     "fit-scm": fit_scm,
     "import-weights": import_weights,
+    "sd-tune": sd_tune,
+    "sd-edit": sd_edit,
+    "sd-generate": sd_generate,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, help=_help(_command))(_command)

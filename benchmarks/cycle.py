@@ -4,7 +4,8 @@
     python benchmarks/cycle_autoencoder.py --out build/cycle --steps 0
     python benchmarks/cycle_latents.py --out build/cycle
     python benchmarks/cycle_judge.py --out build/cycle
-    python benchmarks/cycle.py pairs --out build/cycle --steps 400 --channels 32 64 --ema 0.98
+    python benchmarks/cycle.py pairs --out build/cycle --steps 600 --channels 32 64 --ema 0.98 \
+        --shift 8 --latent-scale voxel --rate 1e-3
     python benchmarks/cycle.py ldm --out build/cycle --name plain --steps 20000
     python benchmarks/cycle.py more --out build/cycle --name more --source plain --steps 2000
     python benchmarks/cycle.py cycle --out build/cycle --name cycle --source plain --steps 2000
@@ -26,6 +27,7 @@ import csv
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cycle_autoencoder import rows_of
@@ -130,20 +132,19 @@ def go_on(
     write_part(copied, "unet", half(trained), about, source.part("unet").trained)
 
 
-# It divides by the signal: less of a shift leaves some.
-EPS = schedule_for("eps")
-# Settings that are compared on a small network: name -> changes of the first.
-PAIRS: dict[str, dict] = {
+# It divides by the signal: less of a shift leaves some; and what it is told of is v.
+EPS: dict[str, Any] = {"schedule": schedule_for("eps"), "latent_scale": "all"}
+# Settings that are compared on a small network: name -> changes of the options.
+PAIRS: dict[str, dict[str, Any]] = {
     "both": {},
-    "both, a sigma each": {"latent_scale": "channel"},
-    "both, no positions": {"positions": False},
-    "attention, no positions": {"conditioning": "attention", "positions": False},
     "attention": {"conditioning": "attention"},
     "norm": {"conditioning": "norm"},
+    "both, no positions": {"positions": False},
     "both, min-snr": {"loss_weights": "min-snr"},
-    "both, eps": {"schedule": EPS},
-    "both, eps, min-snr": {"schedule": EPS, "loss_weights": "min-snr"},
-    "both, no shift": {"schedule": schedule_for("v")},
+    "both, untold": {"latent_scale": "all"},
+    "both, a sigma each": {"latent_scale": "channel"},
+    "both, eps": EPS,
+    "both, eps, min-snr": EPS | {"loss_weights": "min-snr"},
 }
 
 

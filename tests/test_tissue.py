@@ -202,7 +202,7 @@ def test_a_volume_that_does_not_fit_is_refused_and_leaves_nothing(engine, stripp
         # What was said is refused even where it is what is done anyway.
         (
             Options(edit=Edit()),
-            "--steps, --depth, --guidance, --guidance-from: not with --by tissue",
+            "--steps, --depth, --guidance, --guidance-from, --drift: not with --by tissue",
         ),
     ],
 )

@@ -190,8 +190,8 @@ def test_it_learns_a_contrast_and_fails_at_another_unless_it_saw_it(cfgen, sourc
         for name, contrast in (("own", BRIGHT), ("other", TURNED))
     )
     command = ["train-predictor", "--manifest", own, "--bundle", source, "--target", "segmentation"]
-    command += ["--test", own, "--test", other, "--steps", 200, "--device", "cpu", "--threads", 1]
-    command += ["--learning-rate", 0.01]
+    command += ["--test", own, "--test", other, "--steps", 300, "--device", "cpu", "--threads", 1]
+    command += ["--learning-rate", 0.005]
     figures = {}
     for name, more in (("none", []), ("oracle", ["--augmented", other])):
         out = tmp_path / name

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from cycle_autoencoder import rows_of
+from cycle_brains import add_fit_options, fit_of
 from cycle_latents import AUTOENCODER, conditions_of, latents_of
 from cycle_people import read_people
 
@@ -56,6 +57,7 @@ from cfgen.train.record import trained_on
 CPU = torch.device("cpu")
 CHUNK, VIEWS = 100, 3
 HELD_OUT = 24
+FIT = replace(LATENT_DIFFUSION_FIT, steps=2000, batch_size=4)
 log = logging.getLogger("cfgen")
 
 
@@ -96,8 +98,8 @@ def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfi
     )
     source = read_bundle(out / AUTOENCODER)
     bundle = copy_bundle(replace(source, schema=schema), out / name)
-    about = {"conditional": how.latent_mean, "scale": how.latent_scale}
-    bundle = write_part(bundle, "latent_mean", mean.tensors(), about, {})
+    conditional = {"conditional": how.latent_mean}
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), conditional, {})
     network = unet_config(data.conditions.shape[1], data.shape, how)
     about = unet_description(network, how)
     write_part(bundle, "unet", half(net), about, trained_on(rows, config))
@@ -125,9 +127,8 @@ def go_on(
     trained = fit(task, config, runs)
     copied = copy_bundle(source, path)
     if mean is not None:
-        scale = "all" if mean.spread is None else "voxel"
-        told = {"conditional": bool(mean.coefficients[1:].any()), "scale": scale}
-        copied = write_part(copied, "latent_mean", mean.tensors(), told, {})
+        conditional = {"conditional": bool(mean.coefficients[1:].any())}
+        copied = write_part(copied, "latent_mean", mean.tensors(), conditional, {})
     about = source.part("unet").config | {"cycle": None if cycle is None else asdict(cycle)}
     write_part(copied, "unet", half(trained), about, source.part("unet").trained)
 
@@ -169,10 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name")
     parser.add_argument("--source")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=LATENT_DIFFUSION_FIT.learning_rate)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--report-every", type=int, default=500)
+    add_fit_options(parser, FIT)
     parser.add_argument("--prediction", choices=("v", "eps"), default="v")
     parser.add_argument("--shift", type=float, default=1.0)
     parser.add_argument("--loss-weights", choices=("uniform", "min-snr"), default="uniform")
@@ -181,10 +179,7 @@ def main() -> None:
     parser.add_argument("--latent-mean", action="store_true")
     parser.add_argument("--mean", choices=("kept", "plain", "conditional"), default="kept")
     parser.add_argument("--latent-scale", choices=("channel", "all", "voxel"), default="all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ema", type=float, default=LATENT_DIFFUSION_FIT.ema_decay)
     parser.add_argument("--channels", type=int, nargs="+")
-    parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--lambda", dest="weight", type=float, default=CYCLE.weight)
     parser.add_argument("--first-term", choices=("factual", "target"), default=CYCLE.first_term)
     parser.add_argument("--t-low", type=float, default=CYCLE.t_low)
@@ -193,15 +188,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     out: Path = options.out
-    config = replace(
-        LATENT_DIFFUSION_FIT,
-        steps=options.steps,
-        learning_rate=options.rate,
-        batch_size=options.batch,
-        report_every=options.report_every,
-        ema_decay=options.ema,
-        seed=options.seed,
-    )
+    config = fit_of(options, FIT)
     how = replace(
         LATENT_DIFFUSION,
         schedule=replace(schedule_for(options.prediction), shift=options.shift),

@@ -15,6 +15,7 @@ from cfgen.cli.options import (
     AsJson,
     Bundle,
     Config,
+    Decoder,
     Device,
     Drift,
     DryRun,
@@ -147,12 +148,7 @@ def counterfactual(
             show_default=cfg.EDIT.guidance_from,
         ),
     ] = None,
-    decoder: Annotated[
-        cfg.DecoderKind,
-        typer.Option(
-            "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
-        ),
-    ] = "kl",
+    decoder: Decoder = "kl",
     drift: Drift = None,
     samples: Annotated[
         int,

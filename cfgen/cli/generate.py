@@ -14,6 +14,7 @@ from cfgen.cli.options import (
     AsJson,
     Bundle,
     Config,
+    Decoder,
     Device,
     Drift,
     DryRun,
@@ -71,12 +72,7 @@ def generate(
             help="Label map on the model grid (*_desc-model_dseg of preprocess) that all follow.",
         ),
     ] = None,
-    decoder: Annotated[
-        cfg.DecoderKind,
-        typer.Option(
-            "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
-        ),
-    ] = "kl",
+    decoder: Decoder = "kl",
     shard: Shard = "1/1",
     no_picture: NoPicture = False,
     device: Device = "auto",

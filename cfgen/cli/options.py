@@ -60,6 +60,12 @@ Rates = Annotated[
         "--rates", help="cohort: as people of different age differ; within: as one changes."
     ),
 ]
+Decoder = Annotated[
+    config.DecoderKind,
+    typer.Option(
+        "--decoder", help="What decodes latents: the autoencoder's own, or a diffusion model."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 Drift = Annotated[
     str | None,

@@ -75,18 +75,20 @@ Distance = Callable[[float], np.ndarray]
 def search(distance: Distance, seed: int, grid: Sequence[float] = GRID) -> Curve:
     """The grid, wider for as long as an edge of it is best, then finer around the best."""
     known: dict[float, np.ndarray] = {}
+    with working("searching the drift") as count:
 
-    def ask(deltas: Sequence[float]) -> float:
-        for delta in sorted(round(d, 4) for d in deltas):
-            if abs(delta) <= LIMIT and delta not in known:
-                known[delta] = distance(delta)
-        return min(known, key=lambda d: (known[d].mean(), abs(d)))
+        def ask(deltas: Sequence[float]) -> float:
+            for delta in sorted(round(d, 4) for d in deltas):
+                if abs(delta) <= LIMIT and delta not in known:
+                    known[delta] = distance(delta)
+                    count()
+            return min(known, key=lambda d: (known[d].mean(), abs(d)))
 
-    best = ask([*grid, 0.0])
-    while best in (min(known), max(known)) and abs(best) < LIMIT:
-        best = ask([best + (step if best > 0 else -step) for step in WIDER])
-    ask([best + step for step in FINER])
-    return curve_of(known, seed)
+        best = ask([*grid, 0.0])
+        while best in (min(known), max(known)) and abs(best) < LIMIT:
+            best = ask([best + (step if best > 0 else -step) for step in WIDER])
+        ask([best + step for step in FINER])
+        return curve_of(known, seed)
 
 
 def curve_of(known: dict[float, np.ndarray], seed: int) -> Curve:
@@ -144,11 +146,4 @@ def search_drift(
 ) -> Curve:
     """The curve for held-out scans (N, D, H, W) under conditions c (N, V)."""
     asked = c[torch.arange(samples) % len(c)]
-    with working("searching the drift") as step:
-
-        def distance(delta: float) -> np.ndarray:
-            found = l1(sampled(models, asked, delta, seed), scans)
-            step()
-            return found
-
-        return search(distance, seed)
+    return search(lambda delta: l1(sampled(models, asked, delta, seed), scans), seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cfgen.batch.resume import fingerprint
@@ -13,7 +12,6 @@ from cfgen.config import SdEdit
 from cfgen.diffusion.drift import Drift
 from cfgen.edit.drift_search import SAMPLES, Curve, l1, search
 from cfgen.jobs.drift_files import kept_curve
-from cfgen.progress import working
 from cfgen.sd.model import SdModel, unet_sha256
 from cfgen.sd.prompts import Style
 from cfgen.sd.sampling import Sampling, generate
@@ -38,14 +36,7 @@ def find_sd_drift(
     targets = _grey(model, held_out.latents)
 
     def found() -> Curve:
-        with working("searching the drift") as step:
-
-            def distance(delta: float) -> np.ndarray:
-                distances = l1(slices_under(model, prompts, delta, seed), targets)
-                step()
-                return distances
-
-            return search(distance, seed)
+        return search(lambda delta: l1(slices_under(model, prompts, delta, seed), targets), seed)
 
     digest = str(float(held_out.latents.double().sum()))
     asked = [unet_sha256(model.folder), digest, prompts, seed, HOW.steps, HOW.guidance]

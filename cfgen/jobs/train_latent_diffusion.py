@@ -135,8 +135,9 @@ def train_latent_diffusion(
     if not leads():
         return bundle
     copied = copy_bundle(bundle, out)
-    about = {"conditional": diffusion.latent_mean, "scale": diffusion.latent_scale}
-    copied = write_part(copied, "latent_mean", mean.tensors(), about, {})
+    copied = write_part(
+        copied, "latent_mean", mean.tensors(), {"conditional": diffusion.latent_mean}, {}
+    )
     description = unet_description(task.net.config, diffusion)
     return write_part(copied, "unet", half(net), description, trained_on(train.rows, config))
 
@@ -182,7 +183,7 @@ def diffusion_of(bundle: Bundle, usual: LatentDiffusionConfig) -> LatentDiffusio
     """`usual` with the schedule and the loss weights of a bundle's diffusion model, and told the
     spread of voxels where that is."""
     known = bundle.part("unet").config
-    told = bundle.part("latent_mean").config.get("scale") == "voxel"
+    told = "spread" in bundle.tensors("latent_mean")
     return replace(
         usual,
         latent_scale="voxel" if told else usual.latent_scale,

@@ -16,7 +16,6 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import Control, FitConfig
 from cfgen.data.regions import FLUID
 from cfgen.device import autocast, channels_last
-from cfgen.diffusion.preconditioning import v_of
 from cfgen.diffusion.weights import loss_weights
 from cfgen.measure.region_masks import REGIONS
 from cfgen.nets.condition import Condition
@@ -82,17 +81,13 @@ class ControlTask(LatentDiffusionTask):
         self.control = control
         self.unet = channels_last(unet, device).eval().requires_grad_(False) if beside else None
 
-    def ask(
-        self, net: nn.Module, zt: Tensor, t: Tensor, c: Condition, dropped: Tensor | None = None
+    def forward(
+        self, net: nn.Module, zt: Tensor, level: Tensor, c: Condition, dropped: Tensor | None
     ) -> Tensor:
-        c = c.to(self.device)
         assert c.masks is not None
         under: MaskedNet = concatenated(net) if self.unet is None else controlled(self.unet, net)
-        # The network counts noise levels from 0 (diffusion/guidance.py).
-        level = (t - 1).to(self.device)
         masks = c.masks.contiguous(memory_format=torch.channels_last_3d)
-        output = under(self.config.drift.plus(zt), level, c.tokens(dropped), masks).float()
-        return v_of(output, zt, t, self.schedule, self.spread)
+        return under(zt, level, c.tokens(dropped), masks)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(generator)

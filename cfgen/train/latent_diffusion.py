@@ -201,11 +201,18 @@ class LatentDiffusionTask:
     ) -> Tensor:
         """What the network means at zt (B, C, d, h, w), which drift has not moved yet, and times t
         (B,), float32."""
-        tokens = c.to(self.device).tokens(dropped)
         # The network counts noise levels from 0 (diffusion/guidance.py).
         level = (t - 1).to(self.device)
-        output: Tensor = net(self.config.drift.plus(zt), level, tokens).float()
+        moved = self.config.drift.plus(zt)
+        output = self.forward(net, moved, level, c.to(self.device), dropped).float()
         return v_of(output, zt, t, self.schedule, self.spread)
+
+    def forward(
+        self, net: nn.Module, zt: Tensor, level: Tensor, c: Condition, dropped: Tensor | None
+    ) -> Tensor:
+        """The network itself, at noise levels that count from 0."""
+        output: Tensor = net(zt, level, c.tokens(dropped))
+        return output
 
     def critic_loss(self, step: int) -> Tensor | None:
         return None

@@ -39,6 +39,7 @@ from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
+from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
 from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
 from cfgen.train.cohort import splined
@@ -54,8 +55,8 @@ from cfgen.train.latent_diffusion import (
 from cfgen.train.latents import LatentData, LatentReader, age_reader, fit_mean
 from cfgen.train.record import trained_on
 
+# Batches are drawn there.
 CPU = torch.device("cpu")
-CHUNK, VIEWS = 100, 3
 HELD_OUT = 24
 FIT = replace(LATENT_DIFFUSION_FIT, steps=2000, batch_size=4)
 log = logging.getLogger("cfgen")
@@ -87,14 +88,21 @@ def mean_of(data: LatentData, schema: Schema, how: LatentDiffusionConfig) -> Lat
     return fit_mean(latents, c, weights, linear, conditional, how.latent_scale)
 
 
-def train_ldm(out: Path, name: str, config: FitConfig, how: LatentDiffusionConfig, n: int) -> None:
+def train_ldm(
+    out: Path,
+    name: str,
+    config: FitConfig,
+    how: LatentDiffusionConfig,
+    n: int,
+    device: torch.device,
+) -> None:
     """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people."""
     rows = rows_of(read_people(out), "train")[:n]
     schema = fit_schema(rows, default_schema())
     data, reader = data_of(out, schema, n)
     mean = mean_of(data, schema, how)
     net = fit(
-        LatentDiffusionTask(data, mean, CPU, config, how, reader), config, out / "runs" / name
+        LatentDiffusionTask(data, mean, device, config, how, reader), config, out / "runs" / name
     )
     source = read_bundle(out / AUTOENCODER)
     bundle = copy_bundle(replace(source, schema=schema), out / name)
@@ -112,17 +120,22 @@ def go_on(
     config: FitConfig,
     data: LatentData,
     cycle: Cycle | None,
+    device: torch.device,
     *,
     mean: LatentMean | None = None,
 ) -> None:
     """A bundle at `path`: the UNet of `source` trained on, by plain steps or by the cycle's, on
     what another latent mean leaves over where one is given."""
-    models, how = load_models(source, CPU), diffusion_of(source, LATENT_DIFFUSION)
-    reader, r_of, net = age_reader(source.schema, data), mean or models.latent_mean, models.unet
+    models, how = load_models(source, device), diffusion_of(source, LATENT_DIFFUSION)
+    reader, r_of, net = (
+        age_reader(source.schema, data),
+        mean or models.latent_mean.to(CPU),
+        models.unet,
+    )
     task = (
-        LatentDiffusionTask(data, r_of, CPU, config, how, reader, net.train())
+        LatentDiffusionTask(data, r_of, device, config, how, reader, net.train())
         if cycle is None
-        else CycleTask(net.train(), data, r_of, CPU, config, how, cycle, reader)
+        else CycleTask(net.train(), data, r_of, device, config, how, cycle, reader)
     )
     trained = fit(task, config, runs)
     copied = copy_bundle(source, path)
@@ -149,14 +162,16 @@ PAIRS: dict[str, dict[str, Any]] = {
 }
 
 
-def pairs(out: Path, config: FitConfig, how: LatentDiffusionConfig, n: int) -> None:
+def pairs(
+    out: Path, config: FitConfig, how: LatentDiffusionConfig, n: int, device: torch.device
+) -> None:
     """Each setting with the same steps, latents and seed; reports in OUT/runs/pairs."""
     schema = fit_schema(rows_of(read_people(out), "train"), default_schema())
     data, reader = data_of(out, schema, n)
     for name, changes in PAIRS.items():
         changed = replace(how, **changes)
         mean = mean_of(data, schema, changed)
-        task = LatentDiffusionTask(data, mean, CPU, config, changed, reader)
+        task = LatentDiffusionTask(data, mean, device, config, changed, reader)
         folder = out / "runs" / "pairs" / name.replace(", ", "-").replace(" ", "-")
         fit(task, config, folder)
         with (folder / "report.csv").open(newline="") as file:
@@ -184,10 +199,11 @@ def main() -> None:
     parser.add_argument("--first-term", choices=("factual", "target"), default=CYCLE.first_term)
     parser.add_argument("--t-low", type=float, default=CYCLE.t_low)
     parser.add_argument("--t-high", type=float, default=CYCLE.t_high)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    out: Path = options.out
+    out, device = options.out, pick_device(options.device)
     config = fit_of(options, FIT)
     how = replace(
         LATENT_DIFFUSION,
@@ -200,9 +216,9 @@ def main() -> None:
         channels=tuple(options.channels) if options.channels else None,
     )
     if options.stage == "pairs":
-        pairs(out, config, how, options.train)
+        pairs(out, config, how, options.train, device)
     elif options.stage == "ldm":
-        train_ldm(out, options.name, config, how, options.train)
+        train_ldm(out, options.name, config, how, options.train, device)
     elif options.stage in ("more", "cycle"):
         cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
         chosen = cycle if options.stage == "cycle" else None
@@ -210,7 +226,7 @@ def main() -> None:
         data, _ = data_of(out, source.schema, options.train)
         conditional = replace(how, latent_mean=options.mean == "conditional")
         mean = None if options.mean == "kept" else mean_of(data, source.schema, conditional)
-        go_on(source, out / options.name, runs, config, data, chosen, mean=mean)
+        go_on(source, out / options.name, runs, config, data, chosen, device, mean=mean)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from torch import Tensor
 from cfgen.bundle import read_bundle
 from cfgen.config import DEFAULT_GRID, SEED, Edit
 from cfgen.data.conditions import Schema, parse_interventions
+from cfgen.device import pick_device
 from cfgen.edit.latent import Models, load_models
 from cfgen.errors import CfgenError
 from cfgen.measure.judge import Judges, load_judge
@@ -39,11 +42,11 @@ from cfgen.metrics.msssim import COMPARABLE, choose_pairs, ms_ssim_pairs
 from cfgen.metrics.statistics import Estimate, mean_over_people, ratio_over_people
 from cfgen.metrics.truth import image_truth
 from cfgen.sim import cohort
+from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import PLAIN, graph
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
 
-CPU = torch.device("cpu")
 # SD of the simulator's noise in levelled brightness; what changes by less did not change.
 NOISE = 0.02
 PAIRS = 150
@@ -55,30 +58,32 @@ Truths = dict[tuple[int, int], Tensor]
 New = tuple[Tensor, np.ndarray, np.ndarray]
 
 
-def truths(
-    out: Path, people: People, numbers: Sequence[int]
-) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Person and years, and the image (D, H, W) that is true then; they stay in OUT/truths."""
+def truth(subject: Subject, delta: int) -> np.ndarray | None:
+    """(D, H, W) of a person so many years older; None where the volumes do not fit the folds."""
+    asked = parse_interventions(cohort.schema(graph()), sets=[f"age={delta:+d}"])[0]
+    try:
+        other = cohort.counterfactual(graph(), subject, asked, PLAIN)
+        return levelled(render(graph(), reference(DEFAULT_GRID), other, SEED))
+    except CfgenError:
+        return None
+
+
+def truths(out: Path, people: People, numbers: Sequence[int], workers: int) -> Truths:
+    """The images that are true then; they stay in OUT/truths."""
     folder = out / "truths"
     folder.mkdir(exist_ok=True)
-    known = cohort.schema(graph())
     everybody = cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, len(people.table))
     ages = [people.values(n)["age"] for n in range(len(people.table))]
-    for number in numbers:
-        for delta in DELTAS:
-            if not min(ages) <= ages[number] + delta <= max(ages):
-                continue
-            path = folder / f"{number}_{delta:+d}.npy"
-            if not path.exists():
-                asked = parse_interventions(known, sets=[f"age={delta:+d}"])[0]
-                try:
-                    other = cohort.counterfactual(graph(), everybody[number], asked, PLAIN)
-                    image = levelled(render(graph(), reference(DEFAULT_GRID), other, SEED))
-                except CfgenError:
-                    # The volumes do not fit this head's folds.
-                    continue
-                np.save(path, image)
-            yield (number, delta), torch.from_numpy(np.load(path)).float()
+    wanted = [(n, d) for n in numbers for d in DELTAS if min(ages) <= ages[n] + d <= max(ages)]
+    paths = {key: folder / f"{key[0]}_{key[1]:+d}.npy" for key in wanted}
+    missing = [key for key in wanted if not paths[key].exists()]
+    subjects, deltas = [everybody[n] for n, _ in missing], [d for _, d in missing]
+    with ProcessPoolExecutor(workers) as pool:
+        for key, image in zip(missing, pool.map(truth, subjects, deltas), strict=True):
+            if image is not None:
+                np.save(paths[key], image)
+    there = [key for key in wanted if paths[key].exists()]
+    return {key: torch.from_numpy(np.load(paths[key])).float() for key in there}
 
 
 # Person, years of each edit, and images (1 + J, D, H, W), the first as a model gives the scan back.
@@ -181,26 +186,38 @@ def set_figures(judges: Judges, real: Tensor, made: Tensor) -> Line:
     }
 
 
-def make(
-    out: Path, names: list[str], split: str, n: int, people_n: int, edit: Edit, steps: int
-) -> None:
-    people, judges = read_people(out), load_judge(read_bundle(out / "judge"), CPU)
-    latents, numbers = latents_of(out, split)
-    own = {k: z.float() for k, z in zip(numbers[:people_n], latents[:, 0], strict=False)}
+@dataclass(frozen=True)
+class Comparison:
+    """How many brains of nobody in how many steps of DDIM, how many people of which split are
+    changed and how, and where it is computed."""
+
+    split: str
+    n: int
+    steps: int
+    people: int
+    edit: Edit
+    device: torch.device
+    workers: int
+
+
+def make(out: Path, names: list[str], how: Comparison) -> None:
+    people, judges = read_people(out), load_judge(read_bundle(out / "judge"), how.device)
+    latents, numbers = latents_of(out, how.split)
+    own = {k: z.float() for k, z in zip(numbers[: how.people], latents[:, 0], strict=False)}
     # Of real people nobody knows it.
     simulated = "tiv" in people.table[0]
-    true = dict(truths(out, people, list(own))) if simulated else None
-    real = torch.from_numpy(people.images[people.rows(split)[:n]]).float()
-    folder = folder_of(out, edit.guidance)
+    true = truths(out, people, list(own), how.workers) if simulated else None
+    real = torch.from_numpy(people.images[people.rows(how.split)[: how.n]]).float()
+    folder = folder_of(out, how.edit.guidance)
     folder.mkdir(exist_ok=True)
     for name in names:
         if (folder / f"{name}-sets.csv").exists():
             continue
         if (out / name / "unet.safetensors").exists():
             bundle = read_bundle(out / name)
-            models = load_models(bundle, CPU)
-            new = new_brains(models, bundle.schema, n, steps, edit.guidance)
-            edited = changed_by(models, bundle.schema, people, own, edit)
+            models = load_models(bundle, how.device)
+            new = new_brains(models, bundle.schema, how.n, how.steps, how.edit.guidance)
+            edited = changed_by(models, bundle.schema, people, own, how.edit)
         else:
             new, edited = new_in(out / name), changed_in(out / name)
         lines, sets = [], []
@@ -301,7 +318,7 @@ def print_table(folder: Path, names: list[str], control: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("make", "table"))
+    parser.add_argument("stage", choices=("truths", "make", "table"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs="+", required=True)
     parser.add_argument("--control", default="more")
@@ -311,12 +328,27 @@ def main() -> None:
     parser.add_argument("--sampling", type=int, default=50, help="DDIM steps of a new brain.")
     parser.add_argument("--inversion", type=int, default=25, help="DDIM steps there, and back.")
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="Processes that draw truths.")
     given = parser.parse_args()
     if given.stage == "table":
         print_table(folder_of(given.out, given.guidance), given.names, given.control)
         return
     edit = Edit(steps=given.inversion, depth=1.0, guidance=given.guidance)
-    make(given.out, given.names, given.split, given.n, given.people, edit, given.sampling)
+    if given.stage == "truths":
+        people = read_people(given.out)
+        truths(given.out, people, people.rows(given.split)[: given.people].tolist(), given.workers)
+        return
+    how = Comparison(
+        given.split,
+        given.n,
+        given.sampling,
+        given.people,
+        edit,
+        pick_device(given.device),
+        given.workers,
+    )
+    make(given.out, given.names, how)
 
 
 if __name__ == "__main__":

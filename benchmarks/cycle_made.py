@@ -40,9 +40,10 @@ def generated(
     made = []
     with torch.inference_mode():
         for zt, some in zip(torch.stack(noise).split(8), c.split(8), strict=True):
-            denoiser = models.denoiser(Condition(some), guidance)
-            r = denoise_ddim(denoiser, models.schedule, zt, times)
-            made.append(models.latent_mean.latent(r, some))
+            asked = Condition(some).to(models.device)
+            denoiser = models.denoiser(asked, guidance)
+            r = denoise_ddim(denoiser, models.schedule, zt.to(models.device), times)
+            made.append(models.latent_mean.latent(r, asked.vector))
     return torch.cat(made)
 
 
@@ -52,7 +53,7 @@ def new_brains(
     """Images (n, D, H, W) of nobody, the ages that were asked for, and who is female."""
     c, ages, female = spaced(schema, n)
     latents = generated(models, c, steps, guidance, 0)
-    return torch.cat([models.decode(z[None])[:, 0] for z in latents]), ages, female
+    return torch.cat([models.decode(z[None])[:, 0].cpu() for z in latents]), ages, female
 
 
 def changed(
@@ -62,9 +63,9 @@ def changed(
     (1 + J, D, H, W), the first as the model gives the scan back."""
     ages = [values["age"], *other_ages(schema, values["age"])]
     vectors = [schema.encode(values | {"age": age}) for age in ages]
-    own, *others = [Condition(torch.from_numpy(v)[None]) for v in vectors]
-    made = edit_latent(models, z0[None], own, others, edit)
-    images = [models.decode(z)[:, 0] for z in (made.reconstruction, *made.counterfactuals)]
+    own, *others = [Condition(torch.from_numpy(v)[None]).to(models.device) for v in vectors]
+    made = edit_latent(models, z0[None].to(models.device), own, others, edit)
+    images = [models.decode(z)[:, 0].cpu() for z in (made.reconstruction, *made.counterfactuals)]
     return ages, torch.cat(images)
 
 

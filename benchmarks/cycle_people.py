@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,21 +94,29 @@ def line(subject: Subject, split: str) -> dict[str, str]:
     )
 
 
-def make(subjects: Iterable[Subject], images: np.ndarray, table: list[dict], path: Path) -> None:
+def pictured(subject: Subject) -> np.ndarray | None:
+    """The levelled image; None for one person in a hundred, whose volumes do not fit the folds of
+    the one head that all are made of."""
+    try:
+        return levelled(render(graph(), reference(DEFAULT_GRID), subject, SEED))
+    except CfgenError:
+        return None
+
+
+def make(
+    subjects: Sequence[Subject], images: np.ndarray, table: list[dict], path: Path, workers: int
+) -> None:
     """Fill the rows that are still missing; the table is written every twenty people."""
-    head = reference(DEFAULT_GRID)
-    for subject in subjects:
-        entry = table[subject.number]
-        if entry["made"] != "0":
-            continue
-        try:
-            images[subject.number] = levelled(render(graph(), head, subject, SEED))
-            entry["made"] = "1"
-        except CfgenError:
-            # One person in thousands: the volumes do not fit this head's folds.
-            entry["made"] = "failed"
-        if subject.number % 20 == 0:
-            write(table, path)
+    missing = [s for s in subjects if table[s.number]["made"] == "0"]
+    with ProcessPoolExecutor(workers) as pool:
+        for done, (subject, image) in enumerate(
+            zip(missing, pool.map(pictured, missing), strict=True)
+        ):
+            if image is not None:
+                images[subject.number] = image
+            table[subject.number]["made"] = "failed" if image is None else "1"
+            if done % 20 == 0:
+                write(table, path)
     write(table, path)
 
 
@@ -125,6 +134,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--val", type=int, default=40)
     parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1, help="Processes.")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +155,7 @@ def main() -> None:
     first, some = options.n + options.val, min(options.n, FIRST_TRAIN)
     val, test = subjects[options.n : first], subjects[first:]
     order = [*val, *subjects[:some], *test, *subjects[some : options.n]]
-    make(order, images, table, path)
+    make(order, images, table, path, options.workers)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ the error of the network's output at three noise levels, with their own masks, a
 of new latents under their masks, of noise alone, the volume that ridge regression reads in them on
 the volume that was asked for. Each network is also left as a bundle, OUT/KIND-STEPS, with the
 shipped segmenter and causal model, for `counterfactual --by masks` and benchmarks/by.py.
-Interrupted, the same command goes on.
+Interrupted, the same command goes on. With --seconds a network is trained for a time (paced.py);
+label maps can be rendered first, by --masks-only, by several processes.
 """
 
 from __future__ import annotations
@@ -17,28 +18,36 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import takewhile
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from cycle import data_of
+from cycle_autoencoder import DEFAULT
 from cycle_latents import CHUNK, VIEWS, latents_of
 from cycle_people import SHAPE, read_people
+from paced import fit_within
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
-from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import DEFAULT_GRID, SEED, FitConfig
-from cfgen.data.volume import Volume
+from cfgen.data.volume import Volume, write_atomically
+from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
+from cfgen.errors import CfgenError
 from cfgen.jobs.train_control import control_description
 from cfgen.jobs.train_latent_diffusion import diffusion_of
 from cfgen.measure.region_masks import REGIONS, region_masks
 from cfgen.nets.condition import Condition
 from cfgen.nets.controlnet import pool_masks, told
 from cfgen.sim import cohort
+from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import graph
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
@@ -47,34 +56,70 @@ from cfgen.train.control import ControlConfig, ControlTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
 from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
-from cfgen.train.mapped import mapped
 
 CPU = torch.device("cpu")
 LATENT = tuple(n // 8 for n in SHAPE)
 READ = ("ventricles", "frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
 READERS = 300
+# People whose label maps lie in a file.
+IN_A_FILE = 50
 KINDS = ("none", "masks", "concatenate", "masks-contrastive")
 
 
-def masks_of(people: Path, out: Path, split: str, numbers: Sequence[int], views: int) -> Tensor:
-    """(N, views, K, d, h, w) of people by number, in a file."""
-    total = len(read_people(people).table)
-    subjects = cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, total)
+@cache
+def _people(total: int) -> list[Subject]:
+    return cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, total)
+
+
+def one_persons_masks(number: int, total: int, start: int, views: int) -> np.ndarray:
+    """(views, K, d, h, w) of one of `total` people, whose split begins at `start`; zeros of one
+    whom the simulator cannot make."""
+    torch.set_num_threads(1)
     head, grid = reference(DEFAULT_GRID), model_grid(DEFAULT_GRID)
-    start = int(read_people(people).rows(split)[0])
+    try:
+        labels = render(graph(), head, _people(total)[number], SEED, noise=False).labels
+    except CfgenError:
+        return np.zeros((views, len(REGIONS), *LATENT), np.float16)
+    masks = region_masks(Volume(labels.astype(np.float32), grid.affine), REGIONS, grid)
+    # The views of benchmarks/cycle_latents.py: chunks of so many, each with its own seed.
+    first = start + (number - start) // CHUNK * CHUNK
+    walk = seen(torch.zeros(SHAPE), views, first, number - first, torch.from_numpy(masks) * 1.0)
+    moved = [pool_masks(m, LATENT).half() for _, m in walk if m is not None]
+    return torch.stack(moved).numpy()
 
-    def make(place: int) -> np.ndarray:
-        number = int(numbers[place])
-        labels = render(graph(), head, subjects[number], SEED, noise=False).labels
-        masks = region_masks(Volume(labels.astype(np.float32), grid.affine), REGIONS, grid)
-        # The views of benchmarks/cycle_latents.py: chunks of so many, each with its own seed.
-        first = start + (number - start) // CHUNK * CHUNK
-        walk = seen(torch.zeros(SHAPE), views, first, number - first, torch.from_numpy(masks) * 1.0)
-        return torch.stack([pool_masks(m, LATENT) for _, m in walk if m is not None]).numpy()
 
-    shape = (len(numbers), views, len(REGIONS), *LATENT)
-    made_from = f"{split} {views} {numbers[0]} {len(numbers)}"
-    return mapped(out / f"masks-{split}.npy", made_from, shape, make, "label maps")
+def splits_of(people: Path) -> list[str]:
+    """The split of every person of the table, made or not."""
+    with (people / "people.csv").open(newline="") as file:
+        return [person["split"] for person in csv.DictReader(file)]
+
+
+def masks_of(people: Path, out: Path, split: str, count: int, views: int, workers: int) -> Tensor:
+    """(count, views, K, d, h, w) of the first people of a split, in files of fifty; of the table of
+    people only their numbers are asked for. Without workers those who are there already."""
+    splits = splits_of(people)
+    numbers = [n for n, known in enumerate(splits) if known == split][:count]
+    one = partial(one_persons_masks, total=len(splits), start=numbers[0], views=views)
+    chunks = [numbers[n : n + IN_A_FILE] for n in range(0, len(numbers), IN_A_FILE)]
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"masks-{split}-{c[0]}-{len(c)}-of-{len(splits)}.npy" for c in chunks]
+    missing = [c for c, path in zip(chunks, paths, strict=True) if not path.exists()]
+    if missing and workers:
+        # Not forked: a process that has used a GPU cannot be.
+        with get_context("spawn").Pool(workers) as pool:
+            coming = pool.imap(one, [n for c in missing for n in c])
+            for chunk, path in zip(chunks, paths, strict=True):
+                if not path.exists():
+                    masks = np.stack([next(coming) for _ in chunk])
+                    write_atomically(path, partial(_save, masks))
+                    logging.info("%s: label maps", path.stem)
+    there = list(takewhile(Path.exists, paths))
+    return torch.cat([torch.from_numpy(np.load(path)) for path in there])
+
+
+def _save(masks: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, masks)
 
 
 def figures(
@@ -82,7 +127,8 @@ def figures(
 ) -> dict:
     """Of each region: correlation and slope of the log volume read in new latents on that asked
     for, over those of the reading of true latents."""
-    made = task._sample(net, asked)
+    with torch.no_grad():
+        made = task._sample(net, asked)
     found = {}
     for name, (reader, values, true) in people.items():
         read = reader.read(made)
@@ -125,11 +171,58 @@ def readers_of(people: Path, data: LatentData, numbers: Sequence[int]) -> dict[s
 
 def write_bundle(source: Bundle, task: ControlTask, net: torch.nn.Module, out: Path) -> None:
     """The bundle that was trained on with its network, and what `counterfactual` needs beside."""
-    shipped, bundle = read_bundle(DEFAULT_BUNDLE), copy_bundle(source, out)
+    shipped, bundle = read_bundle(DEFAULT), copy_bundle(source, out)
     description = control_description(task, source)
     bundle = write_part(bundle, "controlnet", half(net), description, {})
     for part in ("segmenter", "scm", "template"):
         bundle = write_part(bundle, part, shipped.tensors(part), shipped.part(part).config, {})
+
+
+def learner(
+    kind: str, bundle: Bundle, data: LatentData, device: torch.device, config: FitConfig
+) -> LatentDiffusionTask:
+    """The task of a kind; `data` has masks, which 'none' is not told."""
+    models, how = load_models(bundle, device), diffusion_of(bundle, LATENT_DIFFUSION)
+    mean = models.latent_mean.to(CPU)
+    if kind == "none":
+        plain = replace(data, masks=None, held_out_masks=None)
+        return LatentDiffusionTask(plain, mean, device, config, how, None, models.unet.train())
+    by, _, contrast = kind.partition("-")
+    control = ControlConfig(by, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
+    return ControlTask(models.unet, data, mean, device, config, how, control)
+
+
+def data_with_masks(
+    options: argparse.Namespace, bundle: Bundle
+) -> tuple[LatentData, dict[str, tuple[LatentReader, Tensor, Tensor]]]:
+    """The first `options.n` people, and readers of volumes of READERS people."""
+    people: Path = options.people
+    masks = masks_of(people, options.out, "train", options.n, VIEWS, options.workers)
+    val_masks = masks_of(people, options.out, "val", options.val, 1, options.workers)
+    data, _ = data_of(people, bundle.schema, max(READERS, options.n))
+    everybody = latents_of(people, "train")[1][: len(data.latents)]
+    # Label maps are of the first of the table, a few of whom could not be made.
+    numbers = np.array([n for n in everybody if n < len(masks)])
+    first = splits_of(people).index("val")
+    others = np.array([n for n in latents_of(people, "val")[1] if n < first + len(val_masks)])
+    others = others[: len(data.held_out)]
+    logging.info("%d people with label maps, %d held out", len(numbers), len(others))
+    held_out = LatentData(
+        data.latents[: len(numbers)],
+        data.conditions[: len(numbers)],
+        data.weights[: len(numbers)],
+        data.held_out[: len(others)],
+        data.held_out_conditions[: len(others)],
+        masks[numbers],
+        val_masks[others - first, 0].float(),
+    )
+    some = replace(data, latents=data.latents[:READERS])
+    readers = {}
+    for name, reader in readers_of(people, some, everybody[:READERS]).items():
+        values = torch.from_numpy(reader.logs(people, others.tolist())).float()
+        standard = (values - reader.centre) / reader.spread
+        readers[name] = (reader.reader, standard, held_out.held_out.float())
+    return held_out, readers
 
 
 def main() -> None:
@@ -140,62 +233,58 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=80)
     parser.add_argument("--val", type=int, default=16)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seconds", type=float, help="train for a time, not for --steps")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that render label maps, 0: none"
+    )
+    parser.add_argument("--masks-only", action="store_true", help="render label maps, no more")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    bundle = read_bundle(options.people / options.bundle)
-    # Readers know more people than the networks learn from.
-    data, _ = data_of(options.people, bundle.schema, READERS)
-    everybody = latents_of(options.people, "train")[1][:READERS]
-    numbers = everybody[: options.n]
-    others = latents_of(options.people, "val")[1][: options.val]
-    masks = masks_of(options.people, options.out, "train", numbers, VIEWS)
-    val_masks = masks_of(options.people, options.out, "val", others, 1)[:, 0]
-    held_out = LatentData(
-        data.latents[: options.n],
-        data.conditions[: options.n],
-        data.weights[: options.n],
-        data.held_out[: options.val],
-        data.held_out_conditions[: options.val],
+    torch.set_num_threads(options.threads)
+    if options.masks_only:
+        masks_of(options.people, options.out, "val", options.val, 1, options.workers)
+        masks_of(options.people, options.out, "train", options.n, VIEWS, options.workers)
+        return
+    bundle, device = read_bundle(options.people / options.bundle), pick_device(options.device)
+    # Every step has the same shapes.
+    torch.backends.cudnn.benchmark = True
+    data, readers = data_with_masks(options, bundle)
+    config = FitConfig(
+        options.steps,
+        options.rate,
+        batch_size=options.batch,
+        ema_decay=options.ema,
+        report_every=100,
     )
-    readers = {}
-    for name, reader in readers_of(options.people, data, everybody).items():
-        values = torch.from_numpy(reader.logs(options.people, others)).float()
-        standard = (values - reader.centre) / reader.spread
-        readers[name] = (reader.reader, standard, held_out.held_out.float())
-    lines = []
     for kind in options.kinds:
-        models, how = load_models(bundle, CPU), diffusion_of(bundle, LATENT_DIFFUSION)
-        config = FitConfig(
-            options.steps, options.rate, batch_size=4, ema_decay=0.99, report_every=100
-        )
-        c = held_out.held_out_conditions
-        if kind == "none":
-            task: LatentDiffusionTask = LatentDiffusionTask(
-                held_out, models.latent_mean, CPU, config, how, None, models.unet.train()
-            )
-            asked = Condition(c)
+        name = kind if options.seconds else f"{kind}-{options.steps}"
+        task, runs = learner(kind, bundle, data, device, config), options.out / "runs" / name
+        started = time.monotonic()
+        if options.seconds:
+            net = fit_within(task, config, runs, options.seconds)
         else:
-            by, _, contrast = kind.partition("-")
-            control = ControlConfig(by, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
-            with_masks = replace(held_out, masks=masks, held_out_masks=val_masks)
-            task = ControlTask(
-                models.unet, with_masks, models.latent_mean, CPU, config, how, control
-            )
-            asked = Condition(c, told(val_masks.float(), torch.ones_like(val_masks[:, :1]).float()))
-        name = f"{kind}-{options.steps}"
-        net = fit(task, config, options.out / "runs" / name)
+            net = fit(task, config, runs)
+        logging.info("%s: %.0f s", name, time.monotonic() - started)
+        c = data.held_out_conditions
+        asked = Condition(c)
         if isinstance(task, ControlTask):
             write_bundle(bundle, task, net, options.out / name)
-        report = task.report(net, options.out / f"{kind}.png")
-        lines.append({"kind": kind} | report | figures(task, net, asked, readers))
-        logging.info("%s", lines[-1])
-        with (options.out / f"table-{options.steps}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(k for one in lines for k in one)))
+            assert data.held_out_masks is not None
+            whole = torch.ones_like(data.held_out_masks[:, :1])
+            asked = Condition(c, told(data.held_out_masks, whole))
+        report = task.report(net, options.out / f"{name}.png")
+        line = {"kind": name} | report | figures(task, net, asked, readers)
+        logging.info("%s", line)
+        with (options.out / f"figures-{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(line))
             writer.writeheader()
-            writer.writerows(lines)
+            writer.writerow(line)
 
 
 if __name__ == "__main__":

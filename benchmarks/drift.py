@@ -18,6 +18,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.cli.options import DEFAULT_BUNDLE
-from cfgen.config import ADAPT_FITS, EDIT, Tune
-from cfgen.diffusion.drift import Drift
+from cfgen.config import ADAPT_FITS, DRIFT_AT, EDIT, DriftAt, Tune
+from cfgen.device import pick_device
+from cfgen.diffusion.drift import Drift, parse_drift
 from cfgen.edit.drift_search import HOW, l1
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, edit_latent, load_models
@@ -40,13 +42,14 @@ from cfgen.streams import Purpose, stream, torch_stream
 from cfgen.train.cohort import Cohort, read_cohort
 from cfgen.train.record import runs_folder
 
-CPU = torch.device("cpu")
 SITE = "target"
 # Their new weights, or the prior beside them, need a name for the new site.
 WITH_SITE = ("condition", "prior")
 KEY = ("scheme", "mean", "drift", "scans", "seed")
 # Scans whose round trip is measured.
 RETURNED = 6
+# Samples that are denoised at a time.
+TOGETHER = 16
 
 
 def main() -> None:
@@ -61,16 +64,22 @@ def main() -> None:
         nargs="+",
         default=["none", "full", "cross-attn", "condition", "prior", "lora"],
     )
-    parser.add_argument("--drifts", nargs="+", default=["off", "auto"], help="off, auto or numbers")
+    parser.add_argument(
+        "--drifts",
+        nargs="+",
+        default=["off", "auto"],
+        help="off, auto or numbers; with @training or @inference there alone",
+    )
     parser.add_argument("--means", nargs="+", default=["shrink", "keep"])
     parser.add_argument("--steps", type=int, help="of training; the scheme's own by default")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     table = Table(out / "table.csv")
-    judges = load_judge(read_bundle(DEFAULT_BUNDLE), CPU)
+    judges = load_judge(read_bundle(DEFAULT_BUNDLE), pick_device(options.device))
     parent = read_bundle(options.parent)
     cohort = read_cohort(options.manifest, parent.schema, parent.preprocess.grid, "val")
     if not table.has(line := key("parent", "keep", "off", 0, 0)):
@@ -78,22 +87,39 @@ def main() -> None:
     for scans in options.scans:
         for seed in options.seeds:
             few = few_scans(options.manifest, scans, seed, out)
-            for mean in options.means:
-                for drift in options.drifts:
+            for drift in options.drifts:
+                for mean in options.means:
                     for scheme in options.schemes:
                         line = key(scheme, mean, drift, scans, seed)
                         # The parent as it is.
                         idle = (scheme, mean, drift) == ("none", "keep", "off")
                         if table.has(line) or idle:
                             continue
-                        started = time.process_time()
+                        if scheme != "none" and (same := without(table, line)):
+                            table.add(same | line)
+                            continue
+                        cpu, clock = time.process_time(), time.monotonic()
                         made = brought(options, few, line, out)
-                        cpu = {"cpu_minutes": (time.process_time() - started) / 60}
-                        table.add(line | cpu | measured(made, cohort, judges))
+                        spent = {
+                            "cpu_minutes": (time.process_time() - cpu) / 60,
+                            "minutes": (time.monotonic() - clock) / 60,
+                        }
+                        table.add(line | spent | measured(made, cohort, judges))
 
 
 def key(scheme: str, mean: str, drift: str, scans: int, seed: int) -> dict[str, object]:
     return dict(zip(KEY, (scheme, mean, drift, scans, seed), strict=True))
+
+
+def without(table: Table, line: dict[str, object]) -> dict[str, object] | None:
+    """The line without a drift, where the search of this line's drift took none: it is trained to
+    the same weights."""
+    searched = table.find(line | {"scheme": "none"})
+    if line["drift"] != "auto" or line["scheme"] in WITH_SITE or searched is None:
+        return None
+    if searched["drift_sampling"] != Drift().text():
+        return None
+    return table.find(line | {"drift": "off"})
 
 
 class Table:
@@ -106,18 +132,25 @@ class Table:
             with path.open(newline="") as file:
                 self.lines = list(csv.DictReader(file))
 
+    def find(self, line: dict[str, object]) -> dict[str, object] | None:
+        same = (x for x in self.lines if all(str(x[k]) == str(line[k]) for k in KEY))
+        return next(same, None)
+
     def has(self, line: dict[str, object]) -> bool:
-        return any(all(str(x[k]) == str(line[k]) for k in KEY) for x in self.lines)
+        return self.find(line) is not None
 
     def add(self, line: dict[str, object]) -> None:
         text = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()}
         self.lines.append(text)
         print("  ".join(f"{k} {v}" for k, v in text.items()), flush=True)
         columns = list(dict.fromkeys(k for x in self.lines for k in x))
-        with self.path.open("w", newline="") as file:
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.lines)
+        # Whole, whenever it is looked at.
+        part.replace(self.path)
 
 
 def few_scans(manifest: Path, scans: int, seed: int, out: Path) -> Path:
@@ -142,9 +175,9 @@ def few_scans(manifest: Path, scans: int, seed: int, out: Path) -> Path:
 def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out: Path) -> Bundle:
     """The adapted bundle of one line of the table."""
     scheme: Tune = line["scheme"]  # type: ignore[assignment]
-    drift = {"off": None, "auto": AUTO}.get(str(line["drift"]), line["drift"])
-    if drift not in (None, AUTO):
-        drift = Drift((float(str(drift)),))
+    asked_for, _, where = str(line["drift"]).partition("@")
+    known: dict[str, Drift | Literal["auto"] | None] = {"off": None, "auto": AUTO}
+    drift = known[asked_for] if asked_for in known else parse_drift(asked_for)
     seed = int(str(line["seed"]))
     fit = replace(ADAPT_FITS.get(scheme, ADAPT_FITS["full"]), seed=seed)
     if options.steps:
@@ -153,7 +186,8 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
         few,
         options.parent,
         scheme,
-        drift,  # type: ignore[arg-type]
+        drift,
+        cast(DriftAt, where or DRIFT_AT),
         conditions=("site",) if scheme in WITH_SITE else (),
         shrink=line["mean"] == "shrink",
     )
@@ -170,7 +204,7 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
         shared[runs / "drift"] = alike / f"drift-{line['mean']}"
     for own, first in shared.items():
         copied(first, own)
-    adapt(asked, out / name, fit, "cpu")
+    adapt(asked, out / name, fit, options.device)
     for own, first in shared.items():
         copied(own, first)
     return read_bundle(out / name)
@@ -199,7 +233,7 @@ def floors(cohort: Cohort, judges: Judges) -> dict[str, object]:
 
 def measured(bundle: Bundle, cohort: Cohort, judges: Judges) -> dict[str, object]:
     """The figures of one bundle."""
-    models = load_models(bundle, CPU)
+    models = load_models(bundle, judges.device)
     told = [r.values | site_of(bundle) for r in cohort.rows]
     c = torch.from_numpy(np.stack([bundle.schema.encode(v) for v in told]))
     real = cohort.images.float()
@@ -229,25 +263,27 @@ def site_of(bundle: Bundle) -> dict[str, str]:
 
 @torch.inference_mode()
 def samples(models: Models, c: Tensor) -> Tensor:
-    """An image for every condition, of a noise of its own."""
-    shape, images = models.latent_mean.coefficients.shape[1:], []
-    for number, own in enumerate(c):
-        generator = torch_stream(1, Purpose.NOBODY, number, step=5)
-        noise = torch.randn(tuple(shape), generator=generator)
-        z0 = sample_latent(models, Condition(own[None]), noise[None], HOW)
-        images.append(models.decode(z0)[0, 0].float())
+    """An image (D, H, W) for every condition, of a noise of its own."""
+    shape, images = tuple(models.latent_mean.coefficients.shape[1:]), []
+    generators = [torch_stream(1, Purpose.NOBODY, number, step=5) for number in range(len(c))]
+    noises = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    for some in torch.arange(len(c)).split(TOGETHER):
+        asked = Condition(c[some]).to(models.device)
+        z0 = sample_latent(models, asked, noises[some].to(models.device), HOW)
+        images += [models.decode(z[None])[0, 0].cpu() for z in z0]
     return torch.stack(images)
 
 
 def returned(models: Models, real: Tensor, c: Tensor) -> tuple[float, float]:
-    """What inversion and denoising lose of a latent, and PSNR of the autoencoder (dB)."""
-    lost, dbs = [], []
-    for image, own in zip(real, c, strict=False):
-        z0 = models.encode(image[None, None])
-        lost.append(edit_latent(models, z0, Condition(own[None]), [], EDIT).round_trip)
-        back = models.decode(z0)[0, 0].float()
+    """What inversion and denoising lose of latents, and PSNR of the autoencoder (dB)."""
+    z0 = torch.cat([models.encode(image[None, None]) for image in real])
+    asked = Condition(c[: len(real)]).to(models.device)
+    lost = edit_latent(models, z0, asked, [], EDIT).round_trip
+    dbs = []
+    for image, z in zip(real, z0, strict=True):
+        back = models.decode(z[None])[0, 0].cpu()
         dbs.append(psnr(back.numpy(), image.numpy(), (image > 0).numpy()))
-    return float(np.mean(lost)), float(np.mean(dbs))
+    return lost, float(np.mean(dbs))
 
 
 if __name__ == "__main__":

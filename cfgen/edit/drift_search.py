@@ -27,6 +27,8 @@ from cfgen.streams import Purpose, stream, torch_stream
 GRID = tuple(round(0.02 * n, 2) for n in range(-5, 6))
 WIDER, FINER = (0.05, 0.1), (-0.01, -0.005, 0.005, 0.01)
 SAMPLES, RESAMPLED, LEVEL = 16, 2000, 0.95
+# Samples that are denoised at a time.
+TOGETHER = 16
 HOW = Generation(sampler="ddim", steps=25)
 
 
@@ -127,11 +129,16 @@ def sampled(models: Models, c: Tensor, delta: float, seed: int, how: Generation 
     noise."""
     shape = tuple(models.latent_mean.coefficients.shape[1:])
     drifting, images = replace(how, drift=(delta,)), []
-    for number, own in enumerate(c):
-        noise = torch.randn(shape, generator=torch_stream(seed, Purpose.NOBODY, number, step=2))
-        asked = Condition(own[None]).to(models.device)
-        z0 = sample_latent(models, asked, noise[None].to(models.device), drifting)
-        images.append(models.decode(z0)[0, 0].half().cpu())
+    noises = torch.stack(
+        [
+            torch.randn(shape, generator=torch_stream(seed, Purpose.NOBODY, number, step=2))
+            for number in range(len(c))
+        ]
+    )
+    for some in torch.arange(len(c)).split(TOGETHER):
+        asked = Condition(c[some]).to(models.device)
+        z0 = sample_latent(models, asked, noises[some].to(models.device), drifting)
+        images += [models.decode(z[None])[0, 0].half().cpu() for z in z0]
     return torch.stack(images)
 
 

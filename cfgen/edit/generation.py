@@ -55,7 +55,7 @@ def generate(
 
 @torch.inference_mode()
 def sample_latent(models: Models, c: Condition, noise: Tensor, how: Generation) -> Tensor:
-    """The latent z0 (1, C, d, h, w) that noise of this shape becomes under a condition."""
+    """The latents z0 (B, C, d, h, w) that noise of this shape becomes under conditions."""
     times = time_grid(how.steps, models.schedule.T)
     with working("denoising", how.steps) as step:
         denoiser: Denoiser = counted(models.denoiser(c, how.guidance), step)

@@ -22,8 +22,9 @@ class LowRank(nn.Module):
         super().__init__()
         n, m = weight.shape
         rank = min(rank, n, m)
-        self.A = nn.Parameter(torch.randn(rank, m) / m**0.5)
-        self.B = nn.Parameter(torch.zeros(n, rank))
+        # Drawn on the CPU: the same numbers on every device.
+        self.A = nn.Parameter((torch.randn(rank, m) / m**0.5).to(weight.device))
+        self.B = nn.Parameter(torch.zeros(n, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.B @ self.A

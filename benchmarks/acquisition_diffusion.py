@@ -77,8 +77,10 @@ TARGETS = {"randomised": (*FIELDS, "sequence=SPGR", "sequence=MPRAGE"), "confoun
 FIRST_TEST = 100_000
 VAL, HELD_OUT = 12, 64
 BATCH = {"latent": 16, "slices": 32}
+# The paper's own first, then its others, then deeper ones.
+GRID = sorted(product((25, 50, 75), (3.0, 5.0, 7.0)), key=lambda tw: tw != (50, 3.0))
 SETTINGS = (
-    *(Rediffusion(t, w) for t, w in product((25, 50, 75), (3.0, 5.0, 7.0))),
+    *(Rediffusion(t, w) for t, w in GRID),
     *(Rediffusion(t, w) for t, w in product((200, 400), (1.0, 3.0))),
     *(Rediffusion(t, w, "ddim") for t, w in product((75, 400, 700), (1.0, 3.0))),
 )
@@ -200,16 +202,22 @@ def steps_within(task: Task, config: FitConfig, seconds: float) -> int:
     return max(int(left / float(np.median(pace[2:]))), 1)
 
 
-def train(
-    out: Path,
-    name: str,
-    model: str,
-    source: Bundle,
-    config: FitConfig,
-    seconds: float,
-    device: torch.device,
-) -> None:
+@dataclass(frozen=True)
+class Run:
+    """Whose people, of what a model, where, and how many seconds it may take; 0: no limit."""
+
+    out: Path
+    cohort: str
+    model: str
+    device: torch.device
+    seconds: float
+    tested: int
+
+
+def train(run: Run, source: Bundle, config: FitConfig) -> None:
+    """OUT/MODEL-COHORT."""
     began = time.monotonic()
+    out, name, model, device, seconds = run.out, run.cohort, run.model, run.device, run.seconds
     data, mean, how, schema = data_of(out, name, model, source, device)
     log.info("%s %s: data after %.0f s", model, name, time.monotonic() - began)
     if seconds:
@@ -245,7 +253,7 @@ def averaged(task: Task, runs: Path) -> torch.nn.Module:
 
 def edit(run: Run) -> None:
     """OUT/MODEL-COHORT.csv, a line a setting, person and target, in as many settings as fit; the
-    first target's images of each setting in OUT/MODEL-COHORT.npz, middle slices."""
+    middle slices of the images in OUT/MODEL-COHORT.npz."""
     out, name, model, seconds = run.out, run.cohort, run.model, run.seconds
     start = time.monotonic()
     bundle = read_bundle(out / f"{model}-{name}")
@@ -258,6 +266,8 @@ def edit(run: Run) -> None:
             break
         label = f"{setting.sampler}-{setting.start_t}-{setting.guidance:g}"
         for image, own, others in cases(images, table):
+            if own["person"] >= run.tested:
+                continue
             for target, truth, protocol in others:
                 factual, other = vectors(bundle.schema, own, protocol)
                 generator = torch_stream(SEED, Purpose.SAMPLES, f"{own['person']}{target}")
@@ -268,7 +278,7 @@ def edit(run: Run) -> None:
                 lines.append(line | figures(guess, image, truth))
                 shown[f"{label}/{own['person']}/{target}"] = middle(guess)
         write_lines(out / f"{model}-{name}.csv", lines)
-    np.savez_compressed(out / f"{model}-{name}.npz", **shown)
+        np.savez_compressed(out / f"{model}-{name}.npz", **shown)
 
 
 def cases(images: Tensor, table: Sequence[dict]):
@@ -343,7 +353,7 @@ def main() -> None:
     if options.stage == "people":
         make_people(out, options.people, options.tested, options.workers)
         return
-    run = Run(out, name, model, pick_device(options.device), options.seconds)
+    run = Run(out, name, model, pick_device(options.device), options.seconds, options.tested)
     if options.stage == "edit":
         edit(run)
         return

@@ -224,7 +224,7 @@ def train(run: Run, source: Bundle, config: FitConfig) -> None:
         left = seconds - (time.monotonic() - began)
         steps = steps_within(Task(data, mean, device, config, how), config, left)
         config = replace(config, steps=steps)
-    config = replace(config, report_every=config.steps)
+    config = replace(config, report_every=config.steps, checkpoint_every=config.steps)
     log.info("%s %s: %d steps of %d", model, name, config.steps, config.batch_size)
     runs = out / "runs" / f"{model}-{name}"
     task = Task(data, mean, device, config, how)

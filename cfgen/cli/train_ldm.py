@@ -298,15 +298,15 @@ def train_ldm(
         attention_blocks=attention_blocks,
     )
     if of_acquisition:
-        from cfgen.jobs.train_acquisition import train_acquisition, try_acquisition
-        from cfgen.train.acquisition import SLICES
+        from cfgen.jobs.train_acquisition import of_slices, train_acquisition, try_acquisition
 
-        asked = replace(SLICES, checkpointing=checkpointing) if slices else diffusion
+        if slices:
+            diffusion = of_slices(checkpointing)
         if dry_run:
-            trial = try_acquisition(manifest, bundle, fit, device, asked)
+            trial = try_acquisition(manifest, bundle, fit, device, diffusion)
             print_trial(trial.text(), asdict(trial), as_json)
             return
-        print_bundle(train_acquisition(manifest, bundle, out, fit, device, asked).path)
+        print_bundle(train_acquisition(manifest, bundle, out, fit, device, diffusion).path)
         return
     if dry_run:
         trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)

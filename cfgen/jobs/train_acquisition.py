@@ -26,6 +26,7 @@ from cfgen.jobs.train_latent_diffusion import HELD_OUT, unet_description
 from cfgen.processes import leads
 from cfgen.scan.prepared import Files, Preparation
 from cfgen.train.acquisition import (
+    SLICES,
     acquisition_diffusion,
     contrast_of,
     encoded,
@@ -55,6 +56,11 @@ class Told:
     def cohort(self, schema: Schema) -> Cohort:
         weights = self.images.new_ones(len(self.rows)).float()
         return Cohort(self.images, encoded(schema, self.protocols), weights, self.rows)
+
+
+def of_slices(checkpointing: bool) -> LatentDiffusionConfig:
+    """The paper's own network."""
+    return replace(SLICES, checkpointing=checkpointing)
 
 
 def train_acquisition(

@@ -95,6 +95,25 @@ class Edit:
 EDIT = Edit()
 
 
+# How noise is taken away under another acquisition: drawn anew at every step, or not at all, after
+# an inversion under the scan's own.
+AcquisitionSampler = Literal["ddpm", "ddim"]
+
+
+@dataclass(frozen=True)
+class Rediffusion:
+    """A scan under another acquisition by diffusion (cDDGM, Algorithm 1): noise to `start_t` of
+    1000, and back under guidance; the paper's choice. `steps` are those of 'ddim'."""
+
+    start_t: int = 50
+    guidance: float = 3.0
+    sampler: AcquisitionSampler = "ddpm"
+    steps: int = 10
+
+
+REDIFFUSION = Rediffusion()
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How a diffusion decoder denoises voxels: DPM-Solver++ steps, and voxels along the edge of a

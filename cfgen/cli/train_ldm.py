@@ -33,6 +33,9 @@ from cfgen.errors import UsageError
 if TYPE_CHECKING:
     from cfgen.jobs.adapt import Asked
 
+# Of --conditions: not columns by name, but all that says how a scan was acquired.
+ACQUISITION = "acquisition"
+
 
 def train_ldm(
     manifest: TrainManifest,
@@ -72,9 +75,15 @@ def train_ldm(
         str,
         typer.Option(
             "--conditions",
-            help="With --tune: columns to add that the parent does not know: site,field_tesla.",
+            help="acquisition: how scans were acquired, from the manifest's columns by BIDS' names "
+            "(docs/acquisition.md). With --tune: columns to add that the parent does not know: "
+            "site,field_tesla.",
         ),
     ] = "",
+    slices: Annotated[
+        bool,
+        typer.Option("--slices", help="With --conditions acquisition: cDDGM's network of slices."),
+    ] = False,
     preset: Preset = cfg.DEFAULT_GRID,
     latent_mean: Annotated[
         str | None,
@@ -187,6 +196,9 @@ def train_ldm(
 
       cfgen train-ldm --manifest few.csv --init bundle/ --tune lora --drift auto --out ours/
 
+      cfgen train-ldm --manifest prepared/manifest.csv --bundle bundle/ --out scanners/ \\
+        --conditions acquisition
+
       torchrun --nproc-per-node 4 -m cfgen.cli train-ldm --manifest prepared/manifest.csv \\
         --bundle ae/ --out bundle/ --batch-size 16
     """
@@ -228,7 +240,10 @@ def train_ldm(
             return
         print_bundle(adapt(asked, out, fit, device).path)
         return
-    if drift is not None or conditions or drift_at != cfg.DRIFT_AT:
+    of_acquisition = conditions == ACQUISITION
+    if slices and not of_acquisition:
+        raise UsageError("--slices", "without --conditions acquisition", "both")
+    if drift is not None or (conditions and not of_acquisition) or drift_at != cfg.DRIFT_AT:
         name = "--drift" if drift is not None else "--conditions" if conditions else "--drift-at"
         raise UsageError(name, "without --tune", f"--tune {' or '.join(get_args(cfg.Tune))}")
     if bundle is None:
@@ -256,6 +271,12 @@ def train_ldm(
     if regions or contrastive:
         name = "--regions" if regions else "--contrastive"
         raise UsageError(name, "without --control", "--control masks or concatenate")
+    if of_acquisition:
+        if init is not None or (slices and latent_mean == "ridge"):
+            name = "--init" if init is not None else "--latent-mean ridge with --slices"
+            raise UsageError("--conditions acquisition", f"{name} beside it", "none")
+        # The paper's is plain.
+        latent_mean = latent_mean or "none"
     latent_mean = latent_mean or usual.latent_mean
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
@@ -276,6 +297,17 @@ def train_ldm(
         checkpointing=checkpointing,
         attention_blocks=attention_blocks,
     )
+    if of_acquisition:
+        from cfgen.jobs.train_acquisition import of_slices, train_acquisition, try_acquisition
+
+        if slices:
+            diffusion = of_slices(checkpointing)
+        if dry_run:
+            trial = try_acquisition(manifest, bundle, fit, device, diffusion)
+            print_trial(trial.text(), asdict(trial), as_json)
+            return
+        print_bundle(train_acquisition(manifest, bundle, out, fit, device, diffusion).path)
+        return
     if dry_run:
         trial = try_latent_diffusion(manifest, bundle, fit, device, diffusion, init)
         print_trial(trial.text(), asdict(trial), as_json)

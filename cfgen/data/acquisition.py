@@ -8,10 +8,11 @@ one to the other).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from cfgen.data.schema import Schema, Value, Variable, fit_schema
+from cfgen.errors import ManifestError
 
 SequenceName = Literal["MPRAGE", "SPGR"]
 Manufacturer = Literal["Siemens", "GE", "Philips"]
@@ -61,6 +62,12 @@ TEXTS = {
     "scan_options": "ScanOptions",
 }
 NAMES = (*TEXTS, *(p.name for p in NUMBERS))
+# What a scanner's gain and a site's reconstruction leave in a scan beside its protocol: what
+# preparation divides it by, in its own units, and the spread of the prepared brain over its mean.
+SCALES = (
+    Variable("brightness", "continuous", "", low=0.0),
+    Variable("contrast", "continuous", "", low=0.0, high=2.0),
+)
 # The conditions that change how a brain is imaged and not the brain.
 ACQUISITION = frozenset((*NAMES, *PARAMETERS))
 
@@ -84,7 +91,33 @@ def acquisition_schema(protocols: Sequence[Protocol] = ()) -> Schema:
         levels = tuple(sorted({str(p[name]) for p in protocols if name in p}))
         if len(levels) > 1:
             texts.append(Variable(name, "categorical", levels=levels))
-    return fit_schema([_Stated(dict(p)) for p in protocols], Schema((*texts, *numbers)))
+    return _fitted(protocols, Schema((*texts, *numbers)))
+
+
+def acquisition_conditions(protocols: Sequence[Protocol]) -> Schema:
+    """Of a network that is told how a scan was acquired: what differs between `protocols`, which
+    may have SCALES, each a variable that may be left unsaid (`Variable.added`).
+
+    Raises ManifestError where nothing differs.
+    """
+    known = acquisition_schema(protocols)
+    scales = [v for v in SCALES if any(v.name in p for p in protocols)]
+    if scales:
+        known = Schema((*known.variables, *_fitted(protocols, Schema(tuple(scales))).variables))
+    told = [v for v in known.variables if v.levels or _spread(v)]
+    if not told:
+        raise ManifestError(
+            "training rows", "their scans have one protocol", "scans of several protocols"
+        )
+    return Schema(tuple(replace(v, added=True) for v in told))
+
+
+def _spread(variable: Variable) -> bool:
+    return variable.support is not None and variable.support[0] < variable.support[1]
+
+
+def _fitted(protocols: Sequence[Protocol], schema: Schema) -> Schema:
+    return fit_schema([_Stated(dict(p)) for p in protocols], schema)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Variable:
     `low` and `high` are the plausible limits of a number: outside is an error. `support` is the
     range seen in training and `seen` the levels seen there: outside is a warning. `center` and
     `scale` make network units of a number. One that was `added` when a bundle was adapted may be
-    left unsaid: then it is as in the scans of the parent, and its inputs are 0.
+    left unsaid: then it is as in the scans of the parent, and its inputs are 0. Parameters of an
+    acquisition may be unsaid likewise.
     """
 
     name: str

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.config import DECODING, SEED, DecoderKind, Edit
+from cfgen.config import DECODING, GRIDS, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
 from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting
@@ -25,6 +25,7 @@ from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
 from cfgen.nets.condition import Condition, token_width
+from cfgen.nets.slices import SliceCoder
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.progress import Step, working
 
@@ -229,8 +230,13 @@ def load_models(
 ) -> Models:
     """With `masks` also the network that takes them, and the diffusion decoder where it is asked
     for. Raises BundleError when a part is missing, damaged or does not fit its configuration."""
-    autoencoder = load_autoencoder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
+    if net.config.flat:
+        # It encodes and decodes alike, and that is all that is asked of a model of slices.
+        slices = GRIDS[bundle.preprocess.grid][0][-1]
+        autoencoder: AnyAutoencoder = SliceCoder(slices)  # type: ignore[assignment]
+    else:
+        autoencoder = load_autoencoder(bundle, device)
     width = token_width(sum(v.width for v in bundle.schema.variables))
     if net.config.context_dim not in (None, width):
         raise BundleError(

@@ -270,7 +270,7 @@ class Downsample(nn.Module):
         self.register_load_state_dict_pre_hook(_rename)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1) * 3))
+        out: Tensor = self.conv(x if self.conv.padding[-1] else F.pad(x, (0, 1) * 3))
         return out
 
 
@@ -282,5 +282,20 @@ class Upsample(nn.Module):
         self.postconv = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.postconv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        # A flattened network leaves the first axis alone.
+        factors = tuple(2.0 if size > 1 else 1.0 for size in self.postconv.kernel_size)
+        out: Tensor = self.postconv(F.interpolate(x, scale_factor=factors, mode="nearest"))
         return out
+
+
+def flatten(net: nn.Module) -> None:
+    """Make every convolution of 3 x 3 x 3 one of 1 x 3 x 3, with weights of its own: what a network
+    of slices has, which lie along the first axis and never meet. What was zero stays zero."""
+    for module in list(net.modules()):
+        for name, conv in list(module.named_children()):
+            if not isinstance(conv, nn.Conv3d) or conv.kernel_size == (1, 1, 1):
+                continue
+            stride, padding = (1, *conv.stride[1:]), (0, *conv.padding[1:])
+            size, edges = (conv.in_channels, conv.out_channels), (1, *conv.kernel_size[1:])
+            flat = nn.Conv3d(*size, edges, stride, padding)  # type: ignore[arg-type]
+            setattr(module, name, flat if bool(conv.weight.any()) else zeroed(flat))

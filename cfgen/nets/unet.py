@@ -1,7 +1,7 @@
 """The denoising UNet of latent diffusion (Rombach et al. 2022), three-dimensional.
 
 The mathematics and the order of modules are those of MONAI's DiffusionModelUNet; the outputs are
-equal once its weights are converted (nets/convert.py). Four additions are off by default.
+equal once its weights are converted (nets/convert.py). Six additions are off by default.
 
 `conditioning` says how conditions come in: as tokens of cross-attention, through the norms of every
 residual block (adaptive group norm), or both.
@@ -15,6 +15,10 @@ lies says what age does to it, and in noise a convolution cannot know that but n
 `added` are conditions that a trained network learns afterwards. They are no tokens of their own,
 which would take attention away from the others: each is a further column of every token, so that a
 network is as it was where they are 0.
+
+`inputs` makes one token of all inputs of a variable, so that attention chooses among variables.
+
+`flat` makes a network of slices: a latent (B, C, 1, H, W) is one.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from cfgen.nets.blocks import (
     SpatialAttention,
     SpatialTransformer,
     Upsample,
+    flatten,
     time_embedding,
     zeroed,
 )
@@ -64,6 +69,10 @@ class UNetConfig:
     attention_blocks: int = 0
     # Of the inputs of the condition vector, how many of the last were added.
     added: int = 0
+    # How many inputs each variable has, where a variable is one token, whatever it has.
+    inputs: tuple[int, ...] = ()
+    # Of slices (B, C, 1, H, W), which a volume (B, C, D, H, W) is D of, but for attention.
+    flat: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -73,7 +82,14 @@ class UNetConfig:
     @property
     def attended(self) -> int | None:
         """Width of the tokens that attention looks at; None where it looks at voxels alone."""
-        return None if self.conditioning == "norm" else self.context_dim
+        return None if self.conditioning == "norm" else self.token_dim
+
+    @property
+    def token_dim(self) -> int | None:
+        """Width of the tokens that layers read: `context_dim`, but where a variable is one."""
+        if self.context_dim is None or not self.inputs:
+            return self.context_dim
+        return len(self.inputs) + sum(self.inputs) + 1
 
     def heads(self, level: int) -> int:
         """Heads of the attention on a level."""
@@ -105,7 +121,7 @@ class Trunk(nn.Module):
             # A token through a layer of its own before all are added: the value alone would not
             # say whose value it is.
             self.condition_embed = nn.Sequential(
-                nn.Linear(config.context_dim, width), nn.SiLU(), nn.Linear(width, width)
+                nn.Linear(config.token_dim or 0, width), nn.SiLU(), nn.Linear(width, width)
             )
         if config.positions is not None:
             self.positions = nn.Parameter(0.02 * torch.randn(1, first, *config.positions))
@@ -113,19 +129,22 @@ class Trunk(nn.Module):
         self.middle_block = _Middle(last, width, config)
         if config.attention_blocks:
             self.attention_blocks = nn.ModuleList(
-                AttentionBlock(last, config.heads(-1), config.context_dim, width)
+                AttentionBlock(last, config.heads(-1), config.token_dim, width)
                 for _ in range(config.attention_blocks)
             )
 
     @property
-    def factor(self) -> int:
-        """Voxels of the latent along one edge of a voxel of the lowest level."""
-        return int(2 ** (len(self.config.channels) - 1))
+    def factor(self) -> tuple[int, int, int]:
+        """Voxels of the latent along the edges of a voxel of the lowest level."""
+        edge = int(2 ** (len(self.config.channels) - 1))
+        return (1 if self.config.flat else edge), edge, edge
 
     def folded(self, context: Tensor | None) -> Tensor | None:
         """Tokens (B, V + added, V + added + 2) of all conditions (nets/condition.py) -> those of V:
         in place of a token, each added value is a column of the others."""
         added = self.config.added
+        if context is not None and self.config.inputs:
+            return one_a_variable(context, self.config.inputs)
         if context is None or not added:
             return context
         own = context.shape[1] - added
@@ -175,6 +194,8 @@ class UNet(Trunk):
             nn.SiLU(),
             zeroed(nn.Conv3d(first, config.out_channels, 3, padding=1)),
         )
+        if config.flat:
+            flatten(self)
 
     def forward(
         self,
@@ -196,6 +217,18 @@ class UNet(Trunk):
         return out[:, :, : shape[0], : shape[1], : shape[2]]
 
 
+def one_a_variable(context: Tensor, inputs: tuple[int, ...]) -> Tensor:
+    """Tokens of V inputs (B, V, V + 2) (nets/condition.py) -> one a variable of so many `inputs`,
+    (B, P, P + V + 1): which variable it is, its inputs in columns of their own, and whether it is
+    withheld."""
+    values, hidden = context[:, :, -2], context[:, :, -1:]
+    which = torch.eye(len(inputs), device=context.device, dtype=context.dtype)
+    owner = which.repeat_interleave(torch.tensor(inputs, device=context.device), 1)
+    first = [sum(inputs[:n]) for n in range(len(inputs))]
+    own = values[:, None] * owner
+    return torch.cat([which.expand(len(context), -1, -1), own, hidden[:, first]], -1)
+
+
 def token_readers(net: Trunk) -> dict[str, nn.Linear]:
     """The layers that read condition tokens, by name: keys and values of cross-attention, and the
     first of what norms follow."""
@@ -212,6 +245,7 @@ def with_added(unet: UNet, count: int) -> UNet:
     """The same UNet with `count` more inputs of the condition vector, which do nothing yet."""
     config = unet.config
     assert config.context_dim is not None
+    assert not config.inputs
     wide = UNet(replace(config, context_dim=config.context_dim + count, added=config.added + count))
     weights, at = unet.state_dict(), config.context_dim - 2
     for name in token_readers(unet):
@@ -222,9 +256,9 @@ def with_added(unet: UNet, count: int) -> UNet:
     return wide
 
 
-def pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+def pad_to_multiple(x: Tensor, factor: tuple[int, int, int]) -> Tensor:
     """Repeat the last slices until every edge can be halved at each level."""
-    extra = [-n % factor for n in x.shape[2:]]
+    extra = [-n % f for n, f in zip(x.shape[2:], factor, strict=True)]
     if not any(extra):
         return x
     return F.pad(x, (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")

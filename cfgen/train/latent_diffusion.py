@@ -30,6 +30,7 @@ from cfgen.nets.blocks import set_checkpointing
 from cfgen.nets.condition import Condition, token_width
 from cfgen.nets.unet import Trunk, UNet, UNetConfig
 from cfgen.streams import Purpose, torch_stream
+from cfgen.train.ahead import Ahead
 from cfgen.train.fit import seed_weights
 from cfgen.train.latents import LatentData, LatentReader
 from cfgen.train.together import my_part
@@ -60,6 +61,8 @@ class LatentDiffusionConfig:
     attention_blocks: int = 0
     # Channels of the network, finest level first; None are those for the size of the latent.
     channels: tuple[int, ...] | None = None
+    # Which levels attend; None: all but the finest.
+    attention: tuple[bool, ...] | None = None
     res_blocks: int = 1
     head_channels: int = 32
     norm_groups: int = 16
@@ -67,6 +70,12 @@ class LatentDiffusionConfig:
     checkpointing: bool = False
     # Of the forward process (diffusion/drift.py).
     drift: Drift = NO_DRIFT
+    # How many inputs each variable has, where it is one token; and how often it is left unsaid, by
+    # itself, so that a scan of which not all is known is no surprise.
+    inputs: tuple[int, ...] = ()
+    unsaid: tuple[float, ...] = ()
+    # Slices instead of latents (nets/unet.py).
+    flat: bool = False
 
 
 LATENT_DIFFUSION = LatentDiffusionConfig()
@@ -102,14 +111,24 @@ def unet_config(
         out_channels=latent_channels,
         channels=channels,
         res_blocks=config.res_blocks,
-        attention=(False, *[True] * (len(channels) - 1)),
+        attention=config.attention or (False, *[True] * (len(channels) - 1)),
         head_channels=config.head_channels,
         context_dim=token_width(variables),
         norm_groups=config.norm_groups,
         conditioning=config.conditioning,
         positions=(d, h, w) if config.positions else None,
         attention_blocks=config.attention_blocks,
+        inputs=config.inputs,
+        flat=config.flat,
     )
+
+
+def some_unsaid(
+    c: Tensor, inputs: tuple[int, ...], unsaid: tuple[float, ...], generator: torch.Generator
+) -> Tensor:
+    """Conditions (B, V) of which each variable, of so many `inputs`, is 0 this often."""
+    kept = torch.rand(len(c), len(inputs), generator=generator) >= torch.tensor(unsaid)
+    return c * kept.repeat_interleave(torch.tensor(inputs), 1)
 
 
 @dataclass(frozen=True)
@@ -154,9 +173,10 @@ class LatentDiffusionTask:
             net = UNet(unet_config(data.conditions.shape[1], data.shape, config))
         set_checkpointing(net, config.checkpointing)
         self.net: Trunk = channels_last(net, device)
+        self._ahead = Ahead(self.batch, fit.seed, device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return self.batch_loss(self.batch(generator)), {}
+        return self.batch_loss(self._ahead.batch(step, generator)), {}
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Of this process's part of a whole batch."""
@@ -179,6 +199,8 @@ class LatentDiffusionTask:
         eps = torch.randn(r.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
         masks = None if data.masks is None else data.masks[chosen, views].float()
+        if self.config.unsaid:
+            c = some_unsaid(c, self.config.inputs, self.config.unsaid, generator)
         return Batch(r, Condition(c, masks), t, eps, dropped)
 
     def _error(
@@ -305,5 +327,5 @@ def draw_latents(picture: Path, latents: Tensor) -> None:
     from matplotlib.image import imsave
 
     z0 = latents[:, 0]
-    middle = z0[..., z0.shape[-1] // 2]
+    middle = z0[:, 0] if z0.shape[1] == 1 else z0[..., z0.shape[-1] // 2]
     imsave(picture, torch.cat(list(middle), 1).numpy(), cmap="gray")

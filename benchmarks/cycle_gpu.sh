@@ -1,5 +1,5 @@
 #!/bin/bash
-# All of benchmarks/cycle.py on one GPU and sixteen cores, in under ten minutes:
+# All of benchmarks/cycle.py on one GPU and sixteen cores, in a quarter of an hour and more:
 #
 #     bash benchmarks/cycle_gpu.sh OUT SECONDS      # of training of each of the two models
 #

@@ -309,7 +309,8 @@ def print_table(folder: Path, names: list[str], control: str) -> None:
     for name in names:
         for kind, what in (("new", "new brains"), ("edits", "counterfactuals")):
             ours, theirs = read_lines(folder, name, kind), read_lines(folder, control, kind)
-            if not (ours and theirs):
+            if not (ours and theirs) or len(ours) != len(theirs):
+                # People as they are have ages of their own.
                 continue
             for measure, of in (("age error", error_of), ("sex right", right_sex)):
                 difference = of(ours) - of(theirs)

@@ -16,6 +16,7 @@ import csv
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -123,17 +124,17 @@ def without(table: Table, line: dict[str, object]) -> dict[str, object] | None:
 
 
 class Table:
-    """Lines of numbers in a CSV file, known by `KEY`."""
+    """Lines of numbers in a CSV file, known by the columns `known_by`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, known_by: Sequence[str] = KEY) -> None:
+        self.path, self.known_by = path, known_by
         self.lines: list[dict[str, object]] = []
         if path.exists():
             with path.open(newline="") as file:
                 self.lines = list(csv.DictReader(file))
 
     def find(self, line: dict[str, object]) -> dict[str, object] | None:
-        same = (x for x in self.lines if all(str(x[k]) == str(line[k]) for k in KEY))
+        same = (x for x in self.lines if all(str(x[k]) == str(line[k]) for k in self.known_by))
         return next(same, None)
 
     def has(self, line: dict[str, object]) -> bool:

@@ -16,6 +16,7 @@ import csv
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -46,8 +47,6 @@ SITE = "target"
 # Their new weights, or the prior beside them, need a name for the new site.
 WITH_SITE = ("condition", "prior")
 KEY = ("scheme", "mean", "drift", "scans", "seed")
-# Scans whose round trip is measured.
-RETURNED = 6
 # Samples that are denoised at a time.
 TOGETHER = 16
 
@@ -72,6 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--means", nargs="+", default=["shrink", "keep"])
     parser.add_argument("--steps", type=int, help="of training; the scheme's own by default")
+    parser.add_argument(
+        "--returned", type=int, default=6, help="scans whose round trip is measured"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -83,7 +85,9 @@ def main() -> None:
     parent = read_bundle(options.parent)
     cohort = read_cohort(options.manifest, parent.schema, parent.preprocess.grid, "val")
     if not table.has(line := key("parent", "keep", "off", 0, 0)):
-        table.add(line | measured(parent, cohort, judges) | floors(cohort, judges))
+        table.add(
+            line | measured(parent, cohort, judges, options.returned) | floors(cohort, judges)
+        )
     for scans in options.scans:
         for seed in options.seeds:
             few = few_scans(options.manifest, scans, seed, out)
@@ -104,7 +108,7 @@ def main() -> None:
                             "cpu_minutes": (time.process_time() - cpu) / 60,
                             "minutes": (time.monotonic() - clock) / 60,
                         }
-                        table.add(line | spent | measured(made, cohort, judges))
+                        table.add(line | spent | measured(made, cohort, judges, options.returned))
 
 
 def key(scheme: str, mean: str, drift: str, scans: int, seed: int) -> dict[str, object]:
@@ -123,17 +127,17 @@ def without(table: Table, line: dict[str, object]) -> dict[str, object] | None:
 
 
 class Table:
-    """Lines of numbers in a CSV file, known by `KEY`."""
+    """Lines of numbers in a CSV file, known by the columns `known_by`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, known_by: Sequence[str] = KEY) -> None:
+        self.path, self.known_by = path, known_by
         self.lines: list[dict[str, object]] = []
         if path.exists():
             with path.open(newline="") as file:
                 self.lines = list(csv.DictReader(file))
 
     def find(self, line: dict[str, object]) -> dict[str, object] | None:
-        same = (x for x in self.lines if all(str(x[k]) == str(line[k]) for k in KEY))
+        same = (x for x in self.lines if all(str(x[k]) == str(line[k]) for k in self.known_by))
         return next(same, None)
 
     def has(self, line: dict[str, object]) -> bool:
@@ -231,8 +235,8 @@ def floors(cohort: Cohort, judges: Judges) -> dict[str, object]:
     return found | {f"real_age_{k}": v for k, v in read.items()}
 
 
-def measured(bundle: Bundle, cohort: Cohort, judges: Judges) -> dict[str, object]:
-    """The figures of one bundle."""
+def measured(bundle: Bundle, cohort: Cohort, judges: Judges, few: int) -> dict[str, object]:
+    """The figures of one bundle, the round trip of a few of the scans."""
     models = load_models(bundle, judges.device)
     told = [r.values | site_of(bundle) for r in cohort.rows]
     c = torch.from_numpy(np.stack([bundle.schema.encode(v) for v in told]))
@@ -241,7 +245,7 @@ def measured(bundle: Bundle, cohort: Cohort, judges: Judges) -> dict[str, object
     ages = np.array([float(r.values["age"]) for r in cohort.rows])
     read = figures(ages, judges.judge(made)["age"])
     kid, kid_sd = kernel_distance(judges.embed(real), judges.embed(made), 0)
-    lost, dbs = returned(models, real[:RETURNED], c)
+    lost, dbs = returned(models, real[:few], c)
     drifting = models.drifting
     return {
         "l1": float(l1(made, real).mean()),

@@ -1,9 +1,10 @@
-"""Do counterfactuals repeat a study? PCGM's task 3 on the simulator's 222 people with alcohol use
+r"""Do counterfactuals repeat a study? PCGM's task 3 on the simulator's 222 people with alcohol use
 disorder and 199 controls.
 
     python benchmarks/aud.py scans --out build/aud --workers 2
     python benchmarks/aud.py edits --out build/aud --by tissue
-    python benchmarks/aud.py edits --out build/aud --by masks --bundle build/control/concatenate
+    python benchmarks/aud.py edits --out build/aud --by masks tissue+masks \
+        --bundle build/control/concatenate
     python benchmarks/aud.py table --out build/aud
     python benchmarks/aud.py power --out build/aud
 
@@ -295,40 +296,58 @@ def edits_of(how: How, question: Question) -> Edits:
     return FilledEdits(tissue, edit_by_masks(engine, question, drawing, tissue=tissue))
 
 
-def edit_person(number: int, how: How) -> str:
-    """OUT/edits/WAY/NUMBER.json: what the law asks for and what is measured in the image."""
+def edit_person(number: int, hows: Sequence[How]) -> str:
+    """OUT/edits/WAY/NUMBER.json of every way: what the law asks for and what is measured in the
+    image. Who is not drawn yet is drawn."""
     torch.set_num_threads(1)
-    path = how.folder / f"{number:03d}.json"
-    person = None if path.exists() else read_person(how.out / "scans" / f"{number:03d}.npz")
+    left = [how for how in hows if not (how.folder / f"{number:03d}.json").exists()]
+    if not left:
+        return ""
+    out, device = left[0].out, left[0].device
+    draw_person(number, out, device)
+    person = read_person(out / "scans" / f"{number:03d}.npz")
     if person is None:
         return ""
-    law = Law(laws(how.out, how.law)[number % FOLDS], "cohort")
-    question = question_of(person, opened_of(person, how.device), law)
-    asked = question.world(0).changes
+    opened, said = opened_of(person, device), []
+    for how in left:
+        law = Law(laws(out, how.law)[number % FOLDS], "cohort")
+        error = edit_by(how, person, question_of(person, opened, law))
+        said += [f"{number}, {how.by}: {error}"] if error else []
+    return "\n".join(said)
+
+
+def edit_by(how: How, person: Person, question: Question) -> str:
+    path = how.folder / f"{person.number:03d}.json"
+    found: dict[str, object] = {"asked": question.world(0).changes}
     try:
-        image = next(edits_of(how, question).images(0))
+        edits = edits_of(how, question)
+        image = next(edits.images(0))
+        account = edits.account(0)
+        found["made"] = measured(image, how.device)
     except CfgenError as error:
-        failed = json.dumps({"error": str(error)})
+        failed = json.dumps(found | {"error": str(error)})
         write_atomically(path, lambda p: p.write_text(failed))
-        return f"{number}: {error}"
-    found = {"asked": asked, "made": measured(image, how.device)}
-    if number < PICTURED:
+        return str(error)
+    if account is not None:
+        # Of a region's map that was moved: how far it is from what was asked for.
+        found["worst"] = account.causal.worst_volume_error
+    if person.number < PICTURED:
         np.save(path.with_suffix(".npy"), image.astype(np.float32))
     write_atomically(path, lambda p: p.write_text(json.dumps(found)))
     return ""
 
 
-def for_all(job: Callable[[int], str | None], workers: int) -> None:
-    """Of every person, by processes where there are several."""
+def for_all(job: Callable[[int], str | None], people: int, workers: int) -> None:
+    """Of the first so many people, by processes where there are several."""
     if workers == 1:
-        for number in range(PEOPLE):
+        for number in range(people):
             said = job(number)
             if said:
                 print(said, flush=True)
         return
     # Not forked: a process that has used a GPU cannot be.
     with get_context("spawn").Pool(workers) as pool:
-        for said in pool.imap_unordered(job, range(PEOPLE)):
+        for said in pool.imap_unordered(job, range(people)):
             if said:
                 print(said, flush=True)
 
@@ -553,6 +572,8 @@ def draw(out: Path) -> None:
     (out / "pictures").mkdir(exist_ok=True)
     for number in range(PICTURED):
         path = out / "scans" / f"{number:03d}.npz"
+        if not path.exists():
+            continue
         with np.load(path) as arrays:
             if "there" not in arrays:
                 continue
@@ -569,7 +590,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=("scans", "edits", "table", "power", "pictures"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--by", choices=WAYS, default="tissue")
+    parser.add_argument("--by", choices=WAYS, nargs="+", default=["tissue"])
+    parser.add_argument("--n", type=int, default=PEOPLE, help="the first so many people")
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
     parser.add_argument("--law", choices=("true", "measured"), default="true")
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -582,12 +604,15 @@ def main() -> None:
     (out / "scans").mkdir(parents=True, exist_ok=True)
     if options.stage == "scans":
         job = partial(draw_person, out=out, device=options.device)
-        for_all(job, options.workers)
+        for_all(job, options.n, options.workers)
     elif options.stage == "edits":
         edit = replace(EDIT, guidance=options.guidance, guidance_from="masks")
-        how = How(out, options.by, options.bundle, options.law, options.device, edit)
-        how.folder.mkdir(parents=True, exist_ok=True)
-        for_all(partial(edit_person, how=how), options.workers)
+        hows = [
+            How(out, by, options.bundle, options.law, options.device, edit) for by in options.by
+        ]
+        for how in hows:
+            how.folder.mkdir(parents=True, exist_ok=True)
+        for_all(partial(edit_person, hows=hows), options.n, options.workers)
     elif options.stage == "power":
         print(power(out, options.replications))
     elif options.stage == "pictures":

@@ -123,17 +123,18 @@ def measured(image: np.ndarray, device: str) -> dict[str, float]:
 
 
 def draw_person(number: int, out: Path, device: str) -> None:
-    """OUT/scans/NUMBER.npz; empty of one whose volumes do not fit the one head's folds."""
+    """OUT/scans/NUMBER.npz, and OUT/facts/NUMBER.json; of one whose volumes do not fit the one
+    head's folds that is empty."""
     torch.set_num_threads(1)
-    subject, head = everybody()[number], reference(DEFAULT_GRID)
-    path = out / "scans" / f"{number:03d}.npz"
-    if path.exists():
+    path, facts_path = out / "scans" / f"{number:03d}.npz", out / "facts" / f"{number:03d}.json"
+    if facts_path.exists():
         return
+    subject, head = everybody()[number], reference(DEFAULT_GRID)
     try:
         other = other_group(subject)
         here, there = (render(graph(), head, s, SEED) for s in (subject, other))
     except CfgenError:
-        write_atomically(path, partial(_savez, {}))
+        write_atomically(facts_path, lambda p: p.write_text("{}"))
         return
     facts = {
         "conditions": conditions_of(subject),
@@ -141,14 +142,11 @@ def draw_person(number: int, out: Path, device: str) -> None:
         "oracle": measured(there.image, device),
         "true": [true_volumes(subject), true_volumes(other)],
     }
-    arrays = {
-        "image": here.image.astype(np.float32),
-        "level": levelled(here),
-        "facts": np.array(json.dumps(facts)),
-    }
+    arrays = {"image": here.image.astype(np.float32), "level": levelled(here)}
     if number < PICTURED:
         arrays["there"] = there.image.astype(np.float32)
     write_atomically(path, partial(_savez, arrays))
+    write_atomically(facts_path, lambda p: p.write_text(json.dumps(facts)))
 
 
 def _savez(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -156,31 +154,29 @@ def _savez(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         np.savez(file, **arrays)
 
 
-def read_person(path: Path) -> Person | None:
-    with np.load(path) as arrays:
-        if "facts" not in arrays:
-            return None
-        facts = json.loads(str(arrays["facts"]))
-        true = facts["true"][0], facts["true"][1]
-        return Person(
-            int(path.stem),
-            arrays["image"],
-            arrays["level"],
-            facts["conditions"],
-            facts["measured"],
-            facts["oracle"],
-            true,
-        )
+def read_person(out: Path, number: int) -> Person | None:
+    """None of one who could not be drawn."""
+    person = facts_of(out / "facts" / f"{number:03d}.json")
+    if person is None:
+        return None
+    with np.load(out / "scans" / f"{number:03d}.npz") as arrays:
+        return replace(person, image=arrays["image"], level=arrays["level"])
+
+
+def facts_of(path: Path) -> Person | None:
+    """Without images."""
+    facts, nothing = json.loads(path.read_text()), np.zeros(0)
+    if not facts:
+        return None
+    true = facts["true"][0], facts["true"][1]
+    conditions, seen, oracle = facts["conditions"], facts["measured"], facts["oracle"]
+    return Person(int(path.stem), nothing, nothing, conditions, seen, oracle, true)
 
 
 def read_facts(out: Path) -> list[Person]:
     """Everybody who could be drawn, images left out."""
-    nothing, found = np.zeros(0), []
-    for path in sorted((out / "scans").glob("*.npz")):
-        person = read_person(path)
-        if person is not None:
-            found.append(replace(person, image=nothing, level=nothing))
-    return found
+    found = [facts_of(path) for path in sorted((out / "facts").glob("*.json"))]
+    return [person for person in found if person is not None]
 
 
 def sketch() -> Sketch:
@@ -305,7 +301,7 @@ def edit_person(number: int, hows: Sequence[How]) -> str:
         return ""
     out, device = left[0].out, left[0].device
     draw_person(number, out, device)
-    person = read_person(out / "scans" / f"{number:03d}.npz")
+    person = read_person(out, number)
     if person is None:
         return ""
     opened, said = opened_of(person, device), []
@@ -337,17 +333,17 @@ def edit_by(how: How, person: Person, question: Question) -> str:
     return ""
 
 
-def for_all(job: Callable[[int], str | None], people: int, workers: int) -> None:
-    """Of the first so many people, by processes where there are several."""
+def for_all(job: Callable[[int], str | None], people: range, workers: int) -> None:
+    """By processes where there are several."""
     if workers == 1:
-        for number in range(people):
+        for number in people:
             said = job(number)
             if said:
                 print(said, flush=True)
         return
     # Not forked: a process that has used a GPU cannot be.
     with get_context("spawn").Pool(workers) as pool:
-        for said in pool.imap_unordered(job, range(people)):
+        for said in pool.imap_unordered(job, people):
             if said:
                 print(said, flush=True)
 
@@ -591,7 +587,8 @@ def main() -> None:
     parser.add_argument("stage", choices=("scans", "edits", "table", "power", "pictures"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--by", choices=WAYS, nargs="+", default=["tissue"])
-    parser.add_argument("--n", type=int, default=PEOPLE, help="the first so many people")
+    parser.add_argument("--n", type=int, default=PEOPLE, help="people, from --first on")
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
     parser.add_argument("--law", choices=("true", "measured"), default="true")
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -601,10 +598,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     out: Path = options.out
-    (out / "scans").mkdir(parents=True, exist_ok=True)
+    for name in ("scans", "facts"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    people = range(options.first, min(options.first + options.n, PEOPLE))
     if options.stage == "scans":
         job = partial(draw_person, out=out, device=options.device)
-        for_all(job, options.n, options.workers)
+        for_all(job, people, options.workers)
     elif options.stage == "edits":
         edit = replace(EDIT, guidance=options.guidance, guidance_from="masks")
         hows = [
@@ -612,7 +611,7 @@ def main() -> None:
         ]
         for how in hows:
             how.folder.mkdir(parents=True, exist_ok=True)
-        for_all(partial(edit_person, hows=hows), options.n, options.workers)
+        for_all(partial(edit_person, hows=hows), people, options.workers)
     elif options.stage == "power":
         print(power(out, options.replications))
     elif options.stage == "pictures":

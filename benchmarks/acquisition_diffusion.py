@@ -36,6 +36,7 @@ from cycle_people import levelled
 from safetensors.torch import load_file
 from torch import Tensor
 
+import cfgen
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DEFAULT_GRID, LATENT_DIFFUSION_FIT, PREPROCESS, FitConfig, Rediffusion
@@ -357,8 +358,6 @@ def main() -> None:
     if options.stage == "edit":
         edit(run)
         return
-    from cfgen.cli.options import DEFAULT_BUNDLE
-
     config = replace(
         LATENT_DIFFUSION_FIT,
         steps=options.steps,
@@ -367,7 +366,7 @@ def main() -> None:
         ema_decay=0.995,
         checkpoint_every=500,
     )
-    source = read_bundle(options.bundle or DEFAULT_BUNDLE)
+    source = read_bundle(options.bundle or Path(cfgen.__file__).parent / "bundles" / "default")
     train(run, source, config)
 
 

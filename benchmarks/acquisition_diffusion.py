@@ -43,6 +43,7 @@ from cfgen.config import DEFAULT_GRID, LATENT_DIFFUSION_FIT, PREPROCESS, FitConf
 from cfgen.data.acquisition import SCALES, Protocol, acquisition_conditions
 from cfgen.data.conditions import Schema, parse_interventions
 from cfgen.device import pick_device
+from cfgen.edit.acquired import contrast_of, encoded
 from cfgen.edit.latent import load_autoencoder, load_models
 from cfgen.edit.rediffuse import rediffused
 from cfgen.errors import CfgenError, Interrupted
@@ -60,8 +61,6 @@ from cfgen.streams import Purpose, torch_stream
 from cfgen.train.acquisition import (
     SLICES,
     acquisition_diffusion,
-    contrast_of,
-    encoded,
     slice_data,
 )
 from cfgen.train.fit import CHECKPOINT, adamw, fit, train_step

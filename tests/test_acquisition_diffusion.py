@@ -14,6 +14,7 @@ from cfgen.config import Rediffusion
 from cfgen.data.acquisition import acquisition_conditions
 from cfgen.data.volume import Volume, write_new
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig
+from cfgen.edit.acquired import encoded
 from cfgen.edit.latent import load_models
 from cfgen.edit.rediffuse import rediffuse, rediffused
 from cfgen.errors import ManifestError, UsageError
@@ -24,7 +25,6 @@ from cfgen.space.grids import model_grid
 from cfgen.train.acquisition import (
     SLICES,
     acquisition_diffusion,
-    encoded,
     slice_data,
 )
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, some_unsaid, unet_config

@@ -25,7 +25,7 @@ ORDER = 2
 LEAST_SLOPE = 0.1
 # Voxels that the fields are found from, and what holds those that few of them tell.
 MOST_VOXELS = 60_000
-RIDGE = 1e-3
+RIDGE = 1e-4
 POWERS = [
     (i, j, k)
     for i in range(ORDER + 1)
@@ -75,9 +75,9 @@ def intensity_map(
     fields = np.zeros((3, ORDER + 1, ORDER + 1, ORDER + 1))
     for k3, column in zip(POWERS, fitted.reshape(3, -1).T, strict=True):
         fields[(slice(None), *k3)] = column
-    moved = [
-        o + np.polynomial.polynomial.polygrid3d(*axes, f) for o, f in zip(own, fields, strict=True)
-    ]
+    powers = [np.vander(axis, ORDER + 1, increasing=True) for axis in axes]
+    fields = np.einsum("tijk,xi,yj,zk->txyz", fields, *powers, optimize=True)
+    moved = [o + field for o, field in zip(own, fields, strict=True)]
     return IntensityMap(own, _in_order(moved, own), 1 - left / energy if energy else 1.0)
 
 

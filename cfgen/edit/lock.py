@@ -1,13 +1,14 @@
-"""What of a change is contrast: a map of brightness, smooth in space, that can move no edge.
+"""What of a change is contrast: a curve of brightness and a smooth gain, which can move no edge.
 
 Brightness v without the bias field is a mixture of the scan's own fluid, grey and white matter,
-whose signals add (as in `contrast.py`): with h_k the hat functions between their levels, the map
-is
+whose signals add (as in `contrast.py`): with h_k the hat functions between their levels,
 
-    v -> v + sum_k h_k(v) a_k(x) ,
+    v -> v + sum_k h_k(v) a_k + v p(x) ,
 
-with a_k polynomials over the brain, found by least squares of a change. What is darker than fluid
-or brighter than white matter follows these in proportion.
+with three numbers a_k and a polynomial p over the brain, by least squares of a change. What is
+darker than fluid or brighter than white matter follows these in proportion. (A polynomial for each
+tissue would make an edge that moves: walls are grey, and those of opposite sides would change by
+opposite signs.)
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ import numpy as np
 from cfgen.measure.levels import Levels
 from cfgen.space.grids import crop_box
 
-# Order of the fields a_k: what a coil or a reconstruction changes varies over 10 cm.
+# Order of the gain's polynomial: what a coil or a reconstruction changes varies over 10 cm.
 ORDER = 2
 # Each pair of tissues keeps this part of its contrast: an edge never turns.
 LEAST_SLOPE = 0.1
-# Voxels that the fields are found from, and what holds those that few of them tell.
+# Voxels that it is found from, and what holds a number that they do not tell.
 MOST_VOXELS = 60_000
-RIDGE = 1e-4
+RIDGE = 1e-6
 POWERS = [
     (i, j, k)
     for i in range(ORDER + 1)
     for j in range(ORDER + 1 - i)
     for k in range(ORDER + 1 - i - j)
+    if i + j + k
 ]
 
 # A number, or an array (I, J, K), of each tissue.
@@ -66,18 +68,18 @@ def intensity_map(
     here = tuple(places.T)
     seen, wanted = value[here], change[here].astype(np.float64)
     point = [axis[i] for axis, i in zip(axes, here, strict=True)]
-    terms = np.stack([np.prod([p**k for p, k in zip(point, k3, strict=True)], 0) for k3 in POWERS])
-    design = (_hats(seen, own)[:, None] * terms[None]).reshape(-1, len(seen))
-    held = np.tile([RIDGE * len(seen) * (sum(k3) > 0) for k3 in POWERS], 3) + 1e-9
-    fitted = np.linalg.solve(design @ design.T + np.diag(held), design @ wanted)
+    terms = [seen * np.prod([p**k for p, k in zip(point, n, strict=True)], 0) for n in POWERS]
+    design = np.concatenate([_hats(seen, own), terms])
+    energies = (design**2).sum(1)
+    fitted = np.linalg.solve(design @ design.T + np.diag(RIDGE * energies), design @ wanted)
     left = float(((wanted - fitted @ design) ** 2).sum())
     energy = float((wanted**2).sum())
-    fields = np.zeros((3, ORDER + 1, ORDER + 1, ORDER + 1))
-    for k3, column in zip(POWERS, fitted.reshape(3, -1).T, strict=True):
-        fields[(slice(None), *k3)] = column
+    field = np.zeros((ORDER + 1,) * 3)
+    for n, coefficient in zip(POWERS, fitted[3:], strict=True):
+        field[n] = coefficient
     powers = [np.vander(axis, ORDER + 1, increasing=True) for axis in axes]
-    fields = np.einsum("tijk,xi,yj,zk->txyz", fields, *powers, optimize=True)
-    moved = [o + field for o, field in zip(own, fields, strict=True)]
+    gain = 1 + np.einsum("ijk,xi,yj,zk->xyz", field, *powers, optimize=True)
+    moved = [o * gain + a for o, a in zip(own, fitted[:3], strict=True)]
     return IntensityMap(own, _in_order(moved, own), 1 - left / energy if energy else 1.0)
 
 

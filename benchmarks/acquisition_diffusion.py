@@ -12,8 +12,8 @@
 that age decides (`confounded`), and test people with their true scans under other acquisitions.
 Images are on the model grid, levelled by the true white matter (benchmarks/cycle_people.py).
 `train` makes a bundle OUT/MODEL-COHORT, in as many steps as fit in the time. `edit` brings the test
-people to the other acquisitions by Algorithm 1 and by DDIM inversion, and compares with the truth:
-errors are in units of the prepared scan, over the brain.
+people to the other acquisitions by Algorithm 1 and by DDIM inversion, each with and without the
+lock, and compares with the truth: errors are in units of the prepared scan, over the brain.
 """
 
 from __future__ import annotations
@@ -36,31 +36,37 @@ from cycle_people import levelled
 from safetensors.torch import load_file
 from torch import Tensor
 
+import cfgen
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DEFAULT_GRID, LATENT_DIFFUSION_FIT, PREPROCESS, FitConfig, Rediffusion
 from cfgen.data.acquisition import SCALES, Protocol, acquisition_conditions
 from cfgen.data.conditions import Schema, parse_interventions
+from cfgen.data.volume import Volume
 from cfgen.device import pick_device
+from cfgen.edit.acquired import contrast_of, encoded
 from cfgen.edit.latent import load_autoencoder, load_models
+from cfgen.edit.lock import IntensityMap, intensity_map
 from cfgen.edit.rediffuse import rediffused
 from cfgen.errors import CfgenError, Interrupted
 from cfgen.jobs.train_acquisition import known_by_acquisition
 from cfgen.jobs.train_latent_diffusion import unet_description
+from cfgen.measure.levels import Levels, tissue_levels
+from cfgen.measure.segmenter import Segmentation, load_segmenter, segment
 from cfgen.metrics.image import ssim
 from cfgen.nets.condition import Condition
+from cfgen.nets.segmenter import Segmenter
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import graph
 from cfgen.sim.physics import protocol_of
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
+from cfgen.space.grids import model_grid
 from cfgen.streams import Purpose, torch_stream
 from cfgen.train.acquisition import (
     SLICES,
     acquisition_diffusion,
-    contrast_of,
-    encoded,
     slice_data,
 )
 from cfgen.train.fit import CHECKPOINT, adamw, fit, train_step
@@ -69,6 +75,7 @@ from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
 from cfgen.train.latents import LatentData, encode_views, fit_mean
 
 SEED = 17
+CPU = torch.device("cpu")
 CONFOUNDING = {"randomised": 0.0, "confounded": 1.0}
 # The other acquisitions of test people; who has one already is left out of it.
 FIELDS = ("field_tesla=1.5", "field_tesla=3")
@@ -257,8 +264,9 @@ def edit(run: Run) -> None:
     out, name, model, seconds = run.out, run.cohort, run.model, run.seconds
     start = time.monotonic()
     bundle = read_bundle(out / f"{model}-{name}")
-    models = load_models(bundle, run.device)
+    models, net = load_models(bundle, run.device), load_segmenter(bundle, CPU)
     images, table = read(out / f"{name}-test")
+    seen: dict[int, Seen] = {}
     lines, shown = [], {}
     for setting in SETTINGS:
         if seconds and time.monotonic() - start > seconds:
@@ -276,9 +284,44 @@ def edit(run: Run) -> None:
                 line = {"model": model, "cohort": name, "setting": label}
                 line |= {"person": own["person"], "target": target}
                 lines.append(line | figures(guess, image, truth))
+                if own["person"] not in seen:
+                    seen[own["person"]] = look(net, image)
+                there = seen[own["person"]]
+                locked = there.locked(guess - image)
+                told = {"explained": locked[1].explained}
+                lines[-1] |= told
+                line["setting"] = f"{label}-locked"
+                lines.append(line | figures(locked[0], image, truth) | told)
                 shown[f"{label}/{own['person']}/{target}"] = middle(guess)
         write_lines(out / f"{model}-{name}.csv", lines)
         np.savez_compressed(out / f"{model}-{name}.npz", **shown)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A scan (D, H, W) on the model grid with its regions and the brightness of its tissues."""
+
+    volume: Volume
+    regions: Segmentation
+    levels: Levels
+    bias: np.ndarray
+
+    @property
+    def brain(self) -> np.ndarray:
+        return self.volume.data > 0
+
+    def locked(self, change: Tensor) -> tuple[Tensor, IntensityMap]:
+        """The scan with what a map of brightness explains of a change."""
+        flat = self.volume.data / self.bias
+        found = intensity_map(flat, change.numpy() / self.bias, self.brain, self.levels)
+        return torch.from_numpy(found(flat) * self.bias), found
+
+
+def look(net: Segmenter, image: Tensor) -> Seen:
+    volume = Volume(image.float().numpy(), model_grid(DEFAULT_GRID).affine)
+    regions = segment(net, volume, CPU)
+    levels = tissue_levels(volume, regions.posteriors)
+    return Seen(volume, regions, levels, levels.bias_on(volume.grid))
 
 
 def cases(images: Tensor, table: Sequence[dict]):
@@ -354,11 +397,10 @@ def main() -> None:
         make_people(out, options.people, options.tested, options.workers)
         return
     run = Run(out, name, model, pick_device(options.device), options.seconds, options.tested)
+    source = read_bundle(options.bundle or Path(cfgen.__file__).parent / "bundles" / "default")
     if options.stage == "edit":
         edit(run)
         return
-    from cfgen.cli.options import DEFAULT_BUNDLE
-
     config = replace(
         LATENT_DIFFUSION_FIT,
         steps=options.steps,
@@ -367,7 +409,6 @@ def main() -> None:
         ema_decay=0.995,
         checkpoint_every=500,
     )
-    source = read_bundle(options.bundle or DEFAULT_BUNDLE)
     train(run, source, config)
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from cfgen.bundle import read_bundle
 from cfgen.config import Rediffusion
 from cfgen.data.acquisition import acquisition_conditions
+from cfgen.data.volume import Volume, write_new
 from cfgen.diffusion.schedule import Schedule, ScheduleConfig
-from cfgen.edit.rediffuse import rediffuse
+from cfgen.edit.acquired import encoded
+from cfgen.edit.latent import load_models
+from cfgen.edit.rediffuse import rediffuse, rediffused
 from cfgen.errors import ManifestError, UsageError
 from cfgen.nets.condition import Condition
 from cfgen.nets.slices import SliceCoder
 from cfgen.nets.unet import UNet, UNetConfig, one_a_variable
+from cfgen.space.grids import model_grid
 from cfgen.train.acquisition import (
     SLICES,
     acquisition_diffusion,
-    encoded,
     slice_data,
 )
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, some_unsaid, unet_config
@@ -192,3 +197,47 @@ def test_inversion_under_the_same_acquisition_comes_back():
     assert torch.allclose(out, r, atol=0.02)
     with pytest.raises(UsageError, match="start-t"):
         rediffuse(SCHEDULE, (denoiser, denoiser), r, Rediffusion(1001), [])
+
+
+def table(folder, echo_times):
+    grid = model_grid("t1w-2mm")
+    axes = np.meshgrid(*[np.arange(n) - n / 2 for n in grid.shape], indexing="ij")
+    ball = (sum(x**2 for x in axes) < 30**2).astype(np.float32)
+    path = folder / "manifest.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["subject", "image", "split", "Manufacturer", "EchoTime"])
+        for n, te in enumerate(echo_times):
+            image = folder / f"{n}.nii.gz"
+            write_new(
+                Volume(ball * (0.5 + 0.1 * n + axes[0] / 400), grid.affine), image, np.float32
+            )
+            split = "val" if n == len(echo_times) - 1 else "train"
+            writer.writerow([f"p{n}", image, split, ("Siemens", "GE")[n % 2], te])
+    return path
+
+
+def test_train_ldm_learns_how_scans_were_acquired(cfgen, tiny_bundle, tmp_path):
+    usual = ("train-ldm", "--manifest", table(tmp_path, ["0.003", "", "0.005", "0.004"]))
+    usual += ("--bundle", tiny_bundle.path, "--out", tmp_path / "made", "--threads", 1)
+    usual += ("--steps", 1, "--batch-size", 1)
+    code, _, said = cfgen(*usual, "--conditions", "acquisition")
+    assert code == 0, said
+    bundle = read_bundle(tmp_path / "made")
+    assert bundle.schema.names == ["manufacturer", "te_ms", "contrast"]
+    net = bundle.part("unet").config
+    assert net["net"]["inputs"] == [2, 2, 2]
+    assert net["net"]["conditioning"] == "both"
+    assert (net["schedule"]["kind"], net["drop_conditions"]) == ("cosine", 0.15)
+    # What knew other conditions is gone.
+    assert not {"scm", "predictor", "judge"} & set(bundle.parts)
+    models = load_models(bundle, torch.device("cpu"))
+    c = encoded(bundle.schema, [{"te_ms": 3.0}])
+    pair = Condition(c), Condition(encoded(bundle.schema, [{"te_ms": 5.0}]))
+    image = torch.rand(1, 1, 80, 96, 88)
+    out = rediffused(models, image, pair, Rediffusion(2), [torch.Generator().manual_seed(0)])
+    assert out.shape == image.shape
+    for more, expected in ((("--slices",), "--slices"), (("--conditions", "site"), "--tune")):
+        code, _, said = cfgen(*usual, *more)
+        assert code == 2
+        assert expected in said

@@ -19,7 +19,7 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.edit.protocols import Place
 from cfgen.edit.rerender import Effects, OwnNoise, Rendering, rerender
-from cfgen.jobs import augment_iap as jobs
+from cfgen.jobs import augment_scan as jobs
 from cfgen.measure.anatomy import volume_changes
 from cfgen.measure.levels import probability, tissue_levels
 from cfgen.measure.segmenter import load_segmenter, segment, soft_volumes
@@ -120,7 +120,7 @@ def test_a_blur_is_seen_in_the_volumes(scan, regions, net, person):
     after = soft_volumes(net, volume.like(made.undone(made.image)), CPU)
     changes = volume_changes(regions.volumes, after)
     assert max(abs(c.percent) for c in changes) > 2
-    assert "changed by more than 0.5 %" in jobs._warned(changes)[0].text
+    assert "changed by more than 0.5 %" in jobs.warned(changes)[0].text
 
 
 @pytest.fixture

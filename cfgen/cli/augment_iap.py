@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -70,7 +71,10 @@ def augment_iap(
         typer.Option("--from", help="NAME=VALUE that the scans' sidecars lack; repeatable."),
     ] = None,
     by: Annotated[
-        Literal["physics"], typer.Option("--by", help="physics: the signal equations.")
+        Literal["physics", "diffusion"],
+        typer.Option(
+            "--by", help="The signal equations, or a bundle's model of how scans were acquired."
+        ),
     ] = "physics",
     bias: Annotated[
         cfg.BiasField,
@@ -85,6 +89,25 @@ def augment_iap(
     resolution: Annotated[
         bool, typer.Option("--resolution", help="Blur to thicker slices and a coarser matrix.")
     ] = False,
+    start_t: Annotated[
+        int | None,
+        typer.Option("--start-t", help="Of diffusion: the time of the noise.", show_default="50"),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Of diffusion.", show_default="3")
+    ] = None,
+    sampler: Annotated[
+        cfg.AcquisitionSampler | None,
+        typer.Option("--sampler", help="Of diffusion: noise drawn, or found.", show_default="ddpm"),
+    ] = None,
+    lock: Annotated[
+        bool | None,
+        typer.Option(
+            "--lock/--no-lock",
+            help="Of diffusion's change only a smooth map of brightness, or all of it.",
+            show_default="lock",
+        ),
+    ] = None,
     bundle: Bundle = DEFAULT_BUNDLE,
     no_picture: NoPicture = False,
     shard: Shard = "1/1",
@@ -112,6 +135,11 @@ def augment_iap(
       cfgen augment-iap --manifest cohort.csv --sample 4 --from-manifest site-b.csv --out iap/
 
       cfgen augment-iap --in sub-01_T1w.nii.gz --to InversionTime=1.1 --out iap/
+
+    What has no equation (maker, coil, brightness, contrast) is for a model of the lab's own scans:
+
+      cfgen augment-iap --manifest cohort.csv --by diffusion --bundle site/ --start-t 400
+      --to Manufacturer=GE --out iap/
     """
     setup(threads, verbose, quiet)
     from cfgen.batch.lists import write_lists
@@ -119,9 +147,11 @@ def augment_iap(
     from cfgen.data.conditions import default_schema
     from cfgen.data.manifest import read_manifest
     from cfgen.device import pick_device
+    from cfgen.edit.acquired import Diffusion
     from cfgen.edit.protocols import check_changes
-    from cfgen.edit.rerender import Effects
+    from cfgen.edit.rerender import EFFECTS, Effects
     from cfgen.jobs.augment_iap import Asked, Augmenter, Options, augment_scans, check
+    from cfgen.jobs.augment_scan import Way
     from cfgen.jobs.counterfactuals import single_row
     from cfgen.report.protocols import write_page
     from cfgen.scan.gate import Gate
@@ -136,13 +166,26 @@ def augment_iap(
     else:
         assert image is not None
         rows = [single_row(image, None)]
-    changes = _pairs(to or [], "--to")
-    check_changes(changes)
+    asking = {"start_t": start_t, "guidance": guidance, "sampler": sampler}
+    effects = Effects(bias, noise, resolution)
+    way: Way = effects
+    if by == "diffusion":
+        if effects != EFFECTS:
+            raise UsageError("--bias, --noise or --resolution", "--by diffusion", "--by physics")
+        said = {name: value for name, value in asking.items() if value is not None}
+        asked_of = replace(cfg.REDIFFUSION, **said)  # type: ignore[arg-type]
+        way = Diffusion(read_bundle(bundle), pick_device(device), asked_of, lock is not False)
+    elif any(value is not None for value in (*asking.values(), lock)):
+        found = "without --by diffusion"
+        raise UsageError("--start-t, --guidance, --sampler or --lock", found, "--by diffusion")
+    changes = _pairs(to or [], "--to", scales=by == "diffusion")
+    if by == "physics":
+        check_changes(changes)
     pool = _pool(rows, from_manifest, protocols) if sample else None
     asked = Asked(changes, pool, sample, _pairs(given or [], "--from"))
     start, stop = shard_of(shard, len(rows))
     rows = rows[start:stop]
-    options = Options(Effects(bias, noise, resolution), seed, not no_picture, overwrite)
+    options = Options(way, seed, not no_picture, overwrite)
     if dry_run:
         failed = check(rows, asked, options, out)
         for row in failed:
@@ -165,7 +208,7 @@ def augment_iap(
     end_batch(len(outcome.failed), len(outcome.left), manifest)
 
 
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+def _pairs(texts: Sequence[str], option: str, scales: bool = False) -> dict[str, str]:
     from cfgen.data.interventions import split_assignment
     from cfgen.edit.protocols import check_names
 
@@ -175,7 +218,7 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
         if name in pairs:
             raise UsageError(option, f"{name} given twice", "one value for each parameter")
         pairs[name] = value
-    check_names(pairs, option)
+    check_names(pairs, option, scales)
     return pairs
 
 

@@ -64,9 +64,10 @@ TEXTS = {
 NAMES = (*TEXTS, *(p.name for p in NUMBERS))
 # What a scanner's gain and a site's reconstruction leave in a scan beside its protocol: what
 # preparation divides it by, in its own units, and the spread of the prepared brain over its mean.
+BRIGHTNESS, CONTRAST = "brightness", "contrast"
 SCALES = (
-    Variable("brightness", "continuous", "", low=0.0),
-    Variable("contrast", "continuous", "", low=0.0, high=2.0),
+    Variable(BRIGHTNESS, "continuous", "", low=0.0),
+    Variable(CONTRAST, "continuous", "", low=0.0, high=2.0),
 )
 # The conditions that change how a brain is imaged and not the brain.
 ACQUISITION = frozenset((*NAMES, *PARAMETERS))

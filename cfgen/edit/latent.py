@@ -225,18 +225,22 @@ def without_conditions(bundle: Bundle) -> BundleError:
     return BundleError(bundle.path, "its UNet takes no conditions", "one that does", fix)
 
 
+def _coder(bundle: Bundle, device: torch.device) -> AnyAutoencoder:
+    """The autoencoder; of a diffusion model of slices what takes them, which is asked for the same:
+    to encode and to decode."""
+    unet = bundle.parts.get("unet")
+    if unet is None or not unet.config["net"].get("flat", False):
+        return load_autoencoder(bundle, device)
+    return SliceCoder(GRIDS[bundle.preprocess.grid][0][-1])  # type: ignore[return-value]
+
+
 def load_models(
     bundle: Bundle, device: torch.device, *, masks: bool = False, decoder: DecoderKind = "kl"
 ) -> Models:
     """With `masks` also the network that takes them, and the diffusion decoder where it is asked
     for. Raises BundleError when a part is missing, damaged or does not fit its configuration."""
+    autoencoder = _coder(bundle, device)
     net = bundle.network("unet", UNet, UNetConfig, device)
-    if net.config.flat:
-        # It encodes and decodes alike, and that is all that is asked of a model of slices.
-        slices = GRIDS[bundle.preprocess.grid][0][-1]
-        autoencoder: AnyAutoencoder = SliceCoder(slices)  # type: ignore[assignment]
-    else:
-        autoencoder = load_autoencoder(bundle, device)
     width = token_width(sum(v.width for v in bundle.schema.variables))
     if net.config.context_dim not in (None, width):
         raise BundleError(

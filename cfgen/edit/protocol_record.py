@@ -26,9 +26,23 @@ class TissueLevels:
 
 
 @dataclass(frozen=True)
+class DiffusionRecord:
+    """How a diffusion model was asked; `explained` is the part of its change's energy that a map of
+    brightness explains, which under the `lock` is all that reaches the scan."""
+
+    sampler: str
+    start_t: int
+    guidance: float
+    steps: int
+    lock: bool
+    explained: float | None
+
+
+@dataclass(frozen=True)
 class ProtocolRecord:
-    """`not_rendered` was asked for and is no part of the image; `assumed` was needed and not said.
-    `volume_changes` are measured on the written image, brought back to the scan's contrast."""
+    """`effects` are those of physics. `not_rendered` was asked for and is no part of the image;
+    `assumed` was needed and not said. `volume_changes` are measured on the written image, brought
+    back to the scan's contrast."""
 
     synthetic: bool
     description: str
@@ -42,13 +56,14 @@ class ProtocolRecord:
     target: dict[str, Value]
     not_rendered: dict[str, Value]
     assumed: list[str]
-    effects: Effects
+    effects: Effects | None
     tissue_levels: TissueLevels | None
     volume_changes: list[VolumeChange]
     gate: GateRecord
     seed: int
     warnings: list[Notice]
     fingerprint: str = ""
+    diffusion: DiffusionRecord | None = None
 
     @property
     def worst(self) -> VolumeChange | None:

@@ -1,15 +1,17 @@
-"""Which protocols a scan is rendered under: as asked, or drawn; and what physics can't render."""
+"""Which protocols a scan is rendered under: as asked, or drawn; and what physics, or a diffusion
+model, can't render."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
-from cfgen.data.acquisition import NAMES, TEXTS, Protocol
+from cfgen.data.acquisition import BRIGHTNESS, NAMES, SCALES, TEXTS, Protocol
 from cfgen.data.acquisition_headers import known_name, read_columns
 from cfgen.data.interventions import Change
-from cfgen.data.schema import Value
+from cfgen.data.schema import Schema, Value, Values
 from cfgen.edit.contrast import signals
 from cfgen.edit.rerender import Effects, Rendering, Resolution
 from cfgen.errors import CfgenError, Notice, UsageError
@@ -25,12 +27,18 @@ _PREPARED = ("tr_preparation_ms", "ti_ms", "readouts")
 @dataclass(frozen=True)
 class Target:
     """A protocol to render: `label` is in file names, `asked` is what was asked for and not
-    rendered, `assumed` what the equations needed and nobody said."""
+    rendered, `assumed` what the equations needed and nobody said.
+
+    Scan and target are `renderings` to physics, and `told` to a diffusion model; `scales` (SCALES)
+    are asked for beside the protocol.
+    """
 
     label: str
     protocol: Protocol
-    renderings: tuple[Rendering, Rendering]
     origin: str
+    renderings: tuple[Rendering, Rendering] | None = None
+    told: tuple[Values, Values] | None = None
+    scales: dict[str, Value] = field(default_factory=dict)
     asked: dict[str, Value] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
@@ -38,7 +46,23 @@ class Target:
     @property
     def is_null(self) -> bool:
         """Whether it is rendered as the scan's own is."""
-        return self.renderings[0] == self.renderings[1]
+        pair = self.renderings or self.told
+        return pair is not None and pair[0] == pair[1] and not self.scales
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A protocol that is asked of a scan whose own is `source`, and who asks."""
+
+    label: str
+    source: Protocol
+    values: Protocol
+    origin: str
+    notices: tuple[Notice, ...] = ()
+
+
+# What is rendered of what is wanted. Raises UsageError where nothing can be.
+Aim = Callable[[Wanted], Target]
 
 
 @dataclass(frozen=True)
@@ -59,10 +83,14 @@ class Place:
         )
 
 
-def check_names(pairs: Mapping[str, str], option: str) -> None:
-    """Raises UsageError for a name that no protocol has."""
+def check_names(pairs: Mapping[str, str], option: str, scales: bool = False) -> None:
+    """Raises UsageError for a name that no protocol has, and that is none of the `scales`."""
+    others = [v.name for v in SCALES]
     for name in pairs:
-        if not known_name(name):
+        if name in others and not scales:
+            expected = "parameters; with --by diffusion --to may change it"
+            raise UsageError(option, f"{name}, which no protocol sets", expected)
+        if not (known_name(name) or name in others):
             expected = "BIDS' names, such as EchoTime or FlipAngle"
             raise UsageError(option, f"unknown parameter '{name}'", expected)
 
@@ -80,25 +108,26 @@ def check_changes(pairs: Mapping[str, str]) -> None:
         )
 
 
-def changed(source: Protocol, pairs: Mapping[str, str], place: Place, effects: Effects) -> Target:
+def changed(source: Protocol, pairs: Mapping[str, str], aim: Aim) -> Target:
     """The scan's protocol with what was asked for. Raises UsageError."""
     reading = read_columns(pairs, "--to", source)
     if reading.problems:
         raise UsageError("--to", "; ".join(reading.problems.values()))
-    label = "_".join(Change(n, v).label() for n, v in reading.values.items())
+    scales = Schema(SCALES)
+    values = reading.values | {
+        n: scales.check_value(n, text, f"--to {n}")
+        for n, text in pairs.items()
+        if n in scales.names
+    }
+    label = "_".join(Change(n, v).label() for n, v in values.items())
     notices = tuple(Notice("acquisition", text) for text in reading.notes)
-    wanted = {**source, **reading.values}
-    return _target(label, source, wanted, place, effects, "--to", notices)
+    return aim(Wanted(label, source, {**source, **values}, "--to", notices))
 
 
 def sampled(
-    source: Protocol,
-    draws: Iterator[tuple[str, Protocol]],
-    count: int,
-    place: Place,
-    effects: Effects,
+    source: Protocol, draws: Iterator[tuple[str, Protocol]], count: int, aim: Aim
 ) -> list[Target]:
-    """So many of the drawn protocols that physics can render, in their order.
+    """So many of the drawn protocols that can be rendered, in their order.
 
     Raises UsageError, with the last reason, where too few of them can be.
     """
@@ -109,7 +138,7 @@ def sampled(
         # A protocol is whole: nothing of the scan's own numbers goes into it.
         wanted = {n: source[n] for n in NO_EQUATION if n in source} | dict(drawn)
         try:
-            targets.append(_target(label, source, wanted, place, effects, origin))
+            targets.append(aim(Wanted(label, source, wanted, origin)))
         except CfgenError as error:
             refused = error
         if len(targets) == count:
@@ -122,23 +151,17 @@ def sampled(
     )
 
 
-def _target(
-    label: str,
-    source: Protocol,
-    wanted: Mapping[str, Value],
-    place: Place,
-    effects: Effects,
-    origin: str,
-    notices: tuple[Notice, ...] = (),
-) -> Target:
+def by_physics(place: Place, effects: Effects) -> Aim:
     """Raises UsageError for a protocol that physics can't render, or nothing of which it would."""
+    return partial(_by_physics, place, effects)
+
+
+def _by_physics(place: Place, effects: Effects, wished: Wanted) -> Target:
+    source, wanted, origin = wished.source, wished.values, wished.origin
+    notices = wished.notices
     unrendered = _unrendered(effects)
     asked = {n: wanted[n] for n in wanted if n in unrendered and wanted[n] != source.get(n)}
-    protocol = {n: v for n, v in wanted.items() if n not in asked}
-    protocol |= {n: source[n] for n in asked if n in source}
-    if protocol.get("sequence") == "SPGR":
-        protocol = {n: v for n, v in protocol.items() if n not in _PREPARED}
-    protocol = {n: protocol[n] for n in NAMES if n in protocol}
+    protocol = _without(asked, wished)
     if asked and protocol == {n: source[n] for n in NAMES if n in source}:
         raise UsageError(
             origin,
@@ -152,13 +175,92 @@ def _target(
         Rendering(own, place.resolution(source)),
         Rendering(scan, place.resolution(protocol)),
     )
-    if asked:
-        notices += (Notice("not-rendered", f"asked for and not rendered: {', '.join(asked)}"),)
+    notices += _left(asked)
     texts = tuple(f"of the scan: {t}" for t in assumed)
     texts += tuple(f"of the target: {t}" for t in assumed_too)
     if texts:
         notices += (Notice("assumed", f"nobody says, and the equations need: {'; '.join(texts)}"),)
-    return Target(label, protocol, renderings, origin, asked, texts, notices)
+    return Target(
+        wished.label,
+        protocol,
+        origin,
+        renderings=renderings,
+        asked=asked,
+        assumed=texts,
+        notices=notices,
+    )
+
+
+def by_model(schema: Schema) -> Aim:
+    """Of a diffusion model whose conditions are these. Raises UsageError for what its training
+    never saw the like of, and for a protocol of which it was told nothing."""
+    return partial(_by_model, schema)
+
+
+def _by_model(schema: Schema, wished: Wanted) -> Target:
+    source, wanted, origin = wished.source, wished.values, wished.origin
+    changes = {n: v for n, v in wanted.items() if v != source.get(n)}
+    for name, value in changes.items():
+        if name in schema.names:
+            _require_seen(schema, name, value, origin)
+    scales = {v.name: wanted[v.name] for v in SCALES if v.name in changes}
+    # Brightness is put back by hand: no model is needed for it.
+    rendered = {*schema.names, BRIGHTNESS}
+    asked = {n: v for n, v in changes.items() if n not in rendered}
+    if asked and len(asked) == len(changes):
+        raise UsageError(
+            origin,
+            f"{', '.join(asked)}, of which the bundle's model was told nothing",
+            f"one of {', '.join(schema.names)}",
+        )
+    protocol = _without(asked, wished)
+    notices = wished.notices + tuple(
+        Notice("extrapolation", f"the scan's {n.text}")
+        for n in schema.support_notices({n: v for n, v in source.items() if n in protocol})
+    )
+    pair = told(schema, source), told(schema, {**protocol, **scales})
+    return Target(
+        wished.label,
+        protocol,
+        origin,
+        told=pair,
+        scales=scales,
+        asked=asked,
+        notices=notices + _left(asked),
+    )
+
+
+def told(schema: Schema, protocol: Protocol) -> dict[str, Value]:
+    """What of a protocol the conditions can say; a text that training never saw is not known."""
+    levels = {v.name: v.levels for v in schema.variables}
+    return {n: x for n, x in protocol.items() if n in levels and (not levels[n] or x in levels[n])}
+
+
+def _require_seen(schema: Schema, name: str, value: Value, origin: str) -> None:
+    variable = schema.variable(name)
+    if variable.levels:
+        if value not in variable.levels:
+            expected = f"one of {', '.join(variable.levels)}, which the model's training has seen"
+            raise UsageError(origin, f"{name} '{value}'", expected)
+        return
+    for notice in schema.support_notices({name: value}):
+        expected = "what the bundle's training has seen"
+        raise UsageError(origin, notice.text, expected, "--by physics has equations, not a range")
+
+
+def _without(asked: Mapping[str, Value], wished: Wanted) -> dict[str, Value]:
+    """The protocol that is wanted, with the scan's own of what is `asked` and not rendered."""
+    protocol = {n: v for n, v in wished.values.items() if n not in asked}
+    protocol |= {n: wished.source[n] for n in asked if n in wished.source}
+    if protocol.get("sequence") == "SPGR":
+        protocol = {n: v for n, v in protocol.items() if n not in _PREPARED}
+    return {n: protocol[n] for n in NAMES if n in protocol}
+
+
+def _left(asked: Mapping[str, Value]) -> tuple[Notice, ...]:
+    if not asked:
+        return ()
+    return (Notice("not-rendered", f"asked for and not rendered: {', '.join(asked)}"),)
 
 
 def _unrendered(effects: Effects) -> set[str]:

@@ -31,8 +31,7 @@ def rediffuse(
 ) -> Tensor:
     """r (B, ...) under the second of the `denoisers`, its own acquisition's being the first, which
     'ddim' alone asks; a generator an element. Raises UsageError for a time out of range."""
-    if not 1 <= config.start_t <= schedule.T:
-        raise UsageError("--start-t", f"{config.start_t}", f"1 to {schedule.T}")
+    check_start(config, schedule.T)
     own, other = denoisers
     if config.sampler == "ddim":
         times = time_grid(min(config.steps, config.start_t), config.start_t)
@@ -41,6 +40,11 @@ def rediffuse(
     start = torch.full((len(r),), config.start_t)
     rt = schedule.add_noise(r, start, noise_like(r, generators))
     return denoise_ddpm(other, schedule, rt, times, generators)
+
+
+def check_start(config: Rediffusion, last: int) -> None:
+    if not 1 <= config.start_t <= last:
+        raise UsageError("--start-t", f"{config.start_t}", f"1 to {last}")
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from cfgen.data.schema import number_text
 from cfgen.data.table import Row
 from cfgen.data.volume import (
     SYNTHETIC,
-    Volume,
     file_sha256,
     open_channels,
     read_geometry,
@@ -36,27 +35,34 @@ from cfgen.data.volume import (
     write_atomically,
     write_like,
 )
-from cfgen.edit.protocol_record import ProtocolRecord, TissueLevels
+from cfgen.edit.acquired import Diffusion
+from cfgen.edit.protocol_record import ProtocolRecord
 from cfgen.edit.protocols import Place, Target, changed, sampled
-from cfgen.edit.rerender import EFFECTS, Effects, OwnNoise, Rerendered, rerender
+from cfgen.edit.rerender import EFFECTS
 from cfgen.edit.sidecar import BundleName
 from cfgen.errors import CfgenError, ImageError, Notice, UsageError
-from cfgen.measure.anatomy import VolumeChange, volume_changes
-from cfgen.measure.levels import Levels, probability, tissue_levels
-from cfgen.measure.segmenter import Segmentation, load_segmenter, segment, soft_volumes
-from cfgen.nets.segmenter import Segmenter
-from cfgen.progress import working
-from cfgen.scan.gate import Finding, Gate, GateRecord, cautions, judge, refuse, scan_measures
-from cfgen.scan.moved import noise_sd
-from cfgen.scan.open import read_scan
+from cfgen.jobs.augment_scan import (
+    Looked,
+    Tools,
+    Way,
+    aim_of,
+    changes_of,
+    diffusion_record,
+    factual_scales,
+    levels_record,
+    look,
+    made_of,
+    recipe_of,
+    warned,
+)
+from cfgen.measure.segmenter import load_segmenter
+from cfgen.scan.gate import Gate, GateRecord
 from cfgen.scan.pictures import counterfactual_picture
 from cfgen.scan.protocol import scan_protocol
 from cfgen.space.grids import describe_difference, grid_text
 from cfgen.streams import Purpose, stream
 
 log = logging.getLogger("cfgen")
-# Percent: what a region's volume may change by before it is said.
-MOST_CHANGE = 0.5
 # What comes along with a scan, and what it is called beside the images.
 CARRIED = {"labels": "dseg", "mask": "mask", "posteriors": "probseg"}
 
@@ -76,7 +82,7 @@ class Asked:
 class Options:
     """How scans are rendered, and which files are written."""
 
-    effects: Effects = EFFECTS
+    way: Way = EFFECTS
     seed: int = SEED
     picture: bool = True
     overwrite: bool = False
@@ -92,25 +98,12 @@ class Order:
     notices: tuple[Notice, ...]
 
 
-@dataclass(frozen=True)
-class Looked:
-    """A scan with its regions and the brightness of its tissues."""
-
-    volume: Volume
-    segmentation: Segmentation
-    levels: Levels
-    findings: list[Finding]
-    notices: list[Notice]
-    noise_sd: float
-
-
 class Augmenter:
     """What every scan of a batch shares."""
 
     def __init__(self, bundle: Bundle, gate: Gate, device: torch.device, options: Options) -> None:
-        self.name, self.gate, self.device = BundleName.of(bundle), gate, device
-        self.net: Segmenter = load_segmenter(bundle, device)
-        self.options = options
+        self.name, self.options = BundleName.of(bundle), options
+        self.tools = Tools(load_segmenter(bundle, device), gate, device)
 
 
 def order(row: Row, asked: Asked, options: Options) -> Order:
@@ -129,12 +122,12 @@ def order(row: Row, asked: Asked, options: Options) -> Order:
                 grid_text(grid),
                 f"resample the {name} to the scan",
             )
-    place = Place(grid.spacing, axis)
+    aim = aim_of(options.way, Place(grid.spacing, axis))
     if asked.pool is None:
-        targets = [changed(protocol, asked.changes, place, options.effects)]
+        targets = [changed(protocol, asked.changes, aim)]
     else:
         draws = asked.pool.draws(stream(options.seed, Purpose.PROTOCOLS, unique_key(row)))
-        targets = sampled(protocol, draws, asked.count, place, options.effects)
+        targets = sampled(protocol, draws, asked.count, aim)
     return Order(row, protocol, tuple(targets), tuple(notices))
 
 
@@ -201,8 +194,8 @@ def augment_scans(
 def _request(augmenter: Augmenter, ordered: Order) -> str:
     row, options = ordered.row, augmenter.options
     hashes = digests(row.image, *(getattr(row, name) for name in CARRIED))
-    targets = [[t.label, dict(t.protocol), t.assumed] for t in ordered.targets]
-    recipe = [dict(ordered.protocol), targets, asdict(options.effects), options.seed]
+    targets = [[t.label, {**t.protocol, **t.scales}, t.assumed] for t in ordered.targets]
+    recipe = [dict(ordered.protocol), targets, *recipe_of(options.way), options.seed]
     return fingerprint(hashes, [augmenter.name.sha256, *recipe])
 
 
@@ -231,7 +224,7 @@ def _make(augmenter: Augmenter, ordered: Order, out: Path, wanted: str) -> None:
     for target in ordered.targets:
         for path in files_of(output_path(row, target, out), options.picture):
             refuse_existing(path, options.overwrite)
-    looked = _look(augmenter, ordered)
+    looked = look(augmenter.tools, row, options.way)
     for source, path in _carried(row, out).values():
         write_atomically(path, partial(shutil.copyfile, source))
     said: set[Notice] = set()
@@ -243,24 +236,6 @@ def _make(augmenter: Augmenter, ordered: Order, out: Path, wanted: str) -> None:
                 log.warning("%s: warning: %s", image.name, notice.text)
         # What holds for several targets of a scan is said once.
         said.update(notices)
-
-
-def _look(augmenter: Augmenter, ordered: Order) -> Looked:
-    """Raises ImageError for what is no head, or no T1w scan."""
-    scan, notices = read_scan(ordered.row.image)
-    with working("finding the regions"):
-        segmentation = segment(augmenter.net, scan, augmenter.device)
-    measures = scan_measures(scan, segmentation.mask, segmentation.confidence)
-    findings = judge(measures, augmenter.gate.card)
-    refuse(scan, findings, augmenter.gate)
-    posteriors = segmentation.posteriors
-    assert posteriors is not None
-    sd = 0.0
-    if augmenter.options.effects.noise != "keep":
-        white = probability(posteriors, "white")
-        sd = noise_sd(scan, segmentation.mask, white, posteriors.grid)
-    said = [*ordered.notices, *notices, *cautions(findings)]
-    return Looked(scan, segmentation, tissue_levels(scan, posteriors), findings, said, sd)
 
 
 def _write(
@@ -277,16 +252,13 @@ def _write(
     options, scan = augmenter.options, looked.volume
     paths = files_of(image, options.picture)
     paths[1].unlink(missing_ok=True)
-    generator = stream(options.seed, Purpose.PROTOCOLS, unique_key(ordered.row), number)
-    made: Rerendered | None = None
-    if not (target.is_null and options.effects.bias != "remove"):
-        noise = OwnNoise(looked.noise_sd, generator)
-        made = rerender(scan, looked.levels, target.renderings, options.effects, noise)
+    way = options.way
+    made = made_of(looked, target, way, options.seed, (ordered.row, number))
     data = scan.data if made is None else made.image
     description = f"{SYNTHETIC} {__version__} augment-iap {target.label}"
     write_like(scan, data, image, description=description)
-    changes = _changes(augmenter, looked, image, made)
-    notices = [*looked.notices, *target.notices, *_warned(changes)]
+    changes = changes_of(augmenter.tools, looked, read_volume(image), made)
+    notices = [*ordered.notices, *looked.notices, *target.notices, *warned(changes)]
     if options.picture:
         title = f"{scan.path.name if scan.path else 'scan'}: {target.label} (synthetic)"
         mask = looked.segmentation.mask
@@ -298,61 +270,24 @@ def _write(
         generated_by=this_software(),
         sources=[SourceFile(scan.path.name, file_sha256(scan.path))],
         bundle=augmenter.name,
-        rendered_by="physics",
+        rendered_by="diffusion" if isinstance(way, Diffusion) else "physics",
         intervention=target.label,
         protocol_source=target.origin,
-        factual=dict(ordered.protocol),
-        target=dict(target.protocol),
+        factual={**ordered.protocol, **factual_scales(looked, target)},
+        target={**target.protocol, **target.scales},
         not_rendered=target.asked,
         assumed=list(target.assumed),
-        effects=options.effects,
-        tissue_levels=None if made is None else _levels(looked.levels, made),
+        effects=None if isinstance(way, Diffusion) else way,
+        tissue_levels=levels_record(looked, made),
         volume_changes=changes,
         gate=GateRecord.of(looked.findings),
         seed=options.seed,
         warnings=notices,
         fingerprint=wanted,
+        diffusion=diffusion_record(way, made),
     )
     write_record(record, paths[1], header(target.protocol))
     return notices
-
-
-def _levels(levels: Levels, made: Rerendered) -> TissueLevels:
-    t1 = {n: round(x, 1) for n, x in made.curve.t1_ms.items()}
-    return TissueLevels(
-        round(levels.white, 3),
-        round(levels.grey, 3),
-        round(levels.fluid, 3),
-        t1["white"],
-        t1["grey"],
-        t1["fluid"],
-    )
-
-
-def _changes(
-    augmenter: Augmenter, looked: Looked, image: Path, made: Rerendered | None
-) -> list[VolumeChange]:
-    """Of the image as it was written: what rounding, clipping, noise and blur did is in it."""
-    before = looked.segmentation.volumes
-    if made is None:
-        return volume_changes(before, before)
-    with working("measuring its regions"):
-        written = looked.volume.like(made.undone(read_volume(image).data))
-        return volume_changes(before, soft_volumes(augmenter.net, written, augmenter.device))
-
-
-def _warned(changes: Sequence[VolumeChange]) -> list[Notice]:
-    far = [c for c in changes if abs(c.percent) > MOST_CHANGE]
-    if not far:
-        return []
-    worst = max(far, key=lambda c: abs(c.percent))
-    return [
-        Notice(
-            "volume-change",
-            f"{len(far)} regions changed by more than {MOST_CHANGE:g} %, most {worst.structure} "
-            f"({worst.side}) by {worst.percent:+.1f} %: the labels may not fit any more",
-        )
-    ]
 
 
 def _rows(ordered: Order, out: Path) -> list[Row]:

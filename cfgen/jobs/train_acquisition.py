@@ -12,7 +12,7 @@ from torch import Tensor
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean, fit_plain_mean
 from cfgen.config import FitConfig
-from cfgen.data.acquisition import SCALES, acquisition_conditions
+from cfgen.data.acquisition import BRIGHTNESS, CONTRAST, acquisition_conditions
 from cfgen.data.acquisition_columns import acquisition_of
 from cfgen.data.conditions import Schema, default_schema
 from cfgen.data.manifest import read_manifest
@@ -20,6 +20,7 @@ from cfgen.data.record import read_record
 from cfgen.data.schema import Value
 from cfgen.data.table import Row
 from cfgen.device import pick_device
+from cfgen.edit.acquired import contrast_of, encoded
 from cfgen.edit.latent import load_autoencoder
 from cfgen.errors import ManifestError
 from cfgen.jobs.train_latent_diffusion import HELD_OUT, unet_description
@@ -28,8 +29,6 @@ from cfgen.scan.prepared import Files, Preparation
 from cfgen.train.acquisition import (
     SLICES,
     acquisition_diffusion,
-    contrast_of,
-    encoded,
     slice_data,
 )
 from cfgen.train.cohort import Cohort, read_images
@@ -175,7 +174,7 @@ def _told(manifest: Path, split: str, grid: str, most: int | None = None) -> Tol
 
 def _scales(row: Row, image: Tensor) -> Mapping[str, Value]:
     """SCALES of a prepared scan; of its brightness only a record of `preprocess` tells."""
-    contrast = {SCALES[1].name: contrast_of(image)}
+    contrast = {CONTRAST: contrast_of(image)}
     name = row.image.name
     ending = Files.named(Path(), "").image.name
     if not name.endswith(ending):
@@ -184,4 +183,4 @@ def _scales(row: Row, image: Tensor) -> Mapping[str, Value]:
     if not sidecar.exists():
         return contrast
     record = read_record(Preparation, sidecar, "the record that 'cfgen preprocess' writes")
-    return {SCALES[0].name: record.intensity_scale, **contrast}
+    return {BRIGHTNESS: record.intensity_scale, **contrast}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.data.acquisition import SCALES, Protocol
-from cfgen.data.schema import Schema, Value
+from cfgen.data.acquisition import SCALES
+from cfgen.data.schema import Schema
 from cfgen.diffusion.schedule import ScheduleConfig
 from cfgen.nets.slices import SliceCoder
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
@@ -51,22 +50,6 @@ def acquisition_diffusion(usual: LatentDiffusionConfig, schema: Schema) -> Laten
         inputs=tuple(v.width for v in schema.variables),
         unsaid=tuple(SCALE_UNSAID if v.name in scales else UNSAID for v in schema.variables),
     )
-
-
-def encoded(schema: Schema, protocols: Sequence[Protocol]) -> Tensor:
-    """(N, V) of what the schema knows of `protocols`; a text that it never saw is not known."""
-    return torch.from_numpy(np.stack([schema.encode_known(told(schema, p))[0] for p in protocols]))
-
-
-def told(schema: Schema, protocol: Protocol) -> dict[str, Value]:
-    levels = {v.name: v.levels for v in schema.variables}
-    return {n: x for n, x in protocol.items() if n in levels and (not levels[n] or x in levels[n])}
-
-
-def contrast_of(image: Tensor) -> float:
-    """The spread of a prepared brain (D, H, W) over its mean."""
-    inside = image[image > 0].float()
-    return float(inside.std() / inside.mean())
 
 
 def slice_data(

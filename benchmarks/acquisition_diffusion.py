@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cycle_brains import load_average
 from cycle_people import levelled
-from safetensors.torch import load_file
 from torch import Tensor
 
 import cfgen
@@ -69,7 +69,7 @@ from cfgen.train.acquisition import (
     acquisition_diffusion,
     slice_data,
 )
-from cfgen.train.fit import CHECKPOINT, adamw, fit, train_step
+from cfgen.train.fit import adamw, fit, train_step
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
 from cfgen.train.latents import LatentData, encode_views, fit_mean
@@ -239,23 +239,14 @@ def train(run: Run, source: Bundle, config: FitConfig) -> None:
         net = fit(task, config, runs, shared=False)
     except Interrupted as error:
         log.info("%s", error)
-        net = averaged(task, runs)
+        net = task.net
+        load_average(net, runs)
     kept = known_by_acquisition(source, schema, latents=model == "latent")
     bundle = copy_bundle(kept, out / f"{model}-{name}")
     bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": False}, {})
     trained = {"scans": len(data.conditions), **asdict(config)}
     write_part(bundle, "unet", half(net), unet_description(task.net.config, how), trained)
     log.info("%s %s: %.0f s", model, name, time.monotonic() - began)
-
-
-def averaged(task: Task, runs: Path) -> torch.nn.Module:
-    """The moving average of a run that was stopped."""
-    prefix = "average/module."
-    state = load_file(runs / CHECKPOINT)
-    task.net.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    )
-    return task.net.eval()
 
 
 def edit(run: Run) -> None:

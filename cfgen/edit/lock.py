@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfgen.measure.levels import Levels
+from cfgen.measure.levels import Levels, powers
 from cfgen.space.grids import crop_box
 
 # Order of the gain's polynomial: what a coil or a reconstruction changes varies over 10 cm.
@@ -27,13 +27,7 @@ LEAST_SLOPE = 0.1
 # Voxels that it is found from, and what holds a number that they do not tell.
 MOST_VOXELS = 60_000
 RIDGE = 1e-6
-POWERS = [
-    (i, j, k)
-    for i in range(ORDER + 1)
-    for j in range(ORDER + 1 - i)
-    for k in range(ORDER + 1 - i - j)
-    if i + j + k
-]
+POWERS = powers(ORDER)
 
 # A number, or an array (I, J, K), of each tissue.
 Nodes = tuple[float, float, float] | np.ndarray
@@ -77,8 +71,8 @@ def intensity_map(
     field = np.zeros((ORDER + 1,) * 3)
     for n, coefficient in zip(POWERS, fitted[3:], strict=True):
         field[n] = coefficient
-    powers = [np.vander(axis, ORDER + 1, increasing=True) for axis in axes]
-    gain = 1 + np.einsum("ijk,xi,yj,zk->xyz", field, *powers, optimize=True)
+    along = [np.vander(axis, ORDER + 1, increasing=True) for axis in axes]
+    gain = 1 + np.einsum("ijk,xi,yj,zk->xyz", field, *along, optimize=True)
     moved = [o * gain + a for o, a in zip(own, fitted[:3], strict=True)]
     return IntensityMap(own, _in_order(moved, own), 1 - left / energy if energy else 1.0)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
@@ -86,7 +87,7 @@ def train_acquisition(
     log.info("conditions: %s", ", ".join(schema.names))
     how = acquisition_diffusion(diffusion, schema)
     cohorts = train.cohort(schema), val.cohort(schema).spaced(1, HELD_OUT)
-    data, mean = _data(bundle, cohorts, how, config.seed, device, runs)
+    data, mean = _data(bundle, cohorts, how, config.seed, torch_device, runs)
     task = LatentDiffusionTask(data, mean, torch_device, config, how)
     net = fit(task, config, runs)
     if not leads():
@@ -135,16 +136,15 @@ def _data(
     cohorts: tuple[Cohort, Cohort],
     how: LatentDiffusionConfig,
     seed: int,
-    device: str,
+    device: torch.device,
     runs: Path,
 ) -> tuple[LatentData, LatentMean]:
     train, val = cohorts
     if how.flat:
         images, conditions = (train.images, val.images), (train.conditions, val.conditions)
         return slice_data(images, conditions, train.weights, HELD_OUT)
-    torch_device = pick_device(device)
-    autoencoder = load_autoencoder(bundle, torch_device)
-    data = latent_data(train, val, autoencoder, how.views, torch_device, seed, runs)
+    autoencoder = load_autoencoder(bundle, device)
+    data = latent_data(train, val, autoencoder, how.views, device, seed, runs)
     # No parameter bends: few values of each are seen.
     straight = train.conditions.new_zeros(train.conditions.shape[1]).bool()
     mean = fit_mean(

@@ -119,14 +119,13 @@ def _monomials(found: Posteriors) -> Tensor:
         middle = (part.stop - 1 + part.start) / 2
         axes.append(((torch.arange(n) - middle) / half).clamp(-1, 1))
     x, y, z = torch.meshgrid(*axes, indexing="ij")
-    powers = [
-        (i, j, k)
-        for i in range(ORDER + 1)
-        for j in range(ORDER + 1 - i)
-        for k in range(ORDER + 1 - i - j)
-        if i + j + k
-    ]
-    return torch.stack([x**i * y**j * z**k for i, j, k in powers])
+    return torch.stack([x**i * y**j * z**k for i, j, k in powers(ORDER)])
+
+
+def powers(order: int) -> list[tuple[int, int, int]]:
+    """Of the terms of a polynomial of three coordinates, without the constant."""
+    each = range(order + 1)
+    return [(i, j, k) for i in each for j in each for k in each if 0 < i + j + k <= order]
 
 
 def _fitted(image: Tensor, sure: dict[str, Tensor], terms: Tensor) -> Tensor:

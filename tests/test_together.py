@@ -74,6 +74,12 @@ def pair(tmp_path_factory):
     return folder
 
 
+def test_the_group_ends_before_its_processes_do(tmp_path):
+    """A thread of gloo that outlives the interpreter may abort the process."""
+    done = two(("latent_diffusion", tmp_path))
+    assert done.stdout.count("threads at the end: python\n") == 2, done.stdout
+
+
 @pytest.mark.parametrize("name", together.TASKS)
 def test_two_processes_have_the_losses_of_one(pair, one, tmp_path, name):
     one(name, tmp_path)

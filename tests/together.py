@@ -5,6 +5,7 @@ The last process kills itself at that step, as kill -9 does, where it comes to i
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -143,8 +144,16 @@ def train(name: str, folder: Path, die_at: int | None = None) -> None:
     fit(task, FIT, folder)
 
 
+def print_threads() -> None:
+    """The names of this process' threads, as Linux has them."""
+    names = (f.read_text().strip() for f in Path("/proc/self/task").glob("*/comm"))
+    print("threads at the end:", *names)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # The last of its kind to be called.
+    atexit.register(print_threads)
     *asked, (_, last) = [argument.split("=") for argument in sys.argv[1:]]
     for name, place in asked:
         train(name, Path(place), int(last))

@@ -17,6 +17,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of all as a default when they are defined. Defined after `join`, as
+# torch's optimizers would have it, they hold the group: its threads then outlive the interpreter,
+# and now and again one of them aborts the process.
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from cfgen import processes

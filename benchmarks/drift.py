@@ -245,7 +245,6 @@ def measured(bundle: Bundle, cohort: Cohort, judges: Judges, few: int) -> dict[s
     ages = np.array([float(r.values["age"]) for r in cohort.rows])
     read = figures(ages, judges.judge(made)["age"])
     kid, kid_sd = kernel_distance(judges.embed(real), judges.embed(made), 0)
-    lost, dbs = returned(models, real[:few], c)
     drifting = models.drifting
     return {
         "l1": float(l1(made, real).mean()),
@@ -253,8 +252,7 @@ def measured(bundle: Bundle, cohort: Cohort, judges: Judges, few: int) -> dict[s
         "kid_sd": kid_sd,
         "frechet": frechet(judges.embed(real), judges.embed(made)),
         **{f"age_{k}": v for k, v in read.items()},
-        "round_trip": lost,
-        "psnr_db": dbs,
+        **returned(models, real[:few], c),
         "drift_trained": drifting.trained.text(),
         "drift_sampling": drifting.sampling.text(),
         "brightness": float(made.mean() / real.mean()),
@@ -278,16 +276,24 @@ def samples(models: Models, c: Tensor) -> Tensor:
     return torch.stack(images)
 
 
-def returned(models: Models, real: Tensor, c: Tensor) -> tuple[float, float]:
-    """What inversion and denoising lose of latents, and PSNR of the autoencoder (dB)."""
+def returned(models: Models, real: Tensor, c: Tensor) -> dict[str, object]:
+    """PSNR of the autoencoder (dB), what inversion and denoising lose of latents, and composition:
+    the mean absolute difference of voxels in the head between a scan and the same once through
+    autoencoder, inversion and denoising under its own conditions."""
     z0 = torch.cat([models.encode(image[None, None]) for image in real])
     asked = Condition(c[: len(real)]).to(models.device)
-    lost = edit_latent(models, z0, asked, [], EDIT).round_trip
-    dbs = []
-    for image, z in zip(real, z0, strict=True):
-        back = models.decode(z[None])[0, 0].cpu()
-        dbs.append(psnr(back.numpy(), image.numpy(), (image > 0).numpy()))
-    return lost, float(np.mean(dbs))
+    back = edit_latent(models, z0, asked, [], EDIT)
+    dbs, apart = [], []
+    for image, z, z_back in zip(real, z0, back.reconstruction, strict=True):
+        rebuilt, same = (models.decode(x[None])[0, 0].cpu() for x in (z, z_back))
+        head = image > 0
+        dbs.append(psnr(rebuilt.numpy(), image.numpy(), head.numpy()))
+        apart.append(float((same - image).abs()[head].mean()))
+    return {
+        "round_trip": back.round_trip,
+        "psnr_db": float(np.mean(dbs)),
+        "composition": float(np.mean(apart)),
+    }
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 from drift import KEY
 from scipy import stats
 
-COLUMNS = ("l1", "kid", "frechet", "age_slope", "age_mae", "brightness", "minutes")
+COLUMNS = ("l1", "kid", "frechet", "age_slope", "age_mae", "brightness", "composition", "minutes")
 
 
 def read_lines(paths: Sequence[Path]) -> dict[tuple[str, ...], dict[str, str]]:

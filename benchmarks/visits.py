@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aud import How, edits_of, measured, opened_of, true_volumes
-from aud import Person as Scan
+from aud import How, edits_of, opened_of
+from aud_people import Person as Scan
+from aud_people import measured, true_volumes
 from cycle_autoencoder import DEFAULT
 from cycle_people import levelled
 from scm import fitted

@@ -93,8 +93,8 @@ def test_detail_is_all_there_in_the_image_and_less_in_a_blurred_one(benchmark) -
 
 
 def test_a_study_of_volumes_finds_the_disorder_in_true_counterfactuals(benchmark) -> None:
-    aud = benchmark("aud")
-    found = aud.studies(aud.SEED + 1, disorder=True)
+    tables = benchmark("aud_tables")
+    found = tables.studies(tables.SEED + 1, disorder=True)
     frontal = {f.comparison: f for f in found["oracle"] if f.region == "frontal"}
     assert frontal["control vs counterfactual AUD"].significant
     assert not frontal["control vs counterfactual control"].significant
@@ -107,7 +107,7 @@ def test_a_study_of_volumes_finds_the_disorder_in_true_counterfactuals(benchmark
 
 
 def test_everybody_is_in_the_law_of_the_other_folds(benchmark, tmp_path: Path) -> None:
-    aud = benchmark("aud")
+    aud = benchmark("aud_people")
     people = aud.everybody()
     assert len(people) == 421
     assert sum(p.parents.aud[0] for p in people) == 222

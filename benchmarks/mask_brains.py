@@ -1,0 +1,288 @@
+"""Brains of nobody by a network that takes masks: PCGM's task 1 on simulated people.
+
+    python benchmarks/control.py --people build/cycle --out build/control --kinds concatenate
+    python benchmarks/mask_brains.py --people build/cycle --bundle build/control/concatenate-300 \
+        --out build/brains --n 100
+
+As many brains as there are people of the test split, by the same noise and
+
+    nothing         no conditions and no masks
+    conditions      age and sex of the test people
+    masks           and their label maps
+    edited masks    and label maps of the next person, edited to the volumes that the causal model
+                    gives that one at this one's age and sex: nobody has these masks
+
+beside `decoded`, the test people as the autoencoder gives them back: no generator with this decoder
+is better. With --decoder the same latents are decoded by that bundle's diffusion decoder too. Of
+every set, against the images of the test people: Frechet distance and KID by the judge of simulated
+brains, MMD of its features with the share of permutations that reach it, MMD of voxels (linear),
+the difference of MS-SSIM between pairs (%), and of regions' volumes by the shipped segmenter how
+many have |d| < 0.2, and the largest; the floor is two halves of the test people. For sets that
+follow people one by one also the slope of log volumes on theirs (`own`). OUT/sets.csv has a line a
+set, OUT/SET.npy the latents, OUT/SET.png a slice each; interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from aud_people import measured
+from control import masks_of, splits_of
+from cycle_autoencoder import DEFAULT
+from cycle_compare import draw, set_figures
+from cycle_latents import latents_of
+from cycle_people import People, read_people
+from scm import STRUCTURES, fitted
+from torch import Tensor
+
+from cfgen.bundle import Bundle, read_bundle
+from cfgen.causal.partners import EDITED
+from cfgen.config import DECODING, DEFAULT_GRID, SEED, Generation
+from cfgen.data.volume import Volume, write_atomically
+from cfgen.device import pick_device
+from cfgen.edit.anatomy import anatomy_of, edited
+from cfgen.edit.control import Control
+from cfgen.edit.decoder import load_decoder
+from cfgen.edit.generation import sample_latent
+from cfgen.edit.latent import Models, load_models
+from cfgen.edit.masked import moving
+from cfgen.edit.volumes import Law, world
+from cfgen.errors import CfgenError
+from cfgen.measure.judge import Judges, load_judge
+from cfgen.measure.segmenter import LazySegmentation, load_segmenter
+from cfgen.metrics.distribution import mmd_linear, mmd_rbf
+from cfgen.metrics.morphometry import cohens_d
+from cfgen.nets.condition import Condition
+from cfgen.nets.controlnet import told
+from cfgen.scan.brain import Brain
+from cfgen.scan.open import Opened
+from cfgen.scan.prepare import Prepared
+from cfgen.sim.graph import PLAIN
+from cfgen.space.grids import model_grid
+from cfgen.streams import Purpose, torch_stream
+
+REGIONS = tuple(STRUCTURES.values())
+SETS = ("decoded", "nothing", "conditions", "masks", "edited masks")
+SMALL = 0.2
+TOGETHER = 8
+
+
+def opened_of(image: Tensor, segmenter: torch.nn.Module, device: torch.device) -> Opened:
+    """An image (D, H, W) of the people's file, which lies on the model grid as it is."""
+    grid, scan = model_grid(DEFAULT_GRID), image.numpy()
+    inside = scan > 0
+    prepared = Prepared(
+        image=scan,
+        mask=inside,
+        grid=grid,
+        native=grid,
+        native_mask=inside,
+        to_native=np.eye(4),
+        scale=1.0,
+        log_bias=np.zeros_like(scan),
+        bias_grid=grid,
+    )
+    volume = Volume(scan, grid.affine)
+    regions = LazySegmentation(segmenter, volume, device)  # type: ignore[arg-type]
+    return Opened(volume, Brain(inside, "mask", "all of it", regions=regions), [], [], prepared)
+
+
+def edited_masks(
+    people: People, numbers: Sequence[int], law: Law, control: Control, device: torch.device
+) -> Tensor:
+    """(n, K + 1, d, h, w): of each the label map of the one before, edited to the volumes that he
+    would have at this one's age and sex; where it can't be edited, as it is."""
+    segmenter = load_segmenter(read_bundle(DEFAULT), device)
+    maps = []
+    for before, number in zip(np.roll(numbers, 1).tolist(), numbers, strict=True):
+        image = torch.from_numpy(people.images[before].astype(np.float32))
+        here = {**measured(image.numpy(), str(device)), **people.values(before), "ad": 0, "aud": 0}
+        changes = moving(world(law, here, {**here, **people.values(number)}).changes)
+        changes = {n: c for n, c in changes.items() if n in EDITED and n in control.regions}
+        anatomy = anatomy_of(opened_of(image, segmenter, device))
+        try:
+            labels = edited(anatomy, changes)
+        except CfgenError as error:
+            print(f"person {before}: {error}", flush=True)
+            labels = anatomy.labels
+        maps.append(control.masks(labels))
+    return torch.cat(maps)
+
+
+@torch.inference_mode()
+def new_latents(
+    models: Models, c: Tensor, masks: Tensor | None, guidance: float, steps: int
+) -> Tensor:
+    """(n, C, d, h, w), of the same noise for every set."""
+    shape = tuple(models.latent_mean.coefficients.shape[1:])
+    noise = torch.stack(
+        [torch.randn(shape, generator=torch_stream(SEED, Purpose.NOBODY, n)) for n in range(len(c))]
+    )
+    how, made = Generation(sampler="ddim", steps=steps, guidance=guidance), []
+    for some in torch.arange(len(c)).split(TOGETHER):
+        asked = Condition(c[some], None if masks is None else masks[some]).to(models.device)
+        made.append(sample_latent(models, asked, noise[some].to(models.device), how).cpu())
+    return torch.cat(made)
+
+
+def volumes_of(images: Tensor, device: str) -> np.ndarray:
+    """(n, regions) mm3."""
+    found = [measured(image.numpy(), device) for image in images]
+    return np.array([[v[name] for name in REGIONS] for v in found])
+
+
+def figures(
+    judges: Judges, real: Tensor, made: Tensor, volumes: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float]:
+    """Of a set (N, D, H, W); `volumes` are those of real and of made."""
+    features = judges.embed(real), judges.embed(made)
+    sets = set_figures(judges, real, made)
+    test = mmd_rbf(*features, SEED)
+    d = np.abs(cohens_d(volumes[1], volumes[0]))
+    alike, alike_real = float(sets["ms-ssim"]), float(sets["ms-ssim real"])
+    return {
+        **{name: float(sets[name]) for name in ("fid", "kid")},
+        "mmd": test.mmd2,
+        "mmd p": test.p,
+        "mmd voxels": mmd_linear(real.flatten(1).numpy(), made.flatten(1).numpy()),
+        "ms-ssim %": 100 * abs(alike / alike_real - 1),
+        "small d": float((d < SMALL).mean()),
+        "largest d": float(d.max()),
+    }
+
+
+def own(real: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """The slope of each region's log volume on that of the person it follows."""
+    x, y = np.log(real), np.log(made)
+    x, y = x - x.mean(0), y - y.mean(0)
+    slopes = (x * y).sum(0) / (x**2).sum(0)
+    return {f"own {name}": float(s) for name, s in zip(REGIONS, slopes, strict=True)}
+
+
+def floor(judges: Judges, real: Tensor, volumes: np.ndarray) -> dict[str, float]:
+    """What one half of the real people has of the other."""
+    a, b = real[::2][: len(real) // 2], real[1::2][: len(real) // 2]
+    return figures(judges, a, b, (volumes[::2], volumes[1::2]))
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What a file has, or is given."""
+    if not path.exists():
+        write_atomically(path, partial(save, make()))
+    return np.asarray(np.load(path))
+
+
+def add(path: Path, line: dict[str, str]) -> None:
+    """A line more in a table, whose columns may grow."""
+    lines = [*read(path), line]
+    columns = list(dict.fromkeys(name for x in lines for name in x))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+    print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(options: argparse.Namespace) -> None:
+    out, device = options.out, pick_device(options.device)
+    people, bundle = read_people(options.people), read_bundle(options.bundle)
+    models = load_models(bundle, device, masks=True)
+    control = models.control
+    assert control is not None
+    judges = load_judge(read_bundle(options.people / "judge"), device)
+    latents, numbers = latents_of(options.people, "test")
+    numbers = numbers[: options.n]
+    real = torch.from_numpy(people.images[numbers].astype(np.float32))
+    c = torch.from_numpy(np.stack([bundle.schema.encode(people.values(n)) for n in numbers]))
+    volumes = kept(out / "volumes.npy", lambda: volumes_of(real, options.device))
+
+    def own_masks() -> Tensor:
+        first = splits_of(options.people).index("test")
+        count = max(numbers) - first + 1
+        made = masks_of(options.people, options.out, "test", count, 1, options.workers)[:, 0]
+        mine = made[torch.tensor(numbers) - first].float()
+        return told(mine, torch.ones_like(mine[:, :1]))
+
+    def others_masks() -> Tensor:
+        law = Law(fitted(800, 5, PLAIN, "linear", None), "cohort")
+        made = kept(
+            out / "edited-masks.npy",
+            lambda: edited_masks(people, numbers, law, control, device).half().numpy(),
+        )
+        return torch.from_numpy(made).float()
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "decoded": lambda: latents[: len(numbers), 0].float(),
+        "nothing": lambda: new_latents(models, c, None, 0.0, options.steps),
+        "conditions": lambda: new_latents(models, c, None, options.guidance, options.steps),
+        "masks": lambda: new_latents(models, c, own_masks(), options.guidance, options.steps),
+        "edited masks": lambda: new_latents(
+            models, c, others_masks(), options.guidance, options.steps
+        ),
+    }
+    decoders = {"": models.decode}
+    if options.decoder is not None:
+        decoders[" (diffusion)"] = diffusion(read_bundle(options.decoder), device)
+    table = out / "sets.csv"
+    done = {line["set"] for line in read(table)}
+    if "floor" not in done:
+        line = floor(judges, real, volumes)
+        add(table, {"set": "floor"} | {k: f"{v:.4g}" for k, v in line.items()})
+    for way in options.sets:
+        z0 = torch.from_numpy(kept(out / f"{way}.npy", lambda w=way: ways[w]().half().numpy()))
+        for after, decode in decoders.items():
+            if way + after in done:
+                continue
+            images = torch.cat([decode(z[None].float().to(device))[:, 0].cpu() for z in z0])
+            draw(out / f"{way}{after}.png", images)
+            found = volumes_of(images, options.device)
+            line = figures(judges, real, images, (volumes, found))
+            if way in ("decoded", "masks"):
+                line |= own(volumes, found)
+            add(table, {"set": way + after} | {k: f"{v:.4g}" for k, v in line.items()})
+
+
+def diffusion(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A decoder that starts every image from the same noise, as the tool does."""
+    decoder = load_decoder(bundle, device)
+    return lambda z0: decoder.decode(z0, [SEED] * len(z0), DECODING)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--people", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--steps", type=int, default=50, help="of DDIM")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--decoder", type=Path, help="a bundle of benchmarks/decoders.py")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    run(options)
+
+
+if __name__ == "__main__":
+    main()

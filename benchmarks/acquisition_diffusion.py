@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cycle_brains import load_average
 from cycle_people import levelled
+from paced import fit_within
 from torch import Tensor
 
 import cfgen
@@ -48,7 +48,7 @@ from cfgen.edit.acquired import contrast_of, encoded
 from cfgen.edit.latent import load_autoencoder, load_models
 from cfgen.edit.lock import IntensityMap, intensity_map
 from cfgen.edit.rediffuse import rediffused
-from cfgen.errors import CfgenError, Interrupted
+from cfgen.errors import CfgenError
 from cfgen.jobs.train_acquisition import known_by_acquisition
 from cfgen.jobs.train_latent_diffusion import unet_description
 from cfgen.measure.levels import Levels, tissue_levels
@@ -69,7 +69,7 @@ from cfgen.train.acquisition import (
     acquisition_diffusion,
     slice_data,
 )
-from cfgen.train.fit import adamw, fit, train_step
+from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
 from cfgen.train.latents import LatentData, encode_views, fit_mean
@@ -173,45 +173,35 @@ def read(path: Path) -> tuple[Tensor, list[dict]]:
 
 
 def data_of(
-    out: Path, name: str, model: str, source: Bundle, device: torch.device
+    run: Run, source: Bundle
 ) -> tuple[LatentData, LatentMean, LatentDiffusionConfig, Schema]:
-    images, table = read(out / name)
+    images, table = read(run.out / run.cohort)
     protocols = [line["protocol"] for line in table]
     schema = acquisition_conditions(protocols[VAL:])
     c = encoded(schema, protocols)
     weights = torch.ones(len(c) - VAL)
-    if model == "slices":
+    if run.model == "slices":
         how = acquisition_diffusion(SLICES, schema)
         both = (images[VAL:], images[:VAL])
         data, mean = slice_data(both, (c[VAL:], c[:VAL]), weights, HELD_OUT)
         return data, mean, how, schema
     usual = replace(LATENT_DIFFUSION, latent_mean=False, latent_scale="all", positions=True)
     how = acquisition_diffusion(usual, schema)
-    net = load_autoencoder(source, device)
-    latents = encode_views(net, images[VAL:], how.views, device, SEED)
-    held_out = encode_views(net, images[:VAL], 1, device, SEED)[:, 0]
+    if run.channels:
+        how = replace(how, channels=run.channels)
+    net = load_autoencoder(source, run.device)
+    latents = encode_views(net, images[VAL:], how.views, run.device, SEED)
+    held_out = encode_views(net, images[:VAL], 1, run.device, SEED)[:, 0]
     data = LatentData(latents, c[VAL:], weights, held_out, c[:VAL])
     flags = torch.zeros(c.shape[1], dtype=torch.bool)
     mean = fit_mean(data.latents, data.conditions, weights, flags, False, how.latent_scale)
     return data, mean, how, schema
 
 
-def steps_within(task: Task, config: FitConfig, seconds: float) -> int:
-    """How many steps fit, by the pace of some."""
-    optimizers = adamw(task, config)
-    start, counted, pace = time.monotonic(), 0, []
-    while counted < 4 or (time.monotonic() - start < seconds / 12 and counted < 40):
-        before = time.monotonic()
-        train_step(task, optimizers, counted, config, shared=False)
-        counted += 1
-        pace.append(time.monotonic() - before)
-    left = seconds - (time.monotonic() - start)
-    return max(int(left / float(np.median(pace[2:]))), 1)
-
-
 @dataclass(frozen=True)
 class Run:
-    """Whose people, of what a model, where, and how many seconds it may take; 0: no limit."""
+    """Whose people, of what a model, where, and how many seconds it may take; 0: no limit.
+    `channels` are those of a latent's network, by level; none: the usual."""
 
     out: Path
     cohort: str
@@ -219,28 +209,21 @@ class Run:
     device: torch.device
     seconds: float
     tested: int
+    channels: tuple[int, ...]
 
 
 def train(run: Run, source: Bundle, config: FitConfig) -> None:
     """OUT/MODEL-COHORT."""
     began = time.monotonic()
     out, name, model, device, seconds = run.out, run.cohort, run.model, run.device, run.seconds
-    data, mean, how, schema = data_of(out, name, model, source, device)
+    data, mean, how, schema = data_of(run, source)
     log.info("%s %s: data after %.0f s", model, name, time.monotonic() - began)
-    if seconds:
-        left = seconds - (time.monotonic() - began)
-        steps = steps_within(Task(data, mean, device, config, how), config, left)
-        config = replace(config, steps=steps)
-    config = replace(config, report_every=config.steps, checkpoint_every=config.steps)
-    log.info("%s %s: %d steps of %d", model, name, config.steps, config.batch_size)
     runs = out / "runs" / f"{model}-{name}"
     task = Task(data, mean, device, config, how)
-    try:
-        net = fit(task, config, runs, shared=False)
-    except Interrupted as error:
-        log.info("%s", error)
-        net = task.net
-        load_average(net, runs)
+    if seconds:
+        net = fit_within(task, config, runs, seconds - (time.monotonic() - began))
+    else:
+        net = fit(task, replace(config, report_every=config.steps), runs, shared=False)
     kept = known_by_acquisition(source, schema, latents=model == "latent")
     bundle = copy_bundle(kept, out / f"{model}-{name}")
     bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": False}, {})
@@ -374,6 +357,7 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=6)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bundle", type=Path, help="whose autoencoder")
+    parser.add_argument("--channels", type=int, nargs="+", default=[], help="of latents, by level")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seconds", type=float, default=0, help="instead of --steps; of edit too")
     parser.add_argument("--batch", type=int)
@@ -387,7 +371,8 @@ def main() -> None:
     if options.stage == "people":
         make_people(out, options.people, options.tested, options.workers)
         return
-    run = Run(out, name, model, pick_device(options.device), options.seconds, options.tested)
+    device, channels = pick_device(options.device), tuple(options.channels)
+    run = Run(out, name, model, device, options.seconds, options.tested, channels)
     source = read_bundle(options.bundle or Path(cfgen.__file__).parent / "bundles" / "default")
     if options.stage == "edit":
         edit(run)

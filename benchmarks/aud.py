@@ -41,6 +41,7 @@ from aud_people import (
     draw_person,
     laws,
     measured,
+    on_grid,
     read_person,
     segmenter,
 )
@@ -48,8 +49,8 @@ from aud_tables import ADJUSTED, REPLICATIONS, draw, power, table
 from cycle_autoencoder import DEFAULT
 
 from cfgen.bundle import read_bundle
-from cfgen.config import DEFAULT_GRID, EDIT, By, Edit
-from cfgen.data.volume import Volume, write_atomically
+from cfgen.config import EDIT, By, Edit
+from cfgen.data.volume import write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, edit_latents
 from cfgen.edit.engine import Engine
@@ -57,33 +58,16 @@ from cfgen.edit.filled import FilledEdits
 from cfgen.edit.masked import edit_by_masks
 from cfgen.edit.volumes import Law
 from cfgen.errors import CfgenError
-from cfgen.measure.segmenter import LazySegmentation
-from cfgen.scan.brain import Brain, BrainFinder
+from cfgen.scan.brain import BrainFinder
 from cfgen.scan.open import Opened
-from cfgen.scan.prepare import Prepared
-from cfgen.space.grids import model_grid
 
 WAYS: tuple[By, ...] = ("conditions", "tissue", "masks", "tissue+masks")
 
 
 def opened_of(person: Person, device: str) -> Opened:
     """The scan as it lies on the model grid, its brightness levelled by the true white matter."""
-    grid, inside = model_grid(DEFAULT_GRID), person.image > 0
-    scan = Volume(person.image, grid.affine)
     level = person.level.astype(np.float32)
-    prepared = Prepared(
-        image=level,
-        mask=inside,
-        grid=grid,
-        native=scan.grid,
-        native_mask=inside,
-        to_native=np.eye(4),
-        scale=1.0,
-        log_bias=log_field(person.image, level),
-        bias_grid=grid,
-    )
-    regions = LazySegmentation(segmenter(device), scan, pick_device(device))  # type: ignore[arg-type]
-    return Opened(scan, Brain(inside, "mask", "all of it", regions=regions), [], [], prepared)
+    return on_grid(person.image, level, log_field(person.image, level), device)
 
 
 def log_field(image: np.ndarray, level: np.ndarray) -> np.ndarray:

@@ -24,8 +24,11 @@ from cfgen.data.volume import Volume, write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.volumes import volumes_by_structure
 from cfgen.errors import CfgenError
-from cfgen.measure.segmenter import load_segmenter, soft_volumes
+from cfgen.measure.segmenter import LazySegmentation, load_segmenter, soft_volumes
 from cfgen.metrics.aud import REGIONS, UNCHANGED
+from cfgen.scan.brain import Brain
+from cfgen.scan.open import Opened
+from cfgen.scan.prepare import Prepared
 from cfgen.sim import cohort
 from cfgen.sim.cohort import Subject
 from cfgen.sim.graph import PLAIN, Stress, graph
@@ -181,3 +184,23 @@ def laws(out: Path, which: str) -> list[Scm]:
         others = [pair for number, pair in known.items() if number % FOLDS != fold]
         fitted.append(law_of([v for v, _ in others], [c for _, c in others]))
     return fitted
+
+
+def on_grid(image: np.ndarray, level: np.ndarray, log_bias: np.ndarray, device: str) -> Opened:
+    """A simulated image (D, H, W), which lies on the model grid as it is, opened; `level` is the
+    same, prepared, and `log_bias` what that took away."""
+    grid, inside = model_grid(DEFAULT_GRID), image > 0
+    scan = Volume(image, grid.affine)
+    prepared = Prepared(
+        image=level,
+        mask=inside,
+        grid=grid,
+        native=scan.grid,
+        native_mask=inside,
+        to_native=np.eye(4),
+        scale=1.0,
+        log_bias=log_bias,
+        bias_grid=grid,
+    )
+    regions = LazySegmentation(segmenter(device), scan, pick_device(device))  # type: ignore[arg-type]
+    return Opened(scan, Brain(inside, "mask", "all of it", regions=regions), [], [], prepared)

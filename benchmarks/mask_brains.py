@@ -32,9 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aud_people import measured
+from aud_people import measured, on_grid
 from control import masks_of, splits_of
-from cycle_autoencoder import DEFAULT
 from cycle_compare import draw, set_figures
 from cycle_latents import latents_of
 from cycle_people import People, read_people
@@ -43,8 +42,8 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.causal.partners import EDITED
-from cfgen.config import DECODING, DEFAULT_GRID, SEED, Generation
-from cfgen.data.volume import Volume, write_atomically
+from cfgen.config import DECODING, SEED, Generation
+from cfgen.data.volume import write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.anatomy import anatomy_of, edited
 from cfgen.edit.control import Control
@@ -55,16 +54,11 @@ from cfgen.edit.masked import moving
 from cfgen.edit.volumes import Law, world
 from cfgen.errors import CfgenError
 from cfgen.measure.judge import Judges, load_judge
-from cfgen.measure.segmenter import LazySegmentation, load_segmenter
 from cfgen.metrics.distribution import mmd_linear, mmd_rbf
 from cfgen.metrics.morphometry import cohens_d
 from cfgen.nets.condition import Condition
 from cfgen.nets.controlnet import told
-from cfgen.scan.brain import Brain
-from cfgen.scan.open import Opened
-from cfgen.scan.prepare import Prepared
 from cfgen.sim.graph import PLAIN
-from cfgen.space.grids import model_grid
 from cfgen.streams import Purpose, torch_stream
 
 REGIONS = tuple(STRUCTURES.values())
@@ -73,39 +67,18 @@ SMALL = 0.2
 TOGETHER = 8
 
 
-def opened_of(image: Tensor, segmenter: torch.nn.Module, device: torch.device) -> Opened:
-    """An image (D, H, W) of the people's file, which lies on the model grid as it is."""
-    grid, scan = model_grid(DEFAULT_GRID), image.numpy()
-    inside = scan > 0
-    prepared = Prepared(
-        image=scan,
-        mask=inside,
-        grid=grid,
-        native=grid,
-        native_mask=inside,
-        to_native=np.eye(4),
-        scale=1.0,
-        log_bias=np.zeros_like(scan),
-        bias_grid=grid,
-    )
-    volume = Volume(scan, grid.affine)
-    regions = LazySegmentation(segmenter, volume, device)  # type: ignore[arg-type]
-    return Opened(volume, Brain(inside, "mask", "all of it", regions=regions), [], [], prepared)
-
-
 def edited_masks(
     people: People, numbers: Sequence[int], law: Law, control: Control, device: torch.device
 ) -> Tensor:
     """(n, K + 1, d, h, w): of each the label map of the one before, edited to the volumes that he
     would have at this one's age and sex; where it can't be edited, as it is."""
-    segmenter = load_segmenter(read_bundle(DEFAULT), device)
     maps = []
     for before, number in zip(np.roll(numbers, 1).tolist(), numbers, strict=True):
-        image = torch.from_numpy(people.images[before].astype(np.float32))
-        here = {**measured(image.numpy(), str(device)), **people.values(before), "ad": 0, "aud": 0}
+        image = people.images[before].astype(np.float32)
+        here = {**measured(image, str(device)), **people.values(before), "ad": 0, "aud": 0}
         changes = moving(world(law, here, {**here, **people.values(number)}).changes)
         changes = {n: c for n, c in changes.items() if n in EDITED and n in control.regions}
-        anatomy = anatomy_of(opened_of(image, segmenter, device))
+        anatomy = anatomy_of(on_grid(image, image, np.zeros_like(image), str(device)))
         try:
             labels = edited(anatomy, changes)
         except CfgenError as error:

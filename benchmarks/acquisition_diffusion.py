@@ -11,7 +11,8 @@
 `people` simulates two cohorts of the preset 'iap', scanners at random (`randomised`) and scanners
 that age decides (`confounded`), and test people with their true scans under other acquisitions.
 Images are on the model grid, levelled by the true white matter (benchmarks/cycle_people.py).
-`train` makes a bundle OUT/MODEL-COHORT, in as many steps as fit in the time. `edit` brings the test
+`train` makes a bundle OUT/MODEL-COHORT, in as many steps as fit in the time: of latents about one
+mean, of latents about a mean that follows the acquisition (`ridge`), or of slices. `edit` brings the test
 people to the other acquisitions by Algorithm 1 and by DDIM inversion, each with and without the
 lock, and compares with the truth: errors are in units of the prepared scan, over the brain.
 """
@@ -83,10 +84,11 @@ TARGETS = {"randomised": (*FIELDS, "sequence=SPGR", "sequence=MPRAGE"), "confoun
 # Numbers of people whom no training has seen.
 FIRST_TEST = 100_000
 VAL, HELD_OUT = 12, 64
-BATCH = {"latent": 16, "slices": 32}
-# The paper's own first, then its others, then deeper ones.
+BATCH = {"latent": 16, "ridge": 16, "slices": 32}
+# What the latent mean does by itself, the paper's own setting, then its others, then deeper ones.
 GRID = sorted(product((25, 50, 75), (3.0, 5.0, 7.0)), key=lambda tw: tw != (50, 3.0))
 SETTINGS = (
+    Rediffusion(1, 1.0),
     *(Rediffusion(t, w) for t, w in GRID),
     *(Rediffusion(t, w) for t, w in product((200, 400), (1.0, 3.0))),
     *(Rediffusion(t, w, "ddim") for t, w in product((75, 400, 700), (1.0, 3.0))),
@@ -185,7 +187,9 @@ def data_of(
         both = (images[VAL:], images[:VAL])
         data, mean = slice_data(both, (c[VAL:], c[:VAL]), weights, HELD_OUT)
         return data, mean, how, schema
-    usual = replace(LATENT_DIFFUSION, latent_mean=False, latent_scale="all", positions=True)
+    usual = replace(
+        LATENT_DIFFUSION, latent_mean=run.model == "ridge", latent_scale="all", positions=True
+    )
     how = acquisition_diffusion(usual, schema)
     if run.channels:
         how = replace(how, channels=run.channels)
@@ -194,7 +198,9 @@ def data_of(
     held_out = encode_views(net, images[:VAL], 1, run.device, SEED)[:, 0]
     data = LatentData(latents, c[VAL:], weights, held_out, c[:VAL])
     flags = torch.zeros(c.shape[1], dtype=torch.bool)
-    mean = fit_mean(data.latents, data.conditions, weights, flags, False, how.latent_scale)
+    mean = fit_mean(
+        data.latents, data.conditions, weights, flags, how.latent_mean, how.latent_scale
+    )
     return data, mean, how, schema
 
 
@@ -224,9 +230,9 @@ def train(run: Run, source: Bundle, config: FitConfig) -> None:
         net = fit_within(task, config, runs, seconds - (time.monotonic() - began))
     else:
         net = fit(task, replace(config, report_every=config.steps), runs, shared=False)
-    kept = known_by_acquisition(source, schema, latents=model == "latent")
+    kept = known_by_acquisition(source, schema, latents=model != "slices")
     bundle = copy_bundle(kept, out / f"{model}-{name}")
-    bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": False}, {})
+    bundle = write_part(bundle, "latent_mean", mean.tensors(), {"conditional": how.latent_mean}, {})
     trained = {"scans": len(data.conditions), **asdict(config)}
     write_part(bundle, "unet", half(net), unet_description(task.net.config, how), trained)
     log.info("%s %s: %.0f s", model, name, time.monotonic() - began)

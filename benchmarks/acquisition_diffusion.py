@@ -12,9 +12,10 @@
 that age decides (`confounded`), and test people with their true scans under other acquisitions.
 Images are on the model grid, levelled by the true white matter (benchmarks/cycle_people.py).
 `train` makes a bundle OUT/MODEL-COHORT, in as many steps as fit in the time: of latents about one
-mean, of latents about a mean that follows the acquisition (`ridge`), or of slices. `edit` brings the test
-people to the other acquisitions by Algorithm 1 and by DDIM inversion, each with and without the
-lock, and compares with the truth: errors are in units of the prepared scan, over the brain.
+mean, of latents about a mean that follows the acquisition (`ridge`), or of slices. `edit` brings
+the test people to the other acquisitions by Algorithm 1 and by DDIM inversion, each with and
+without the lock, and compares with the truth: errors are in units of the prepared scan, over the
+brain.
 """
 
 from __future__ import annotations

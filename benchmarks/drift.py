@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from cfgen.diffusion.drift import Drift, parse_drift
 from cfgen.edit.drift_search import HOW, l1
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, edit_latent, load_models
-from cfgen.jobs.adapt import AUTO, Asked, adapt
+from cfgen.jobs.adapt import AUTO, Asked, Auto, adapt
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
 from cfgen.metrics.image import psnr
@@ -67,7 +67,7 @@ def main() -> None:
         "--drifts",
         nargs="+",
         default=["off", "auto"],
-        help="off, auto or numbers; with @training or @inference there alone",
+        help="off, auto, noise:auto or numbers; with @training or @inference there alone",
     )
     parser.add_argument("--means", nargs="+", default=["shrink", "keep"])
     parser.add_argument("--steps", type=int, help="of training; the scheme's own by default")
@@ -180,7 +180,7 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
     """The adapted bundle of one line of the table."""
     scheme: Tune = line["scheme"]  # type: ignore[assignment]
     asked_for, _, where = str(line["drift"]).partition("@")
-    known: dict[str, Drift | Literal["auto"] | None] = {"off": None, "auto": AUTO}
+    known: dict[str, Drift | Auto | None] = {"off": None, **{auto: auto for auto in AUTO}}
     drift = known[asked_for] if asked_for in known else parse_drift(asked_for)
     seed = int(str(line["seed"]))
     fit = replace(ADAPT_FITS.get(scheme, ADAPT_FITS["full"]), seed=seed)
@@ -195,7 +195,7 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
         conditions=("site",) if scheme in WITH_SITE else (),
         shrink=line["mean"] == "shrink",
     )
-    name = "-".join(str(line[k]) for k in KEY)
+    name = "-".join(str(line[k]) for k in KEY).replace(":", "-")
     # Scans are encoded, and a drift is searched, once for all schemes.
     runs = runs_folder(out / name, "adapt")
     alike = out / f"shared-{line['scans']}-{line['seed']}"
@@ -204,7 +204,7 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
         runs / "latents.json": alike / "latents.json",
     }
     shared = {} if scheme == "none" else shared
-    if scheme not in WITH_SITE and drift == AUTO:
+    if scheme not in WITH_SITE and drift == "auto":
         shared[runs / "drift"] = alike / f"drift-{line['mean']}"
     for own, first in shared.items():
         copied(first, own)

@@ -40,7 +40,7 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.device import pick_device
 from cfgen.edit.latent import Models, edit_latent, load_models
 from cfgen.errors import CfgenError
-from cfgen.jobs.adapt import AUTO, Asked, adapt
+from cfgen.jobs.adapt import Asked, adapt
 from cfgen.metrics.image import psnr
 from cfgen.metrics.statistics import mean_over_people
 from cfgen.metrics.truth import image_truth
@@ -321,7 +321,7 @@ def brought(options: argparse.Namespace, site: Site, line: Line, arm: Arm) -> Bu
         few_of(site, scans, seed),
         options.parent,
         arm.scheme,
-        AUTO if arm.drift == "auto" else None,
+        "auto" if arm.drift == "auto" else None,
         shrink=arm.mean == "shrink",
     )
     target = site.manifest.parent / "-".join(str(line[k]) for k in KEY)

@@ -88,8 +88,8 @@ class Edit:
     fixed_point: int = 2
     guidance: float = 1.0
     guidance_from: GuidedFrom = "nothing"
-    # Delta a step, one or one a channel (diffusion/drift.py); None: the bundle's own.
-    drift: tuple[float, ...] | None = None
+    # As --drift says it (diffusion/drift.py); None: the bundle's own.
+    drift: str | None = None
 
 
 EDIT = Edit()
@@ -139,7 +139,7 @@ class Generation:
     steps: int = 50
     guidance: float = 1.0
     # As in `Edit`.
-    drift: tuple[float, ...] | None = None
+    drift: str | None = None
 
 
 GENERATION = Generation()

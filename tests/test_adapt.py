@@ -453,7 +453,7 @@ def test_a_bundle_with_a_drift_says_so_in_the_sidecar(
     )
     assert code == 0, said
     sidecar = json.loads((tmp_path / "m.json").read_text())
-    assert sidecar["Sampler"]["Drift"] == pytest.approx([0.25])
+    assert sidecar["Sampler"]["Drift"] == "0.25"
     assert sidecar["RoundTripError"] < 0.02
     made = ("generate", "--age", 50, "--sex", "F", "--bundle", tmp_path / "ours", "--steps", 2)
     code, _, said = cfgen(*made, "--out", tmp_path / "a", "--threads", 1, "--drift", "0.1,2")
@@ -462,10 +462,10 @@ def test_a_bundle_with_a_drift_says_so_in_the_sidecar(
     code, _, said = cfgen(*made, "--out", tmp_path / "a", "--threads", 1, "--drift", "0.1,0.2")
     assert code == 2
     assert "2 values for a latent of 8 channels" in said
-    code, _, said = cfgen(*made, "--out", tmp_path / "a", "--threads", 1, "--drift", "0.01")
+    code, _, said = cfgen(*made, "--out", tmp_path / "a", "--threads", 1, "--drift", "noise:0.01")
     assert code == 0, said
     record = json.loads(next((tmp_path / "a").glob("*.json")).read_text())
-    assert record["Sampler"]["Drift"] == [0.01]
+    assert record["Sampler"]["Drift"] == "noise:0.01"
 
 
 def elsewhere(folder, images):
@@ -488,6 +488,7 @@ def elsewhere(folder, images):
             ("age", "sex"),
             "--tune none, which trains nothing",
         ),
+        (("--tune", "lora", "--drift", "noise:auto"), PEOPLE, ("age", "sex"), "drift-at inference"),
         (("--tune", "lora", "--drift", "far"), PEOPLE, ("age", "sex"), "--drift: 'far'"),
         (("--tune", "lora", "--drift", "0.1,0.2"), PEOPLE, ("age", "sex"), "8 channels"),
         (("--tune", "condition"), PEOPLE, ("age", "sex"), "no new condition"),

@@ -45,10 +45,10 @@ def test_no_drift_is_the_inversion_as_it_was(device):
     )
 
 
-@pytest.mark.parametrize("delta", [(0.05,), (0.03, -0.04, 0.0)])
-def test_inversion_and_denoising_of_one_drift_undo_each_other(delta, device):
+@pytest.mark.parametrize("drift", ["0.05", "0.03,-0.04,0", "noise:0.05"])
+def test_inversion_and_denoising_of_one_drift_undo_each_other(drift, device):
     own, z0 = schedule("linear", "v"), noise(2, 3, 16, device=device)
-    times, drift = time_grid(50, 1000), Drift(delta)
+    times, drift = time_grid(50, 1000), parse_drift(drift)
     zt = invert_ddim(curved(own), own, z0, times, 8, drift)
     back = denoise_ddim(curved(own), own, zt, times, drift)
     assert (back - z0).norm() / z0.norm() < 1e-6
@@ -72,19 +72,21 @@ def ancestral_gain(a_t, a_s):
     return a_s**0.5 * (1 - ratio) / (1 - a_t) * k + ratio**0.5 * (1 - a_s) / (1 - a_t)
 
 
+@pytest.mark.parametrize("form", ["constant", "noise"])
 @pytest.mark.parametrize(
     ("sampler", "gain"), [(denoise_ddim, ddim_gain), (ancestral, ancestral_gain)]
 )
-def test_where_the_mean_of_a_gaussian_goes(sampler, gain, device):
+def test_where_the_mean_of_a_gaussian_goes(sampler, gain, form, device):
     """The denoiser is linear: each step's delta goes on as deviations do, d_s = gain d_t + delta,
-    and the spread knows nothing of it."""
-    own, times, drift = schedule("linear", "eps"), time_grid(20, 900), Drift((0.04, -0.02))
+    or + noise_s delta, and the spread knows nothing of it."""
+    own, times, drift = schedule("linear", "eps"), time_grid(20, 900), Drift((0.04, -0.02), form)
     zT = noise(2, 2, 500, device=device)
     plain = sampler(gaussian_denoiser(own), own, zT, times)
     moved = sampler(gaussian_denoiser(own), own, zT, times, drift) - plain
     expected = 0.0
     for s, t in reversed(list(pairwise(times))):
-        expected = gain(float(own.alpha_bar[t]), float(own.alpha_bar[s])) * expected + 1
+        a_t, a_s = float(own.alpha_bar[t]), float(own.alpha_bar[s])
+        expected = gain(a_t, a_s) * expected + (1 if form == "constant" else (1 - a_s) ** 0.5)
     for channel, delta in enumerate(drift.delta):
         assert torch.allclose(moved[:, channel], torch.full_like(moved[:, 0], expected * delta))
     assert 1 < expected < 20
@@ -156,6 +158,9 @@ def test_a_bundles_drift_goes_as_far_in_any_number_of_steps(device):
     drifting = Drifting(Drift((0.1,)), Drift((0.3, 0.1)), 50)
     assert Drifting.from_json(drifting.to_json()) == drifting
     assert Drifting.from_json(None).of_a_step(10) == NO_DRIFT
+    by_noise = Drifting(Drift(), parse_drift("noise:0.3"), 50)
+    assert Drifting.from_json(by_noise.to_json()) == by_noise
+    assert by_noise.of_a_step(100) == parse_drift("noise:0.15")
     assert drifting.of_a_step(50).delta == pytest.approx((0.2, 0.0))
     assert drifting.of_a_step(10).delta == pytest.approx((1.0, 0.0))
     # Half of the way down: half as far in all.
@@ -174,8 +179,9 @@ def test_a_bundles_drift_goes_as_far_in_any_number_of_steps(device):
 def test_values_are_read_and_checked():
     assert parse_drift("0.05") == Drift((0.05,))
     assert parse_drift("0.1,-0.2") == Drift((0.1, -0.2))
-    assert parse_drift("0.1,-0.2").text() == "0.1,-0.2"
-    for wrong in ("fast", "0.1;0.2", ""):
+    for text in ("0.1,-0.2", "noise:0.1,-0.2"):
+        assert parse_drift(text).text() == text
+    for wrong in ("fast", "0.1;0.2", "", "noise:", "noise:auto"):
         with pytest.raises(UsageError, match="--drift: '"):
             parse_drift(wrong)
     for outside in (1.01, -2.0, math.nan, math.inf):
@@ -184,3 +190,6 @@ def test_values_are_read_and_checked():
     with pytest.raises(UsageError, match="3 values for a latent of 4 channels"):
         Drift((0.1, 0.1, 0.1)).check(4)
     assert Drift((0.1,)).check(4) == Drift((0.1,))
+    with pytest.raises(UsageError, match="expected one of the same form"):
+        parse_drift("noise:0.2").less(Drift((0.1,)))
+    assert Drift().less(Drift((0.1,))) == Drift((-0.1,))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfgen.diffusion.drift import NO_DRIFT, Drift
+from cfgen.diffusion.drift import NO_DRIFT, Drift, parse_drift
 from cfgen.edit.drift_search import GRID, HOW, curve_of, l1, sampled, search
 from cfgen.edit.latent import load_models
 from cfgen.jobs.drift_files import find_drift
@@ -94,15 +94,15 @@ def test_the_search_is_written_and_taken_up(tiny_bundle, tmp_path, monkeypatch):
     """Of a model whose images are as bright as the drift says: scans of 0.03 are nearest there."""
     models = load_models(tiny_bundle, torch.device("cpu"))
 
-    def bright(models, c, delta, seed):
-        return torch.full((len(c), 10, 12, 11), delta)
+    def bright(models, c, drift, seed):
+        return torch.full((len(c), 10, 12, 11), drift.delta[0])
 
     monkeypatch.setattr("cfgen.edit.drift_search.sampled", bright)
     monkeypatch.setattr("cfgen.jobs.drift_files.sampled", bright)
     c, scans = torch.zeros(4, 2), torch.full((4, 10, 12, 11), 0.03)
 
-    def found(seed=0):
-        return find_drift(models, c, scans, ["a", "b", "c", "d"], "parent", seed, tmp_path)
+    def found(seed=0, form="constant"):
+        return find_drift(models, c, scans, ["a", "b", "c", "d"], "parent", seed, tmp_path, form)
 
     curve = found()
     assert curve.best == pytest.approx(0.03)
@@ -119,12 +119,13 @@ def test_the_search_is_written_and_taken_up(tiny_bundle, tmp_path, monkeypatch):
     (tmp_path / "distances.json").write_text(json.dumps(record))
     assert np.allclose(found().means, curve.means + 1)
     assert np.allclose(found(seed=1).means, curve.means)
+    assert found(form="noise").chosen == parse_drift("noise:0.03")
 
 
 def test_a_sample_depends_on_its_number_and_condition_alone(tiny_bundle):
     models, how = load_models(tiny_bundle, torch.device("cpu")), replace(HOW, steps=1)
     c = torch.tensor([[0.0, 1.0], [1.0, -1.0]])
-    both = sampled(models, c, 0.0, 0, how)
+    both = sampled(models, c, Drift(), 0, how)
     assert both.shape == (2, 80, 96, 88)
-    assert torch.equal(sampled(models, c[:1], 0.0, 0, how)[0], both[0])
-    assert not torch.equal(sampled(models, c[:1], 0.1, 0, how)[0], both[0])
+    assert torch.equal(sampled(models, c[:1], Drift(), 0, how)[0], both[0])
+    assert not torch.equal(sampled(models, c[:1], Drift((0.1,)), 0, how)[0], both[0])

@@ -71,7 +71,8 @@ Drift = Annotated[
     str | None,
     typer.Option(
         "--drift",
-        help="Latent drift a step: 0.02, or one a channel; 0: none.",
+        help="Latent drift a step: 0.02, or one a channel; noise:0.02: by the share of noise; 0: "
+        "none.",
         show_default="the bundle's own",
     ),
 ]
@@ -133,13 +134,13 @@ def fit_of(
     return replace(usual, seed=seed, **known)  # type: ignore[arg-type]
 
 
-def drift_of(text: str | None) -> tuple[float, ...] | None:
-    """Of an edit or a generation; None leaves it to the bundle."""
-    if text is None:
-        return None
-    from cfgen.diffusion.drift import parse_drift
+def drift_of(text: str | None) -> str | None:
+    """Itself, which says a drift or leaves it to the bundle. Raises UsageError."""
+    if text is not None:
+        from cfgen.diffusion.drift import parse_drift
 
-    return parse_drift(text).delta
+        parse_drift(text)
+    return text
 
 
 def skull_strip(text: str, mask: Path | None) -> tuple[config.SkullStrip, Path | None]:

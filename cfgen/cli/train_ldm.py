@@ -63,7 +63,8 @@ def train_ldm(
         typer.Option(
             "--drift",
             help="With --tune: latent drift a step, 0.02 or one a channel; auto: the best of a "
-            "grid by L1 to the val scans, if it is better than none.",
+            "grid by L1 to the val scans, if it is better than none. noise:0.02 and noise:auto: by "
+            "the latent's share of noise, with --drift-at inference.",
             show_default="the parent's",
         ),
     ] = None,
@@ -327,7 +328,7 @@ def _adaptation(
     from cfgen.jobs.adapt import AUTO, Asked
 
     names = [name for name in conditions.split(",") if name]
-    if drift is None or drift == "auto":
-        how = None if drift is None else AUTO
-        return Asked(manifest, parent, tune, how, drift_at, names)
-    return Asked(manifest, parent, tune, parse_drift(drift), drift_at, names)
+    found = next((auto for auto in AUTO if auto == drift), None)
+    if found is None and drift is not None:
+        return Asked(manifest, parent, tune, parse_drift(drift), drift_at, names)
+    return Asked(manifest, parent, tune, found, drift_at, names)

@@ -16,7 +16,9 @@ and the network is trained on that z_t for the targets of z0 and eps as ever. It
 Eq. 4 is then exactly right: w_t = z_t - delta is the process without drift, whose reverse steps,
 w_s = m(z0, eps; s), say that the mean of z_s is m + delta, the same constant at every step. The
 other reading, a noise of mean delta, z_t = signal_t z0 + noise_t (eps + delta), has the same end
-z_T, but its reverse mean is moved by noise_s delta, which is not Eq. 4.
+z_T, but its reverse mean is moved by noise_s delta, which is not Eq. 4. Samplers have it as the
+form 'noise' ('noise:0.02'), which measures a little better (docs/adaptation.md). In training it
+would be a change of coordinates, as the other is.
 
 So a network that was trained with a drift d is one that is asked at w + d, and its sampler runs on
 w, from noise without a mean to a z0 that is not moved. With a drift delta of its
@@ -26,8 +28,8 @@ own besides, the sampler moves w by what delta has more than d (`less`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +38,9 @@ from cfgen.errors import UsageError
 
 # Latents, and so their drift, are of about unit variance.
 LIMIT = 1.0
+# Every mean of a step is moved by delta, or by its latent's share of noise times delta.
+Form = Literal["constant", "noise"]
+OF_NOISE = "noise:"
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,16 @@ class Drift:
     """`delta`, in units of the standardised latent: one for all channels, or one a channel."""
 
     delta: tuple[float, ...] = (0.0,)
+    form: Form = "constant"
 
     def __bool__(self) -> bool:
         return any(self.delta)
+
+    def at(self, noise: float) -> Drift:
+        """What moves the mean of a latent that has so much noise, sqrt(1 - alpha_bar)."""
+        if self.form == "constant" or not self:
+            return self
+        return Drift(tuple(noise * value for value in self.delta))
 
     def plus(self, z: Tensor) -> Tensor:
         """z (B, C, ...) + delta; z itself where there is no drift, to the bit."""
@@ -55,13 +67,20 @@ class Drift:
         return z - self._like(z) if self else z
 
     def less(self, other: Drift) -> Drift:
-        """This drift without the other one."""
+        """This drift without the other one. Raises UsageError where they are of two forms."""
+        if not other:
+            return self
+        if not self:
+            return other.times(-1)
+        if self.form != other.form:
+            problem = f"{self.text()}, of a model that was trained with {other.text()}"
+            raise UsageError("--drift", problem, "one of the same form")
         channels = max(len(self.delta), len(other.delta))
         pairs = zip(_spread(self, channels), _spread(other, channels), strict=True)
-        return Drift(tuple(a - b for a, b in pairs))
+        return replace(self, delta=tuple(a - b for a, b in pairs))
 
     def times(self, factor: float) -> Drift:
-        return Drift(tuple(factor * value for value in self.delta))
+        return replace(self, delta=tuple(factor * value for value in self.delta))
 
     def check(self, channels: int, where: object = "--drift") -> Drift:
         """Itself. Raises UsageError for a number outside +-1, and for another number of values than
@@ -73,7 +92,15 @@ class Drift:
         return self
 
     def text(self) -> str:
-        return ",".join(f"{value:g}" for value in self.delta)
+        """As `parse_drift` reads it."""
+        form = OF_NOISE if self.form == "noise" else ""
+        return form + ",".join(f"{value:g}" for value in self.delta)
+
+    def constant(self, why: str) -> Drift:
+        """Itself. Raises UsageError, with a reason, for one of the other form."""
+        if self.form == "noise":
+            raise UsageError("--drift", f"'{self.text()}' {why}", f"{OF_NOISE[:-1]} left out")
+        return self
 
     def _like(self, z: Tensor) -> Tensor:
         delta = torch.tensor(self.delta, dtype=z.dtype)
@@ -103,24 +130,27 @@ class Drifting:
             "trained": list(self.trained.delta),
             "sampling": list(self.sampling.delta),
             "steps": self.steps,
-        }
+        } | ({"form": "noise"} if self.sampling.form == "noise" else {})
 
     @staticmethod
     def from_json(entry: dict[str, Any] | None) -> Drifting:
         """Raises KeyError or TypeError when it is none."""
         if entry is None:
             return NO_DRIFTING
-        trained, sampling = (Drift(tuple(entry[name])) for name in ("trained", "sampling"))
-        return Drifting(trained, sampling, entry["steps"])
+        sampling = Drift(tuple(entry["sampling"]), entry.get("form", "constant"))
+        return Drifting(Drift(tuple(entry["trained"])), sampling, entry["steps"])
 
 
 NO_DRIFTING = Drifting()
 
 
 def parse_drift(text: str, where: object = "--drift") -> Drift:
-    """'0.05', or '0.05,-0.02,...' with a value a channel. Raises UsageError."""
+    """'0.05', or '0.05,-0.02,...' with a value a channel; 'noise:0.05' of the other form. Raises
+    UsageError."""
+    form: Form = "noise" if text.startswith(OF_NOISE) else "constant"
     try:
-        drift = Drift(tuple(float(part) for part in text.split(",")))
+        parts = text.removeprefix(OF_NOISE).split(",")
+        drift = Drift(tuple(float(part) for part in parts), form)
     except ValueError as error:
         expected = "a number from -1 to 1, or one a channel with commas between"
         raise UsageError(where, f"'{text}'", expected) from error

@@ -29,7 +29,7 @@ def invert_ddim(
     zs = z0
     for s, t in pairwise(times):
         # What the mean of zs was before it was moved.
-        zs = drift.minus(zs)
+        zs = drift.at(schedule.noise(s)).minus(zs)
         zt = zs
         for _ in range(fixed_point + 1):
             _, eps = predict(denoiser, schedule, zt, t)
@@ -42,5 +42,4 @@ def invert_ddim(
 
 def _clean(schedule: Schedule, zs: Tensor, eps: Tensor, s: int) -> Tensor:
     signal = float(schedule.alpha_bar[s].sqrt())
-    noise = float((1 - schedule.alpha_bar[s]).sqrt())
-    return (zs - noise * eps) / signal
+    return (zs - schedule.noise(s) * eps) / signal

@@ -40,7 +40,7 @@ def denoise_ddim(
     """Deterministic DDIM from times[-1] down to times[0]."""
     for t, s in zip(reversed(times[1:]), reversed(times[:-1]), strict=True):
         z0, eps = predict(denoiser, schedule, zt, t)
-        zt = drift.plus(ddim_step(schedule, z0, eps, s))
+        zt = drift.at(schedule.noise(s)).plus(ddim_step(schedule, z0, eps, s))
     return zt
 
 
@@ -65,7 +65,7 @@ def denoise_dpmpp_2m(
             guess = z0 + (z0 - before) * (step / (2 * step_before))
         shrink = float(sigma[s] / sigma[t])
         grow = float(-alpha[s] * torch.expm1(torch.tensor(-step, dtype=torch.float64)))
-        zt = drift.plus(shrink * zt + grow * guess)
+        zt = drift.at(schedule.noise(s)).plus(shrink * zt + grow * guess)
         before, step_before = z0, step
     return zt
 
@@ -87,7 +87,7 @@ def denoise_ddpm(
         mean_z0 = as_**0.5 * (1 - ratio) / (1 - at)
         mean_zt = ratio**0.5 * (1 - as_) / (1 - at)
         variance = (1 - as_) / (1 - at) * (1 - ratio)
-        zt = drift.plus(mean_z0 * z0 + mean_zt * zt)
+        zt = drift.at(schedule.noise(s)).plus(mean_z0 * z0 + mean_zt * zt)
         if s > 0:
             zt = zt + variance**0.5 * noise_like(zt, generators)
     return zt

@@ -72,6 +72,10 @@ class Schedule:
         # Rounded before it is moved.
         return signal.to(like.dtype).to(like.device), noise.to(like.dtype).to(like.device)
 
+    def noise(self, t: int) -> float:
+        """sqrt(1 - alpha_bar_t)."""
+        return float((1 - self.alpha_bar[t]).sqrt())
+
     def add_noise(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         signal, noise = self.levels(t, z0)
         return signal * z0 + noise * eps

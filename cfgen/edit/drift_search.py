@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cfgen.config import Generation
-from cfgen.diffusion.drift import LIMIT, Drift
+from cfgen.diffusion.drift import LIMIT, Drift, Form
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models
 from cfgen.nets.condition import Condition
@@ -46,6 +46,7 @@ class Curve:
     interval: tuple[float, float]
     gain: float
     gain_low: float
+    form: Form = "constant"
 
     @property
     def means(self) -> np.ndarray:
@@ -59,10 +60,10 @@ class Curve:
     @property
     def chosen(self) -> Drift:
         """The best drift, or none where that is as good."""
-        return Drift() if self.needless else Drift((self.best,))
+        return Drift() if self.needless else Drift((self.best,), self.form)
 
     def text(self) -> str:
-        at, (low, high) = f"{self.best:g}", self.interval
+        at, (low, high) = Drift((self.best,), self.form).text(), self.interval
         said = f"drift {at} is nearest (95 % interval {low:g} to {high:g})"
         share = self.gain / float(self.means[self.deltas == 0][0])
         if self.needless:
@@ -74,7 +75,9 @@ class Curve:
 Distance = Callable[[float], np.ndarray]
 
 
-def search(distance: Distance, seed: int, grid: Sequence[float] = GRID) -> Curve:
+def search(
+    distance: Distance, seed: int, grid: Sequence[float] = GRID, form: Form = "constant"
+) -> Curve:
     """The grid, wider for as long as an edge of it is best, then finer around the best."""
     known: dict[float, np.ndarray] = {}
     with working("searching the drift") as count:
@@ -90,10 +93,10 @@ def search(distance: Distance, seed: int, grid: Sequence[float] = GRID) -> Curve
         while best in (min(known), max(known)) and abs(best) < LIMIT:
             best = ask([best + (step if best > 0 else -step) for step in WIDER])
         ask([best + step for step in FINER])
-        return curve_of(known, seed)
+        return curve_of(known, seed, form)
 
 
-def curve_of(known: dict[float, np.ndarray], seed: int) -> Curve:
+def curve_of(known: dict[float, np.ndarray], seed: int, form: Form = "constant") -> Curve:
     """Of (S, N) distances by delta, 0 among them."""
     deltas = np.array(sorted(known))
     distances = np.stack([known[d] for d in deltas.tolist()])
@@ -120,15 +123,16 @@ def curve_of(known: dict[float, np.ndarray], seed: int) -> Curve:
         interval,
         gain,
         float(np.quantile(gains, tail)),
+        form,
     )
 
 
 @torch.inference_mode()
-def sampled(models: Models, c: Tensor, delta: float, seed: int, how: Generation = HOW) -> Tensor:
+def sampled(models: Models, c: Tensor, drift: Drift, seed: int, how: Generation = HOW) -> Tensor:
     """Images (S, D, H, W) float16 of nobody under conditions c (S, V), sample n always of the same
     noise."""
     shape = tuple(models.latent_mean.coefficients.shape[1:])
-    drifting, images = replace(how, drift=(delta,)), []
+    drifting, images = replace(how, drift=drift.text()), []
     noises = torch.stack(
         [
             torch.randn(shape, generator=torch_stream(seed, Purpose.NOBODY, number, step=2))
@@ -149,8 +153,12 @@ def l1(images: Tensor, scans: Tensor) -> np.ndarray:
 
 
 def search_drift(
-    models: Models, c: Tensor, scans: Tensor, seed: int, samples: int = SAMPLES
+    models: Models, c: Tensor, scans: Tensor, seed: int, form: Form, samples: int = SAMPLES
 ) -> Curve:
     """The curve for held-out scans (N, D, H, W) under conditions c (N, V)."""
     asked = c[torch.arange(samples) % len(c)]
-    return search(lambda delta: l1(sampled(models, asked, delta, seed), scans), seed)
+    return search(
+        lambda delta: l1(sampled(models, asked, Drift((delta,), form), seed), scans),
+        seed,
+        form=form,
+    )

@@ -13,7 +13,7 @@ from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import DECODING, GRIDS, SEED, DecoderKind, Edit
 from cfgen.data.conditions import Schema, Values
 from cfgen.device import autocast
-from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting
+from cfgen.diffusion.drift import NO_DRIFT, NO_DRIFTING, Drift, Drifting, parse_drift
 from cfgen.diffusion.guidance import ContextNet, guided, guided_z0, led
 from cfgen.diffusion.inversion import invert_ddim
 from cfgen.diffusion.preconditioning import v_of
@@ -98,13 +98,14 @@ class Models:
 
         return denoise
 
-    def drift(self, asked: tuple[float, ...] | None, steps: int, depth: float = 1.0) -> Drift:
+    def drift(self, asked: str | None, steps: int, depth: float = 1.0) -> Drift:
         """What a sampler of so many steps moves a latent by in each: the model's own, unless it is
-        asked for. Raises UsageError for one that is out of range."""
+        asked for, as --drift says it. Raises UsageError for one that is out of range, or of another
+        form than that of the model's training."""
         if asked is None:
             return self.drifting.of_a_step(steps, depth)
         channels = self.latent_mean.coefficients.shape[1]
-        return Drift(asked).check(channels).less(self.drifting.trained)
+        return parse_drift(asked).check(channels).less(self.drifting.trained)
 
     def _network(self, c: Condition) -> ContextNet:
         masks, control = c.masks, self.control

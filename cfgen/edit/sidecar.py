@@ -15,6 +15,7 @@ from cfgen.data.record import Software, SourceFile, key, read_record
 from cfgen.data.regions import LOBES
 from cfgen.data.volume import strip_suffix
 from cfgen.data.volumes import RegionVolume, sums
+from cfgen.diffusion.drift import NO_DRIFT, Drift
 from cfgen.errors import ImageError, Notice
 from cfgen.scan.brain import SkullStripping
 from cfgen.scan.gate import GateRecord
@@ -51,8 +52,8 @@ class TargetValue:
 
 @dataclass(frozen=True)
 class Sampler:
-    """`drift` is what each step moved the latent by, one or one a channel (diffusion/drift.py);
-    that of the bundle's training is not in it."""
+    """`drift` is what each step moved the latent by, as --drift says it (diffusion/drift.py); that
+    of the bundle's training is not in it."""
 
     name: str
     steps: int
@@ -60,11 +61,11 @@ class Sampler:
     fixed_point: int
     guidance: float
     guidance_from: GuidedFrom = "nothing"
-    drift: tuple[float, ...] | None = None
+    drift: str | None = None
 
     @staticmethod
-    def of(edit: Edit, drift: tuple[float, ...] = ()) -> Sampler:
-        return Sampler("DDIM", **asdict(edit) | {"drift": drift if any(drift) else None})
+    def of(edit: Edit, drift: Drift = NO_DRIFT) -> Sampler:
+        return Sampler("DDIM", **asdict(edit) | {"drift": drift.text() if drift else None})
 
 
 @dataclass(frozen=True)

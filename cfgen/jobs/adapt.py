@@ -18,7 +18,7 @@ from cfgen.config import DRIFT_AT, FEWEST_SCANS, GENERATION, PATIENCE, DriftAt, 
 from cfgen.data.conditions import Schema, with_added
 from cfgen.data.manifest import read_manifest
 from cfgen.device import pick_device
-from cfgen.diffusion.drift import NO_DRIFTING, Drift, Drifting
+from cfgen.diffusion.drift import NO_DRIFTING, Drift, Drifting, Form
 from cfgen.edit.drift_search import HOW
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, load_models, without_conditions
@@ -41,7 +41,9 @@ from cfgen.train.together import check_batch, first_alone, join
 from cfgen.train.trial import Trial, try_steps
 
 log = logging.getLogger("cfgen")
-AUTO: Literal["auto"] = "auto"
+# What is searched, of which form.
+Auto = Literal["auto", "noise:auto"]
+AUTO: dict[Auto, Form] = {"auto": "constant", "noise:auto": "noise"}
 # Samples of the parent that DreamBooth's prior is made of, and how each is denoised.
 PRIOR_SAMPLES = 32
 PRIOR_HOW = replace(GENERATION, sampler="dpm++", steps=20)
@@ -52,13 +54,14 @@ TRIED = 4
 @dataclass(frozen=True)
 class Asked:
     """What is brought where, and how: `parent` is the bundle, `conditions` are columns of the
-    manifest that it does not know; `drift` None is the parent's own, 'auto' the best that
-    `edit.drift_search` finds; `shrink` moves the latent mean (causal/adaptation.py)."""
+    manifest that it does not know; `drift` None is the parent's own, 'auto' and 'noise:auto' the
+    best of a form that `edit.drift_search` finds; `shrink` moves the latent mean
+    (causal/adaptation.py)."""
 
     manifest: Path
     parent: Path
     tune: Tune
-    drift: Drift | Literal["auto"] | None = None
+    drift: Drift | Auto | None = None
     drift_at: DriftAt = DRIFT_AT
     conditions: Sequence[str] = ()
     shrink: bool = True
@@ -207,8 +210,11 @@ def _check_drift(asked: Asked, bundle: Bundle) -> None:
     """Raises UsageError for a drift out of range, or that would not act, or act twice."""
     if asked.drift is None:
         return
-    if asked.drift != AUTO:
+    if isinstance(asked.drift, Drift):
         asked.drift.check(int(bundle.part("autoencoder").config["net"]["latent_channels"]))
+    if asked.drift_at != "inference" and asked.tune != "none" and _form(asked) == "noise":
+        problem = f"a drift by the share of noise with --drift-at {asked.drift_at}"
+        raise UsageError("--drift", problem, "--drift-at inference", "or leave 'noise:' out")
     if asked.tune == "none" and asked.drift_at == "training":
         problem = "--drift-at training with --tune none, which trains nothing"
         raise UsageError("--drift", problem, "--drift-at inference")
@@ -216,6 +222,12 @@ def _check_drift(asked: Asked, bundle: Bundle) -> None:
     if known:
         problem = f"the parent was trained with a drift of {known.text()} already"
         raise UsageError("--drift", problem, "none: it stays", "leave --drift out")
+
+
+def _form(asked: Asked) -> Form:
+    if asked.drift is None:
+        return "constant"
+    return asked.drift.form if isinstance(asked.drift, Drift) else AUTO[asked.drift]
 
 
 def _schema(asked: Asked, bundle: Bundle) -> Schema:
@@ -272,10 +284,12 @@ def _drifting(asked: Asked, start: _Start, models: Models, seed: int, runs: Path
     """The drifts of the new bundle: of training, of sampling, or of both."""
     if asked.drift is None:
         return models.drifting
-    if asked.drift == AUTO:
+    if not isinstance(asked.drift, Drift):
         held_out = (start.val.conditions, start.val.images, [r.subject for r in start.val.rows])
         curve = first_alone(
-            lambda: find_drift(models, *held_out, start.bundle.identity, seed, runs / "drift")
+            lambda: find_drift(
+                models, *held_out, start.bundle.identity, seed, runs / "drift", _form(asked)
+            )
         )
         log.info("%s", curve.text())
         delta, steps = curve.chosen, HOW.steps

@@ -232,7 +232,7 @@ class _Run:
         if not self.way.generates:
             return None
         edit, models = self.options.sampler, self.engine.models
-        return Sampler.of(edit, models.drift(edit.drift, edit.steps, edit.depth).delta)
+        return Sampler.of(edit, models.drift(edit.drift, edit.steps, edit.depth))
 
     def write(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cfgen.batch.resume import fingerprint
 from cfgen.data.volume import write_atomically
+from cfgen.diffusion.drift import Drift, Form
 from cfgen.edit.drift_search import HOW, SAMPLES, Curve, curve_of, sampled, search_drift
 from cfgen.edit.latent import Models
 from cfgen.scan.pictures import new_figure, save_figure
@@ -28,21 +29,25 @@ def find_drift(
     parent: str,
     seed: int,
     folder: Path,
+    form: Form = "constant",
 ) -> Curve:
     """The curve for held-out scans (N, D, H, W) of `subjects` under c (N, V), kept in `folder`
     (`kept_curve`), with samples.png. `parent` is the bundle's identity."""
     digest = str(float(models.latent_mean.coefficients.double().sum()))
-    wanted = fingerprint([], [parent, digest, list(subjects), c.tolist(), seed, SAMPLES, HOW.steps])
+    asked = [parent, digest, list(subjects), c.tolist(), seed, SAMPLES, HOW.steps, form]
+    wanted = fingerprint([], asked)
 
     def found() -> Curve:
-        curve = search_drift(models, c, scans, seed)
+        curve = search_drift(models, c, scans, seed, form)
         _draw_samples(models, c, curve, seed, folder / "samples.png")
         return curve
 
-    return kept_curve(found, wanted, seed, folder)
+    return kept_curve(found, wanted, seed, folder, form)
 
 
-def kept_curve(found: Callable[[], Curve], wanted: str, seed: int, folder: Path) -> Curve:
+def kept_curve(
+    found: Callable[[], Curve], wanted: str, seed: int, folder: Path, form: Form = "constant"
+) -> Curve:
     """The curve that `found` gives, with curve.csv and curve.png in `folder`.
 
     What was found there for the same question, whose fingerprint is `wanted`, is taken up.
@@ -52,7 +57,7 @@ def kept_curve(found: Callable[[], Curve], wanted: str, seed: int, folder: Path)
         known = json.loads(record.read_text())
         if known["made_from"] == wanted:
             pairs = zip(known["deltas"], known["distances"], strict=True)
-            return curve_of({d: np.array(x) for d, x in pairs}, seed)
+            return curve_of({d: np.array(x) for d, x in pairs}, seed, form)
     folder.mkdir(parents=True, exist_ok=True)
     curve = found()
     write_atomically(folder / "curve.csv", lambda path: _write_table(curve, path))
@@ -98,7 +103,8 @@ def _draw_samples(models: Models, c: Tensor, curve: Curve, seed: int, path: Path
     deltas = sorted({*curve.deltas[::every].tolist(), curve.best, 0.0})
     figure, axes = new_figure(2, len(deltas), 1.3 * len(deltas), 3.0)
     for n, delta in enumerate(deltas):
-        image = sampled(models, c[:1], delta, seed)[0].float().numpy()
+        drift = Drift((delta,), curve.form)
+        image = sampled(models, c[:1], drift, seed)[0].float().numpy()
         axes[0, n].set_title(f"{delta:g}", fontsize=7, pad=2)
         middle = image.shape[2] // 2, image.shape[1] // 2
         for row, tile in enumerate((image[:, :, middle[0]].T, image[:, middle[1]].T)):

@@ -160,7 +160,8 @@ def generate_people(
             raise BundleError(bundle.path, "its model made no brain here", "a trained model")
         record = _record(bundle, person, device, options, wanted)
         # As it was: what the bundle has by itself is said too.
-        record = replace(record, sampler=replace(options.how, drift=drift.delta if drift else None))
+        sampler = replace(options.how, drift=drift.text() if drift else None)
+        record = replace(record, sampler=sampler)
         _write(image.numpy(), person, files, record)
         return Made(row, "generated")
 

@@ -108,7 +108,9 @@ def words_of(model: SdModel, scan: Path, given: Values, change: Intervention) ->
 
 def drift_of(text: str | None, model: SdModel) -> Drift:
     """What is asked for, or what the model was trained with. Raises UsageError."""
-    return (model.card.trained if text is None else parse_drift(text)).check(model.channels)
+    if text is None:
+        return model.card.trained
+    return parse_drift(text).constant("for Stable Diffusion").check(model.channels)
 
 
 def check_sampling(model: SdModel, sampling: Sampling) -> None:

@@ -198,7 +198,7 @@ def _ready(folder: Path, device: str, options: Options) -> SdModel:
     """The model, with the inputs that the task needs. Raises UsageError for one of another task."""
     model = open_model(folder, pick_device(device))
     if isinstance(options.drift, Drift):
-        options.drift.check(model.channels)
+        options.drift.constant("for Stable Diffusion").check(model.channels)
     if options.pairs:
         refuse_pairs(options.tune, model)
         return model if model.edits else widened(model)

@@ -5,8 +5,9 @@
         --as-made --people build/cycle
 
 Simulates people and their true counterfactuals, and makes each anew by the conditions alone, moved
-tissue, edited masks, and moved tissue that is filled; beside them `copy`, the scan as it is, and
-`oracle`, the truth. The law of volumes is fitted to 800 other simulated people. Of every image:
+tissue, edited masks, and moved tissue that is filled; beside them `copy`, the scan as it is,
+`oracle`, the truth, and `truth, coded`: the change to the truth once through the autoencoder, which
+is the most that an edit of latents can show. The law of volumes is fitted to 800 other simulated people. Of every image:
 skill, slope, correlation and leakage against the truth (`metrics/truth.py`), and of every region
 that is due to change the log change that is read in it, against what was due: slopes through the
 origin, with BCa bootstrap intervals over people; `occipital` is the change of that lobe over the
@@ -41,7 +42,7 @@ from cfgen.data.conditions import Values
 from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
 from cfgen.data.volumes import sums
-from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, edit_latents
+from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, decoded, edit_latents
 from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.filled import FilledEdits
 from cfgen.edit.masked import edit_by_masks
@@ -52,13 +53,15 @@ from cfgen.measure.segmenter import soft_volumes
 from cfgen.metrics.statistics import mean_over_people, ratio_over_people
 from cfgen.scan.gate import Gate
 from cfgen.scan.open import Opened, open_scan
+from cfgen.scan.render import render
 from cfgen.sim.graph import PLAIN
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BYS: tuple[By, ...] = ("conditions", "tissue", "masks", "tissue+masks")
-COPY, ORACLE = "copy", "oracle"
+# The scan, the truth, and what the autoencoder lets through of the change between them.
+COPY, ORACLE, CODED = "copy", "oracle", "truth, coded"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
 REGIONS = (
     *(f"cortex_{lobe}" for lobe in LOBES),
@@ -95,6 +98,16 @@ def edits_of(
             tissue, edit_by_masks(engine, question, drawing, tissue=tissue)
         ),
     }
+
+
+def coded(engine: Engine, opened: Opened, truth: np.ndarray) -> np.ndarray:
+    """The scan with the change to the truth (D, H, W) as the autoencoder gives it back."""
+    again = opened.prepared.again(truth, engine.bundle.preprocess.intensity_cap)
+    before, after = (
+        decoded(engine, engine.models.encode(torch.from_numpy(image)[None, None]))
+        for image in (opened.prepared.image, again)
+    )
+    return render(opened.volume, opened.prepared, before, after, "residual")
 
 
 def as_made(opened: Opened, cap: float) -> Opened:
@@ -147,7 +160,8 @@ def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
             print(f"{true.subject} {query}: {error}", flush=True)
             continue
         scan = opened.volume.data
-        images = {COPY: scan, **images, ORACLE: read_volume(true.image).data}
+        truth = read_volume(true.image).data
+        images = {COPY: scan, **images, CODED: coded(engine, opened, truth), ORACLE: truth}
         account = edits["tissue"].account(0)
         assert account is not None
         due = {f"due {n}": account.changes.get(n, 0.0) for n in REGIONS}

@@ -7,15 +7,16 @@
 Simulates people and their true counterfactuals, and makes each anew by the conditions alone, moved
 tissue, edited masks, and moved tissue that is filled; beside them `copy`, the scan as it is,
 `oracle`, the truth, and `truth, coded`: the change to the truth once through the autoencoder, which
-is the most that an edit of latents can show. The law of volumes is fitted to 800 other simulated people. Of every image:
-skill, slope, correlation and leakage against the truth (`metrics/truth.py`), and of every region
-that is due to change the log change that is read in it, against what was due: slopes through the
-origin, with BCa bootstrap intervals over people; `occipital` is the change of that lobe over the
-mean change of the others, where the law asks for none of it. The segmenter reads the image, and
-with `--people` ridge regression its latent (benchmarks/control.py); neither reads the truth
-rightly: compare with `oracle`. `--as-made` leaves heads in their own size, as the people of that
-bundle were; else they are registered, as scans are. OUT/edits.csv has a line an edit, of one
-guidance, OUT/pictures a picture a person. Interrupted, the same command goes on.
+is the most that an edit of latents can show. The law of volumes is fitted to 800 other simulated
+people. Of every image: skill, slope, correlation and leakage against the truth
+(`metrics/truth.py`), and of every region that is due to change the log change that is read in it,
+against what was due: slopes through the origin, with BCa bootstrap intervals over people;
+`occipital` is the change of that lobe over the mean change of the others, where the law asks for
+none of it. The segmenter reads the image, and with `--people` ridge regression its latent
+(benchmarks/control.py); neither reads the truth rightly: compare with `oracle`. `--as-made` leaves
+heads in their own size, as the people of that bundle were; else they are registered, as scans are.
+OUT/edits.csv has a line an edit, of one guidance, OUT/pictures a picture a person. Interrupted, the
+same command goes on.
 """
 
 from __future__ import annotations

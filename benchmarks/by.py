@@ -141,7 +141,13 @@ class Ruler:
 def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
     engine, out = ruler.engine, options.out
     cap = engine.bundle.preprocess.intensity_cap
-    edit = replace(EDIT, guidance=options.guidance, guidance_from=options.guidance_from)
+    edit = replace(
+        EDIT,
+        steps=options.steps,
+        depth=options.depth,
+        guidance=options.guidance,
+        guidance_from=options.guidance_from,
+    )
     drawing, lines = Drawing(edit), read(out / "edits.csv")
     done = {(line["subject"], line["query"]) for line in lines}
     subjects: set[str] = set()
@@ -264,6 +270,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--people", type=Path, help="Of benchmarks/cycle.py: read latents too.")
     parser.add_argument("--query", nargs="+", default=["age=+20", "aud=1"])
+    parser.add_argument("--steps", type=int, default=EDIT.steps)
+    parser.add_argument("--depth", type=float, default=EDIT.depth)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--guidance-from", choices=get_args(GuidedFrom), default="masks")
     parser.add_argument("--as-made", action="store_true")

@@ -52,6 +52,23 @@ def test_no_shift_leaves_the_parent_nearly_alone():
     assert torch.allclose(moved.mean.sigma, mean.sigma, rtol=0.05)
 
 
+@pytest.mark.parametrize("n", [5, 10])
+def test_what_few_people_happen_to_share_is_no_shift(n):
+    """A person's voxels go together, as anatomy does."""
+    mean = parent()
+    kept = []
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        shared = torch.randn(n, 3, generator=generator)
+        field = torch.randn(3, *SHAPE, generator=generator)
+        e = torch.einsum("nk,kcdhw->ncdhw", shared, field)
+        c = torch.zeros(n, 2)
+        kept.append(adapt_mean(mean, mean.mean(c) + mean.sigma * e, c, seed=seed).mean)
+    moved = sum(not torch.equal(m.coefficients, mean.coefficients) for m in kept)
+    # At 5 % more than eight of 60 would be 1 % likely.
+    assert moved <= 8
+
+
 @pytest.mark.parametrize("n", [3, 10, 40])
 def test_a_channels_shift_is_found_from_few_scans(n):
     mean = parent()

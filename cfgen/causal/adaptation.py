@@ -6,8 +6,9 @@ much as such parameters stray from there (Efron & Morris 1973; Morris 1983):
     x^ = m + T / (T + v) (x - m),    T = max(0, mean (x - m)^2 - mean v),
 
 over all voxels of a channel, with m the channel's own shift, and that over all channels, with m 0.
-Where the scans say nothing T is 0, and the parent stays. Slopes are moved only where people given
-each other's conditions would hardly ever seem to show as much.
+Voxels are not independent: what few people happen to share looks like a shift. So the constant is
+moved only where the scans turned at random (Langsrud 2005) would hardly ever seem to show as much,
+and slopes where people given each other's conditions would.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from cfgen.causal.mechanisms import Categorical, Mechanism
 from cfgen.causal.scm import Scm
 from cfgen.streams import Purpose, torch_stream
 
-# Draws of other people's conditions, and how seldom they may show as much as the true ones.
-PERMUTATIONS, ALPHA = 999, 0.01
+# Draws that there is nothing in, and how seldom they may show as much as what is there: slopes are
+# many, and a shift that is missed costs more than one that is not there.
+DRAWS, ALPHA, SHIFT_ALPHA = 999, 0.01, 0.05
 # The parent's spread counts as that of so many scans.
 SPREAD_SCANS = 5.0
 # Two cannot tell a shift from what differs between people.
@@ -75,6 +77,8 @@ def adapt_mean(
     within = left.square().sum(0) / dof
     per_scan = design.square().sum(1)[:, None, None]
     moved, kept, overall = _moved(raw, left.mean(2), within, per_scan, dof)
+    if not _shows_shift(e, known, seed):
+        moved, kept, overall = (torch.zeros_like(x) for x in (moved, kept, overall))
     e = e - torch.einsum("nk,kcv->ncv", known, moved)
     base = c.shape[1] - new
     # What the parent's own conditions mean stays where there are new ones.
@@ -99,6 +103,18 @@ def adapt_mean(
         sigma = parent.sigma * pooled.sqrt().reshape(-1, 1, 1, 1)
     mean = replace(wide, coefficients=coefficients, sigma=sigma)
     return MovedMean(mean, overall[0], kept[0], tuple(slope.column for slope in slopes))
+
+
+def _shows_shift(e: Tensor, known: Tensor, seed: int) -> bool:
+    """Whether residuals e (n, C, voxels) have more along the columns of `known` (n, K) than along
+    directions at random, which of people around no shift are all alike: of normal residuals, with
+    any correlation of voxels, the test is exact."""
+    kernel = torch.einsum("ncv,mcv->nm", e, e).double()
+    generator = torch_stream(seed, Purpose.RESAMPLING, step=2)
+    drawn = torch.randn(DRAWS, *known.shape, generator=generator, dtype=torch.float64)
+    axes = torch.linalg.qr(torch.cat([known.double()[None], drawn])).Q
+    shown = torch.einsum("pnk,nm,pmk->p", axes, kernel, axes)
+    return (1 + int((shown[1:] >= shown[0]).sum())) / (1 + DRAWS) <= SHIFT_ALPHA
 
 
 def _moved(
@@ -135,7 +151,7 @@ def _slopes(
     if n < FEWEST_FOR_SLOPES:
         return slopes, e
     generator = torch_stream(seed, Purpose.RESAMPLING, step=1)
-    orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(PERMUTATIONS)])
+    orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(DRAWS)])
     for column in columns:
         centres = (known.T @ c[:, column]) / known.sum(0).clamp(min=1)
         x = c[:, column] - known @ centres
@@ -147,7 +163,7 @@ def _slopes(
         # The squared slopes of all voxels together, from the scans' products alone.
         true = x @ kernel @ x
         drawn = torch.einsum("pn,nm,pm->p", x[orders], kernel, x[orders])
-        if (1 + int((drawn >= true).sum())) / (1 + PERMUTATIONS) > ALPHA:
+        if (1 + int((drawn >= true).sum())) / (1 + DRAWS) > ALPHA:
             continue
         raw = torch.einsum("n,ncv->cv", x, e) / size
         left = e - x[:, None, None] * raw

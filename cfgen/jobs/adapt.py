@@ -250,14 +250,14 @@ def _moved_mean(asked: Asked, start: _Start, data: LatentData, seed: int) -> Mov
     parent = start.models.latent_mean
     scans = data.latents[:, 0].float()
     moved = adapt_mean(parent, scans, data.conditions, start.new, start.indicators, seed)
+    slopes = ", ".join(_inputs(start.schema, moved.slopes))
     log.info(
-        "latent mean: channels moved by %.2f spreads (root mean square), %.0f %% of what voxels "
-        "show beyond it kept; %s",
-        float(moved.shift.square().mean().sqrt()),
-        100 * float(moved.kept.mean()),
-        f"slopes moved of {', '.join(_inputs(start.schema, moved.slopes))}"
-        if moved.slopes
-        else "no slope moved",
+        "latent mean: %s; %s",
+        f"channels moved by {float(moved.shift.square().mean().sqrt()):.2f} spreads (root mean "
+        f"square), {100 * float(moved.kept.mean()):.0f} % of what voxels show beyond it kept"
+        if moved.shift.any()
+        else "no shift that chance would not show, it stays where it is",
+        f"slopes moved of {slopes}" if slopes else "no slope moved",
     )
     return moved
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,20 @@ def test_the_spread_follows_few_scans_a_little_and_many_more():
     # (5 + (n - 1) 4) / (5 + n - 1), square root.
     assert ratios[0] == pytest.approx((17 / 8) ** 0.5, rel=0.05)
     assert ratios[1] == pytest.approx((161 / 44) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_channels_of_one_sigma_keep_their_own_spreads(told):
+    """Where all channels have one sigma some stray more by nature."""
+    mean, scale = parent(), torch.tensor([1.5, 0.6, 0.622]).reshape(3, 1, 1, 1)
+    spread = scale.expand(SHAPE) if told else None
+    mean = replace(mean, sigma=torch.full((3, 1, 1, 1), 0.5), spread=spread)
+    generator = torch.Generator().manual_seed(2)
+    noise = 1.3 * scale * torch.randn(40, *SHAPE, generator=generator)
+    c = torch.zeros(40, 2)
+    ratio = adapt_mean(mean, mean.mean(c) + mean.sigma * noise, c).mean.sigma / mean.sigma
+    # (5 + 39 x 1.69) / 44, square root.
+    assert torch.allclose(ratio.flatten(), torch.full((3,), (70.9 / 44) ** 0.5), rtol=0.05)
 
 
 def test_the_shift_is_the_new_conditions_and_without_it_the_parent_is_left():

@@ -99,10 +99,22 @@ def adapt_mean(
         # Around the scans' own constant: of that little may have been kept.
         e = e - torch.einsum("nm,mcv->ncv", known @ design, e)
         spread = e.square().sum((0, 2)) / (max(dof - len(slopes), 1) * e.shape[2])
+        spread = _of_parents(spread, parent)
         pooled = (SPREAD_SCANS + dof * spread) / (SPREAD_SCANS + dof)
         sigma = parent.sigma * pooled.sqrt().reshape(-1, 1, 1, 1)
     mean = replace(wide, coefficients=coefficients, sigma=sigma)
     return MovedMean(mean, overall[0], kept[0], tuple(slope.column for slope in slopes))
+
+
+def _of_parents(spread: Tensor, parent: LatentMean) -> Tensor:
+    """Variances (C,) of channels in units of the parent's sigma, over those that the parent's own
+    scans had."""
+    if parent.spread is not None:
+        return spread / parent.spread.square().mean((1, 2, 3)).clamp(min=1e-6)
+    if len(spread) > 1 and bool((parent.sigma == parent.sigma.flatten()[0]).all()):
+        # One sigma for all: that is the mean of their variances.
+        return spread.mean().expand_as(spread)
+    return spread
 
 
 def _shows_shift(e: Tensor, known: Tensor, seed: int) -> bool:

@@ -111,15 +111,16 @@ def masks_of(people: Path, out: Path, split: str, count: int, views: int, worker
             for chunk, path in zip(chunks, paths, strict=True):
                 if not path.exists():
                     masks = np.stack([next(coming) for _ in chunk])
-                    write_atomically(path, partial(_save, masks))
+                    write_atomically(path, partial(save_array, masks))
                     logging.info("%s: label maps", path.stem)
     there = list(takewhile(Path.exists, paths))
     return torch.cat([torch.from_numpy(np.load(path)) for path in there])
 
 
-def _save(masks: np.ndarray, path: Path) -> None:
+def save_array(array: np.ndarray, path: Path) -> None:
+    """As .npy, whatever the file's name ends with."""
     with path.open("wb") as file:
-        np.save(file, masks)
+        np.save(file, array)
 
 
 def figures(

@@ -30,11 +30,11 @@ from cfgen.bundle import Bundle, read_bundle
 from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import ADAPT_FITS, DRIFT_AT, EDIT, DriftAt, Tune
 from cfgen.device import pick_device
-from cfgen.diffusion.drift import Drift, parse_drift
+from cfgen.diffusion.drift import Drift
 from cfgen.edit.drift_search import HOW, l1
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, edit_latent, load_models
-from cfgen.jobs.adapt import AUTO, Asked, Auto, adapt
+from cfgen.jobs.adapt import Asked, adapt, asked_drift
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
 from cfgen.metrics.image import psnr
@@ -180,8 +180,7 @@ def brought(options: argparse.Namespace, few: Path, line: dict[str, object], out
     """The adapted bundle of one line of the table."""
     scheme: Tune = line["scheme"]  # type: ignore[assignment]
     asked_for, _, where = str(line["drift"]).partition("@")
-    known: dict[str, Drift | Auto | None] = {"off": None, **{auto: auto for auto in AUTO}}
-    drift = known[asked_for] if asked_for in known else parse_drift(asked_for)
+    drift = asked_drift(None if asked_for == "off" else asked_for)
     seed = int(str(line["seed"]))
     fit = replace(ADAPT_FITS.get(scheme, ADAPT_FITS["full"]), seed=seed)
     if options.steps:

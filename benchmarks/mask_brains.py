@@ -25,7 +25,6 @@ set, OUT/SET.npy the latents, OUT/SET.png a slice each; interrupted, the same co
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,10 +32,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from aud_people import measured, on_grid
-from control import masks_of, splits_of
+from control import masks_of, save_array, splits_of
 from cycle_compare import draw, set_figures
 from cycle_latents import latents_of
 from cycle_people import People, read_people
+from drift import Table
 from scm import STRUCTURES, fitted
 from torch import Tensor
 
@@ -144,34 +144,11 @@ def floor(judges: Judges, real: Tensor, volumes: np.ndarray) -> dict[str, float]
     return figures(judges, a, b, (volumes[::2], volumes[1::2]))
 
 
-def save(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
-
-
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """What a file has, or is given."""
     if not path.exists():
-        write_atomically(path, partial(save, make()))
+        write_atomically(path, partial(save_array, make()))
     return np.asarray(np.load(path))
-
-
-def add(path: Path, line: dict[str, str]) -> None:
-    """A line more in a table, whose columns may grow."""
-    lines = [*read(path), line]
-    columns = list(dict.fromkeys(name for x in lines for name in x))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
-    print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -214,23 +191,21 @@ def run(options: argparse.Namespace) -> None:
     decoders = {"": models.decode}
     if options.decoder is not None:
         decoders[" (diffusion)"] = diffusion(read_bundle(options.decoder), device)
-    table = out / "sets.csv"
-    done = {line["set"] for line in read(table)}
-    if "floor" not in done:
-        line = floor(judges, real, volumes)
-        add(table, {"set": "floor"} | {k: f"{v:.4g}" for k, v in line.items()})
+    table = Table(out / "sets.csv", ("set",))
+    if not table.has(line := {"set": "floor"}):
+        table.add(line | floor(judges, real, volumes))
     for way in options.sets:
         z0 = torch.from_numpy(kept(out / f"{way}.npy", lambda w=way: ways[w]().half().numpy()))
         for after, decode in decoders.items():
-            if way + after in done:
+            if table.has(line := {"set": way + after}):
                 continue
             images = torch.cat([decode(z[None].float().to(device))[:, 0].cpu() for z in z0])
             draw(out / f"{way}{after}.png", images)
             found = volumes_of(images, options.device)
-            line = figures(judges, real, images, (volumes, found))
+            line |= figures(judges, real, images, (volumes, found))
             if way in ("decoded", "masks"):
                 line |= own(volumes, found)
-            add(table, {"set": way + after} | {k: f"{v:.4g}" for k, v in line.items()})
+            table.add(line)
 
 
 def diffusion(bundle: Bundle, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -126,7 +126,12 @@ def _shows_shift(e: Tensor, known: Tensor, seed: int) -> bool:
     drawn = torch.randn(DRAWS, *known.shape, generator=generator, dtype=torch.float64)
     axes = torch.linalg.qr(torch.cat([known.double()[None], drawn])).Q
     shown = torch.einsum("pnk,nm,pmk->p", axes, kernel, axes)
-    return (1 + int((shown[1:] >= shown[0]).sum())) / (1 + DRAWS) <= SHIFT_ALPHA
+    return _share_as_large(shown[1:], shown[0]) <= SHIFT_ALPHA
+
+
+def _share_as_large(drawn: Tensor, true: Tensor) -> float:
+    """The p of a statistic, itself counted among the draws."""
+    return (1 + int((drawn >= true).sum())) / (1 + len(drawn))
 
 
 def _moved(
@@ -175,7 +180,7 @@ def _slopes(
         # The squared slopes of all voxels together, from the scans' products alone.
         true = x @ kernel @ x
         drawn = torch.einsum("pn,nm,pm->p", x[orders], kernel, x[orders])
-        if (1 + int((drawn >= true).sum())) / (1 + DRAWS) > ALPHA:
+        if _share_as_large(drawn, true) > ALPHA:
             continue
         raw = torch.einsum("n,ncv->cv", x, e) / size
         left = e - x[:, None, None] * raw

@@ -324,11 +324,7 @@ def _adaptation(
     drift_at: cfg.DriftAt,
     conditions: str,
 ) -> Asked:
-    from cfgen.diffusion.drift import parse_drift
-    from cfgen.jobs.adapt import AUTO, Asked
+    from cfgen.jobs.adapt import Asked, asked_drift
 
     names = [name for name in conditions.split(",") if name]
-    found = next((auto for auto in AUTO if auto == drift), None)
-    if found is None and drift is not None:
-        return Asked(manifest, parent, tune, parse_drift(drift), drift_at, names)
-    return Asked(manifest, parent, tune, found, drift_at, names)
+    return Asked(manifest, parent, tune, asked_drift(drift), drift_at, names)

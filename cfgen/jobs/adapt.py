@@ -18,7 +18,7 @@ from cfgen.config import DRIFT_AT, FEWEST_SCANS, GENERATION, PATIENCE, DriftAt, 
 from cfgen.data.conditions import Schema, with_added
 from cfgen.data.manifest import read_manifest
 from cfgen.device import pick_device
-from cfgen.diffusion.drift import NO_DRIFTING, Drift, Drifting, Form
+from cfgen.diffusion.drift import NO_DRIFTING, Drift, Drifting, Form, parse_drift
 from cfgen.edit.drift_search import HOW
 from cfgen.edit.generation import sample_latent
 from cfgen.edit.latent import Models, load_models, without_conditions
@@ -49,6 +49,13 @@ PRIOR_SAMPLES = 32
 PRIOR_HOW = replace(GENERATION, sampler="dpm++", steps=20)
 # Scans that a trial looks at.
 TRIED = 4
+
+
+def asked_drift(text: str | None) -> Drift | Auto | None:
+    """What --drift says. Raises UsageError."""
+    if text is None:
+        return None
+    return next((auto for auto in AUTO if auto == text), None) or parse_drift(text)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
     python benchmarks/acquisition_beside.py --out build/iap --cohort randomised
 
-Of the test people of benchmarks/acquisition_diffusion.py (`people`), each under the other
-acquisitions: by the signal equations, by z-score and histogram matching to another person's true
-scan, and by the lock of the true change, which is the best that a locked model can do. `worst` is
-the region, in percent, that a segmenter reads most otherwise once the contrast is undone.
+The test people of benchmarks/acquisition_people.py, each under the other acquisitions, a file a
+method in OUT/edits/beside-COHORT, as acquisition_diffusion.py leaves them: nothing, the signal
+equations, z-score and histogram matching to another person's scan under the target, the truth, and
+the lock of the true change, which is the best that a locked model can do. What the equations refuse
+is NaN.
 """
 
 from __future__ import annotations
@@ -17,98 +18,90 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from acquisition_diffusion import (
-    CPU,
-    Seen,
-    cases,
-    figures,
-    look,
-    read,
-    write_lines,
-)
-from torch import Tensor
+from acquisition_people import Case, People, cases, read, unscaled
+from acquisition_scan import Scan, look
 
 from cfgen.bundle import read_bundle
 from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import DEFAULT_GRID, PREPROCESS
-from cfgen.data.acquisition import SCALES, Protocol
+from cfgen.data.acquisition import Protocol
 from cfgen.edit.protocols import Place
 from cfgen.edit.rerender import Rendering, rerender
 from cfgen.errors import CfgenError
-from cfgen.measure.anatomy import volume_changes
-from cfgen.measure.segmenter import load_segmenter, soft_volumes
+from cfgen.measure.segmenter import load_segmenter
 from cfgen.sim.protocols import stated
 from cfgen.space.grids import model_grid
 
+METHODS = ("nothing", "z-score", "histogram", "physics", "truth", "truth, locked")
 log = logging.getLogger("cfgen")
 
 
-def beside(out: Path, cohort: str, tested: int) -> None:
-    """OUT/beside-COHORT.csv."""
-    images, table = read(out / f"{cohort}-test")
-    net, lines = load_segmenter(read_bundle(DEFAULT_BUNDLE), CPU), []
-    for image, own, others in cases(images, table):
-        if own["person"] >= tested:
-            continue
-        scan = look(net, image)
-        for target, truth, protocol in others:
-            elsewhere = of_another(images, table, own["person"], target)
-            for method, (guess, back) in guesses(scan, truth, own, protocol, elsewhere).items():
-                line = {"model": "", "cohort": cohort, "setting": method}
-                line |= {"person": own["person"], "target": target}
-                line |= figures(guess, image, truth) | {"worst": ""}
-                if back is not None:
-                    again = soft_volumes(net, scan.volume.like(back), CPU)
-                    changes = volume_changes(scan.regions.volumes, again)
-                    line["worst"] = max(abs(c.percent) for c in changes)
-                lines.append(line)
-        write_lines(out / f"beside-{cohort}.csv", lines)
+def beside(out: Path, cohort: str) -> None:
+    people = read(out / f"{cohort}-test")
+    net = load_segmenter(read_bundle(DEFAULT_BUNDLE), torch.device("cpu"))
+    asked = cases(people)
+    made: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+    seen: dict[int, Scan] = {}
+    for case in asked:
+        if case.person not in seen:
+            seen = {case.person: look(net, people.image(case.scan))}
+        elsewhere = of_another(people, asked, case)
+        for method, guess in guesses(seen[case.person], people, case, elsewhere).items():
+            made[method].append(guess.astype(np.float16))
+    folder = out / "edits" / f"beside-{cohort}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for method, images in made.items():
+        np.save(folder / f"{method}.npy", np.stack(images))
 
 
-def of_another(images: Tensor, table: Sequence[dict], person: int, target: str) -> np.ndarray:
-    """Brightness (n,) of somebody else's true scan under a target; the person's own if there is
-    none."""
-    there = [n for n, line in enumerate(table) if line["target"] == target]
-    there = [n for n in there if table[n]["person"] != person] or there
-    image = images[there[0]].float().numpy()
+def of_another(people: People, asked: Sequence[Case], case: Case) -> np.ndarray:
+    """Brightness (n,) of somebody else's brain under the target: the scan of the one whose whole
+    protocol it is, or somebody's true scan under it; where neither could be made anybody's scan."""
+    protocol = unscaled(people.protocol(case.truth))
+    others = [c for c in asked if c.person != case.person]
+    scans = [c.scan for c in others if unscaled(people.protocol(c.scan)) == protocol]
+    scans += [c.truth for c in others if c.target == case.target]
+    scans += [c.scan for c in others]
+    image = people.image(scans[0]).numpy()
     return image[image > 0]
 
 
-def guesses(
-    scan: Seen, truth: Tensor, own: dict, protocol: Protocol, elsewhere: np.ndarray
-) -> dict[str, tuple[Tensor, np.ndarray | None]]:
-    """By method the scan under a target and, of those that can be undone, what that leaves."""
+def guesses(scan: Scan, people: People, case: Case, elsewhere: np.ndarray) -> dict[str, np.ndarray]:
+    """By method the scan under the target."""
     data, brain = scan.volume.data, scan.brain
+    truth = people.image(case.truth).numpy()
     values = data[brain]
     z, matched = data.copy(), data.copy()
     z[brain] = (values - values.mean()) / values.std() * elsewhere.std() + elsewhere.mean()
     ranks = np.linspace(0, 1, 1000)
     matched[brain] = np.interp(values, np.quantile(values, ranks), np.quantile(elsewhere, ranks))
-    found: dict[str, tuple[Tensor, np.ndarray | None]] = {
-        "nothing": (torch.from_numpy(data), None),
-        "z-score": (torch.from_numpy(z), None),
-        "histogram": (torch.from_numpy(matched), None),
+    return {
+        "nothing": data,
+        "z-score": z,
+        "histogram": matched,
+        "physics": by_physics(scan, people.protocol(case.scan), people.protocol(case.truth)),
+        "truth": truth,
+        "truth, locked": scan.locked(scan.contrast(truth)),
     }
-    locked, contrast = scan.locked(truth - torch.from_numpy(data))
-    # The truth once its contrast is undone tells what the measure of regions is worth.
-    undone = contrast.inverse(truth.numpy() / scan.bias) * scan.bias
-    found["truth, undone"] = (truth, np.where(brain, undone, 0).astype(np.float32))
-    back = contrast.inverse(locked.numpy() / scan.bias) * scan.bias
-    found["truth, locked"] = (locked, np.where(brain, back, 0).astype(np.float32))
+
+
+def by_physics(scan: Scan, own: Protocol, other: Protocol) -> np.ndarray:
+    """Levelled anew, as the truth was; NaN where the equations refuse."""
+    data, brain = scan.volume.data, scan.brain
     try:
-        made = rerender(scan.volume, scan.levels, (rendering(own["protocol"]), rendering(protocol)))
+        made = rerender(scan.volume, scan.levels, (rendering(own), rendering(other)))
     except CfgenError as error:
         log.info("physics: %s", error)
-        return found
-    # Levelled anew, as the truth was.
-    gain = np.percentile(made.image[brain], PREPROCESS.intensity_percentile)
-    gain /= np.percentile(values, PREPROCESS.intensity_percentile)
-    found["physics"] = (torch.from_numpy(made.image / np.float32(gain)), made.undone(made.image))
-    return found
+        return np.full_like(data, np.nan)
+    percentiles = (
+        np.percentile(x[brain], PREPROCESS.intensity_percentile) for x in (made.image, data)
+    )
+    gain = np.divide(*percentiles)
+    return made.image / np.float32(gain)
 
 
 def rendering(protocol: Protocol) -> Rendering:
-    known = {n: v for n, v in protocol.items() if n not in {s.name for s in SCALES}}
+    known = unscaled(protocol)
     place = Place(model_grid(DEFAULT_GRID).spacing, 2)
     return Rendering(stated(known, "")[0], place.resolution(known))
 
@@ -117,10 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cohort", default="randomised")
-    parser.add_argument("--tested", type=int, default=6)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    beside(options.out, options.cohort, options.tested)
+    beside(options.out, options.cohort)
 
 
 if __name__ == "__main__":

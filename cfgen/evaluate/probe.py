@@ -39,7 +39,7 @@ Leveller = Callable[[Value], str | None]
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scanned:
     """What a probe sees of an image, whose it is, and the level that it came from."""
 
     features: np.ndarray
@@ -77,20 +77,20 @@ def probe_results(
         leveller = levels_of([p[name] for r in real if name in (p := stated[id(r.row)])])
         level = {key: leveller(p[name]) if name in p else None for key, p in stated.items()}
         scans = [
-            _Scan(features[id(r.seen)], r.person, own)
+            Scanned(features[id(r.seen)], r.person, own)
             for r in real
             if (own := level[id(r.row)]) is not None
         ]
         for method, edits in methods.items():
-            by_target: dict[str, list[_Scan]] = {}
+            by_target: dict[str, list[Scanned]] = {}
             for m in edits:
                 before, after = level[id(m.real.row)], level[id(m.row)]
                 if before is not None and after is not None and before != after:
-                    seen = _Scan(features[id(m.seen)], m.person, before)
+                    seen = Scanned(features[id(m.seen)], m.person, before)
                     by_target.setdefault(after, []).append(seen)
             for target, edited in by_target.items():
                 line = replace(base, method=method, variable=name, group=target)
-                results += _of_target(line, edited, scans, seed)
+                results += target_results(line, edited, scans, seed)
     return results
 
 
@@ -103,8 +103,8 @@ def _features(seen: Seen, mask: np.ndarray) -> np.ndarray:
     return np.concatenate([appearance(seen.image, mask), seen.embedding])
 
 
-def _of_target(
-    base: Result, edited: Sequence[_Scan], real: Sequence[_Scan], seed: int
+def target_results(
+    base: Result, edited: Sequence[Scanned], real: Sequence[Scanned], seed: int
 ) -> list[Result]:
     """Edits to the level `base.group` beside the real scans, of sources that are many enough."""
     target, learn = base.group, _of_many(real)
@@ -140,7 +140,7 @@ def _of_target(
     return results
 
 
-def _of_many(scans: Sequence[_Scan]) -> list[_Scan]:
+def _of_many(scans: Sequence[Scanned]) -> list[Scanned]:
     """The scans of levels that enough people have."""
     whose: dict[str, set[str]] = {}
     for s in scans:
@@ -148,7 +148,7 @@ def _of_many(scans: Sequence[_Scan]) -> list[_Scan]:
     return [s for s in scans if len(whose[s.source]) >= FEWEST]
 
 
-def _samples(scans: Sequence[_Scan], number: Mapping[str, int]) -> Samples:
+def _samples(scans: Sequence[Scanned], number: Mapping[str, int]) -> Samples:
     return Samples(
         np.stack([s.features for s in scans]),
         np.array([number[s.source] for s in scans]),

@@ -97,8 +97,8 @@ def splits_of(people: Path) -> list[str]:
 def masks_of(
     people: Path, out: Path, split: str, count: int, views: int, workers: int, detail: int
 ) -> Tensor:
-    """(count, views, K, P, d, h, w) of the first people of a split, in files of fifty; of the table of
-    people only their numbers are asked for. Without workers those who are there already."""
+    """(count, views, K, P, d, h, w) of the first people of a split, in files of fifty; of the table
+    of people only their numbers are asked for. Without workers those who are there already."""
     splits = splits_of(people)
     numbers = [n for n, known in enumerate(splits) if known == split][:count]
     one = partial(

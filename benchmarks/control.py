@@ -280,10 +280,8 @@ def main() -> None:
     )
     for kind in options.kinds:
         name = kind if options.seconds else f"{kind}-{options.steps}"
-        task, runs = (
-            learner(kind, bundle, data, device, config, options.detail),
-            options.out / "runs" / name,
-        )
+        task = learner(kind, bundle, data, device, config, options.detail)
+        runs = options.out / "runs" / name
         started = time.monotonic()
         if options.seconds:
             net = fit_within(task, config, runs, options.seconds)

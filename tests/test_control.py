@@ -477,7 +477,7 @@ def test_networks_that_do_not_belong_together_are_refused(guided_bundle, tiny_bu
     with pytest.raises(UsageError, match="no network that takes them is loaded"):
         models.denoiser(c, 1.0)
     models = load_models(guided_bundle, CPU, masks=True)
-    with pytest.raises(UsageError, match="2 regions; expected 3"):
+    with pytest.raises(UsageError, match="3 channels; expected 25"):
         models.denoiser(Condition(c.vector, c.masks[:, :3]), 1.0)
     info = json.loads((copied / "bundle.json").read_text())
     info["parts"]["unet"]["config"]["drop_conditions"] = 0.0

@@ -70,5 +70,6 @@ def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch
         net = concatenated(bundle.network("controlnet", UNet, UNetConfig, device))
     else:
         net = controlled(unet, bundle.network("controlnet", ControlNet, ControlNetConfig, device))
-    how = config["kind"], net, tuple(config["regions"]), int(config["detail"])
+    # Bundles that do not say it were told whole voxels.
+    how = config["kind"], net, tuple(config["regions"]), int(config.get("detail", 1))
     return Control(*how, bundle.preprocess.grid, tuple(shape))

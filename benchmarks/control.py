@@ -52,7 +52,7 @@ from cfgen.sim.graph import graph
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
 from cfgen.space.grids import model_grid
-from cfgen.train.control import ControlConfig, ControlTask
+from cfgen.train.control import CONTROL, ControlConfig, ControlTask
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
 from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
@@ -71,20 +71,20 @@ def _people(total: int) -> list[Subject]:
     return cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, total)
 
 
-def one_persons_masks(number: int, total: int, start: int, views: int) -> np.ndarray:
-    """(views, K, d, h, w) of one of `total` people, whose split begins at `start`; zeros of one
+def one_persons_masks(number: int, total: int, start: int, views: int, detail: int) -> np.ndarray:
+    """(views, K, P, d, h, w) of one of `total` people, whose split begins at `start`; zeros of one
     whom the simulator cannot make."""
     torch.set_num_threads(1)
     head, grid = reference(DEFAULT_GRID), model_grid(DEFAULT_GRID)
     try:
         labels = render(graph(), head, _people(total)[number], SEED, noise=False).labels
     except CfgenError:
-        return np.zeros((views, len(REGIONS), *LATENT), np.float16)
+        return np.zeros((views, len(REGIONS), detail**3, *LATENT), np.float16)
     masks = region_masks(Volume(labels.astype(np.float32), grid.affine), REGIONS, grid)
     # The views of benchmarks/cycle_latents.py: chunks of so many, each with its own seed.
     first = start + (number - start) // CHUNK * CHUNK
     walk = seen(torch.zeros(SHAPE), views, first, number - first, torch.from_numpy(masks) * 1.0)
-    moved = [pool_masks(m, LATENT).half() for _, m in walk if m is not None]
+    moved = [pool_masks(m, LATENT, detail).half() for _, m in walk if m is not None]
     return torch.stack(moved).numpy()
 
 
@@ -94,15 +94,20 @@ def splits_of(people: Path) -> list[str]:
         return [person["split"] for person in csv.DictReader(file)]
 
 
-def masks_of(people: Path, out: Path, split: str, count: int, views: int, workers: int) -> Tensor:
-    """(count, views, K, d, h, w) of the first people of a split, in files of fifty; of the table of
-    people only their numbers are asked for. Without workers those who are there already."""
+def masks_of(
+    people: Path, out: Path, split: str, count: int, views: int, workers: int, detail: int
+) -> Tensor:
+    """(count, views, K, P, d, h, w) of the first people of a split, in files of fifty; of the table
+    of people only their numbers are asked for. Without workers those who are there already."""
     splits = splits_of(people)
     numbers = [n for n, known in enumerate(splits) if known == split][:count]
-    one = partial(one_persons_masks, total=len(splits), start=numbers[0], views=views)
+    one = partial(
+        one_persons_masks, total=len(splits), start=numbers[0], views=views, detail=detail
+    )
     chunks = [numbers[n : n + IN_A_FILE] for n in range(0, len(numbers), IN_A_FILE)]
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"masks-{split}-{c[0]}-{len(c)}-of-{len(splits)}.npy" for c in chunks]
+    name = f"masks-{detail}-{split}"
+    paths = [out / f"{name}-{c[0]}-{len(c)}-of-{len(splits)}.npy" for c in chunks]
     missing = [c for c, path in zip(chunks, paths, strict=True) if not path.exists()]
     if missing and workers:
         # Not forked: a process that has used a GPU cannot be.
@@ -180,7 +185,12 @@ def write_bundle(source: Bundle, task: ControlTask, net: torch.nn.Module, out: P
 
 
 def learner(
-    kind: str, bundle: Bundle, data: LatentData, device: torch.device, config: FitConfig
+    kind: str,
+    bundle: Bundle,
+    data: LatentData,
+    device: torch.device,
+    config: FitConfig,
+    detail: int,
 ) -> LatentDiffusionTask:
     """The task of a kind; `data` has masks, which 'none' is not told."""
     models, how = load_models(bundle, device), diffusion_of(bundle, LATENT_DIFFUSION)
@@ -189,7 +199,7 @@ def learner(
         plain = replace(data, masks=None, held_out_masks=None)
         return LatentDiffusionTask(plain, mean, device, config, how, None, models.unet.train())
     by, _, contrast = kind.partition("-")
-    control = ControlConfig(by, REGIONS, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
+    control = ControlConfig(by, REGIONS, detail, contrastive=0.1 if contrast else 0.0)  # type: ignore[arg-type]
     return ControlTask(models.unet, data, mean, device, config, how, control)
 
 
@@ -198,8 +208,9 @@ def data_with_masks(
 ) -> tuple[LatentData, dict[str, tuple[LatentReader, Tensor, Tensor]]]:
     """The first `options.n` people, and readers of volumes of READERS people."""
     people: Path = options.people
-    masks = masks_of(people, options.out, "train", options.n, VIEWS, options.workers)
-    val_masks = masks_of(people, options.out, "val", options.val, 1, options.workers)
+    how = options.workers, options.detail
+    masks = masks_of(people, options.out, "train", options.n, VIEWS, *how)
+    val_masks = masks_of(people, options.out, "val", options.val, 1, *how)
     data, _ = data_of(people, bundle.schema, max(READERS, options.n))
     everybody = latents_of(people, "train")[1][: len(data.latents)]
     # Label maps are of the first of the table, a few of whom could not be made.
@@ -244,13 +255,17 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=1, help="processes that render label maps, 0: none"
     )
+    parser.add_argument(
+        "--detail", type=int, default=CONTROL.detail, help="parts of a latent voxel along an edge"
+    )
     parser.add_argument("--masks-only", action="store_true", help="render label maps, no more")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     if options.masks_only:
-        masks_of(options.people, options.out, "val", options.val, 1, options.workers)
-        masks_of(options.people, options.out, "train", options.n, VIEWS, options.workers)
+        how = options.workers, options.detail
+        masks_of(options.people, options.out, "val", options.val, 1, *how)
+        masks_of(options.people, options.out, "train", options.n, VIEWS, *how)
         return
     bundle, device = read_bundle(options.people / options.bundle), pick_device(options.device)
     # Every step has the same shapes.
@@ -265,7 +280,8 @@ def main() -> None:
     )
     for kind in options.kinds:
         name = kind if options.seconds else f"{kind}-{options.steps}"
-        task, runs = learner(kind, bundle, data, device, config), options.out / "runs" / name
+        task = learner(kind, bundle, data, device, config, options.detail)
+        runs = options.out / "runs" / name
         started = time.monotonic()
         if options.seconds:
             net = fit_within(task, config, runs, options.seconds)
@@ -277,8 +293,7 @@ def main() -> None:
         if isinstance(task, ControlTask):
             write_bundle(bundle, task, net, options.out / name)
             assert data.held_out_masks is not None
-            whole = torch.ones_like(data.held_out_masks[:, :1])
-            asked = Condition(c, told(data.held_out_masks, whole))
+            asked = Condition(c, told(data.held_out_masks))
         report = task.report(net, options.out / f"{name}.png")
         line = {"kind": name} | report | figures(task, net, asked, readers)
         logging.info("%s", line)

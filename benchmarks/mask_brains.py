@@ -166,10 +166,10 @@ def run(options: argparse.Namespace) -> None:
 
     def own_masks() -> Tensor:
         first = splits_of(options.people).index("test")
-        count = max(numbers) - first + 1
-        made = masks_of(options.people, options.out, "test", count, 1, options.workers)[:, 0]
+        count, how = max(numbers) - first + 1, (options.workers, control.detail)
+        made = masks_of(options.people, options.out, "test", count, 1, *how)[:, 0]
         mine = made[torch.tensor(numbers) - first].float()
-        return told(mine, torch.ones_like(mine[:, :1]))
+        return told(mine)
 
     def others_masks() -> Tensor:
         law = Law(fitted(800, 5, PLAIN, "linear", None), "cohort")

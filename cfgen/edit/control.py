@@ -29,25 +29,27 @@ BESIDE = ("autoencoder", "latent_mean", "unet")
 
 @dataclass(frozen=True)
 class Control:
-    """`net`, of this `kind`, asks the diffusion model under masks of `regions`; `grid` is the
-    model grid, `shape` (d, h, w) the latent's."""
+    """`net`, of this `kind`, asks the diffusion model under masks of `regions`, told in this
+    `detail`; `grid` is the model grid, `shape` (d, h, w) the latent's."""
 
     kind: Kind
     net: MaskedNet
     regions: tuple[str, ...]
+    detail: int
     grid: str
     shape: tuple[int, ...]
 
     def masks(
         self, labels: Volume, edited: Sequence[str] = (), before: Volume | None = None
     ) -> Tensor:
-        """What the network is told of a label map on the model grid, (1, K + 1, d, h, w): all of
-        it, or what lies around `edited` regions, which in the map `before` may lie elsewhere.
+        """What the network is told of a label map on the model grid: all of it,
+        or what lies around `edited` regions, which in the map `before` may lie elsewhere.
 
         Raises UsageError and ImageError as `measure.region_masks.told_masks`.
         """
         grid = model_grid(self.grid)
-        return told_masks(labels, self.regions, grid, self.shape, edited, before)
+        how = self.regions, grid, self.shape, self.detail
+        return told_masks(labels, *how, edited, before)
 
 
 def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch.device) -> Control:
@@ -68,5 +70,6 @@ def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch
         net = concatenated(bundle.network("controlnet", UNet, UNetConfig, device))
     else:
         net = controlled(unet, bundle.network("controlnet", ControlNet, ControlNetConfig, device))
-    regions = tuple(config["regions"])
-    return Control(config["kind"], net, regions, bundle.preprocess.grid, tuple(shape))
+    # Bundles that do not say it were told whole voxels.
+    how = config["kind"], net, tuple(config["regions"]), int(config.get("detail", 1))
+    return Control(*how, bundle.preprocess.grid, tuple(shape))

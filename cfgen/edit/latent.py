@@ -25,6 +25,7 @@ from cfgen.errors import BundleError, UsageError
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig
 from cfgen.nets.causal_autoencoder import AnyAutoencoder, CausalAutoencoder, CausalConfig
 from cfgen.nets.condition import Condition, token_width
+from cfgen.nets.controlnet import mask_channels
 from cfgen.nets.slices import SliceCoder
 from cfgen.nets.unet import UNet, UNetConfig
 from cfgen.progress import Step, working
@@ -113,13 +114,14 @@ class Models:
             return self.unet
         if control is None:
             raise UsageError("masks", "no network that takes them is loaded", "a bundle with one")
-        if masks.shape[1] != len(control.regions) + 1:
-            found = f"{masks.shape[1] - 1} regions"
-            raise UsageError("masks", found, f"{len(control.regions)}, as in the bundle's training")
+        channels = mask_channels(control.regions, control.detail)
+        if masks.shape[1] != channels:
+            expected = f"{channels}, as in the bundle's training"
+            raise UsageError("masks", f"{masks.shape[1]} channels", expected)
 
         def net(zt: Tensor, t: Tensor, context: Tensor) -> Tensor:
             # Guidance asks for the batch twice.
-            return control.net(zt, t, context, masks.repeat(len(zt) // len(masks), 1, 1, 1, 1))
+            return control.net(zt, t, context, torch.cat([masks] * (len(zt) // len(masks))))
 
         return net
 

@@ -54,7 +54,7 @@ def train_control(
     require_labels(manifest, [train, val])
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
-    data = with_masks(data, train, val, control.regions, grid, config.seed, runs)
+    data = with_masks(data, train, val, control, grid, config.seed, runs)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)
     net = fit(task, config, runs)
@@ -83,7 +83,7 @@ def try_control(
     require_labels(manifest, [train, val])
     few = train.spaced(1, TRIED)
     data = trial_data(few, models.autoencoder, torch_device, config.seed)
-    data = with_masks(data, few, few, control.regions, grid, config.seed, None)
+    data = with_masks(data, few, few, control, grid, config.seed, None)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)
     return try_steps(f"control by {control.kind}", task, config)

@@ -66,15 +66,16 @@ def told_masks(
     regions: Sequence[str],
     grid: Grid,
     shape: Sequence[int],
+    detail: int,
     edited: Sequence[str] = (),
     before: Volume | None = None,
 ) -> Tensor:
-    """What a network is told of a label map on the model grid: (1, K + 1, d, h, w).
+    """What a network is told of a label map on the model grid, as `nets.controlnet.told` has it.
 
     Everything, or where `edited` regions are, or were in the map `before`, and around them.
-    `regions` are those the network was trained with, `shape` the latent's edges. Raises UsageError
-    for an edited region that is none of them, and ImageError for one that is nowhere, and as
-    `region_masks`.
+    `regions` and `detail` are those of the network's training, `shape` the latent's edges. Raises
+    UsageError for an edited region that is none of them, and ImageError for one that is nowhere,
+    and as `region_masks`.
     """
     require_known(edited, regions)
     maps = [labels] if before is None else [labels, before]
@@ -82,9 +83,9 @@ def told_masks(
     for volume in maps:
         masks = region_masks(volume, regions, grid)
         require_there(edited, masks, regions, volume.path or "label map")
-        pooled.append(pool_masks(torch.from_numpy(masks)[None], shape))
+        pooled.append(pool_masks(torch.from_numpy(masks)[None], shape, detail))
     if not edited:
-        return told(pooled[0], torch.ones_like(pooled[0][:, :1]))
+        return told(pooled[0])
     chosen = torch.tensor([[name in edited for name in regions]])
     zones = torch.cat([zone_of(p, chosen) for p in pooled])
     return told(pooled[0], zones.amax(0, keepdim=True))

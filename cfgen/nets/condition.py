@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """`vector` (B, V) float32, every variable in the network's units; `masks` (B, K + 1, d, h, w)
-    of K regions and where they are told (nets/controlnet.py), or None for a network that is asked
-    by variables alone."""
+    """`vector` (B, V) float32, every variable in the network's units; `masks` of regions and
+    where they are told, as nets/controlnet.py has them, or None for a network that is asked by
+    variables alone."""
 
     vector: Tensor
     masks: Tensor | None = None
@@ -35,7 +35,7 @@ class Condition:
 
     def repeat(self, n: int) -> Condition:
         """The whole batch n times, one after the other."""
-        masks = None if self.masks is None else self.masks.repeat(n, 1, 1, 1, 1)
+        masks = None if self.masks is None else torch.cat([self.masks] * n)
         return Condition(self.vector.repeat(n, 1), masks)
 
     def equals(self, other: Condition) -> bool:

@@ -7,8 +7,10 @@ skip and to the middle's map of the UNet, which stays as it is: at the start not
 The rival gives the masks to the UNet itself, as further channels of its input, with zero weights at
 the start (`widened`).
 
-Masks lie on the latent's grid: how much of each of its voxels is of a region. The last channel,
-`edited`, is 1 where the masks are told; elsewhere they are 0, and nothing is said of the anatomy.
+Masks lie on the latent's grid: how much of each part of its voxels is of a region. A latent voxel
+is wider than the cortex, so that the share of it that is cortex does not say where the border runs;
+those of its P = detail^3 parts do. The last channel, `edited`, is 1 where the masks are told;
+elsewhere they are 0, and nothing is said of the anatomy.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from cfgen.nets.unet import Residuals, Trunk, UNet, UNetConfig, pad_to_multiple
 
 @dataclass(frozen=True)
 class ControlNetConfig(UNetConfig):
-    """The UNet's own configuration; `mask_channels` are the regions and `edited`."""
+    """The UNet's own configuration; `mask_channels` are the regions' parts and `edited`."""
 
     mask_channels: int = 0
     # Channels between the masks and what is added to the first map.
@@ -120,21 +122,32 @@ def widened(unet: UNet, mask_channels: int) -> UNet:
     return wide
 
 
-def pool_masks(masks: Tensor, shape: Sequence[int]) -> Tensor:
-    """(..., D, H, W) in [0, 1] -> (..., *shape): the part of each latent voxel that is of a
-    region."""
-    size = (shape[0], shape[1], shape[2])
-    pooled = F.adaptive_avg_pool3d(masks.float().flatten(0, -4), size)
-    return pooled.unflatten(0, masks.shape[:-3])
+def pool_masks(masks: Tensor, shape: Sequence[int], detail: int = 1) -> Tensor:
+    """(..., D, H, W) in [0, 1] -> (..., P, d, h, w), `shape` being d, h, w: of each of the P parts
+    of a latent voxel, `detail` along every edge, the share that is of a region."""
+    d, h, w = shape
+    size = (d * detail, h * detail, w * detail)
+    fine = F.adaptive_avg_pool3d(masks.float().flatten(0, -4), size)
+    fine = fine.reshape(-1, d, detail, h, detail, w, detail)
+    parts = fine.permute(0, 2, 4, 6, 1, 3, 5).flatten(1, 3)
+    return parts.unflatten(0, masks.shape[:-3])
+
+
+def mask_channels(regions: Sequence[str], detail: int) -> int:
+    """Of a network's input: the parts of every region, and `edited`."""
+    return len(regions) * detail**3 + 1
 
 
 def zone_of(pooled: Tensor, chosen: Tensor) -> Tensor:
     """Where regions are edited: latent voxels (B, 1, d, h, w) that have any of the chosen regions,
-    and those around them. `pooled` is (B, K, d, h, w), `chosen` (B, K) bool."""
-    there = (pooled * chosen[:, :, None, None, None].to(pooled)).amax(1, keepdim=True) > 0
+    and those around them. `pooled` is (B, K, P, d, h, w), `chosen` (B, K) bool."""
+    of_chosen = pooled.amax(2) * chosen[:, :, None, None, None].to(pooled)
+    there = of_chosen.amax(1, keepdim=True) > 0
     return F.max_pool3d(there.to(pooled), 3, stride=1, padding=1)
 
 
-def told(pooled: Tensor, zone: Tensor) -> Tensor:
-    """The input (B, K + 1, d, h, w) of a network: masks within a zone, and the zone."""
-    return torch.cat([pooled * zone, zone], 1)
+def told(pooled: Tensor, zone: Tensor | None = None) -> Tensor:
+    """The input (B, K P + 1, d, h, w) of a network: masks (B, K, P, d, h, w) within a zone
+    (B, 1, d, h, w), or everywhere, and the zone."""
+    zone = torch.ones_like(pooled[:, 0, :1]) if zone is None else zone
+    return torch.cat([pooled.flatten(1, 2) * zone, zone], 1)

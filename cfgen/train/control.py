@@ -24,6 +24,7 @@ from cfgen.nets.controlnet import (
     concatenated,
     control_of,
     controlled,
+    mask_channels,
     told,
     widened,
     zone_of,
@@ -48,6 +49,8 @@ class ControlConfig:
 
     kind: Control = "masks"
     regions: tuple[str, ...] = REGIONS
+    # Parts of a latent voxel along each edge, of which each is told by itself.
+    detail: int = 2
     # Nothing is told this often, and only the surroundings of some regions this often.
     untold: float = 0.1
     zones: float = 0.4
@@ -74,7 +77,7 @@ class ControlTask(LatentDiffusionTask):
         control: ControlConfig = CONTROL,
     ) -> None:
         seed_weights(fit.seed)
-        channels = len(control.regions) + 1
+        channels = mask_channels(control.regions, control.detail)
         beside = control.kind == "masks"
         net = control_of(unet, channels) if beside else widened(unet, channels)
         super().__init__(data, latent_mean, device, fit, config, None, net)
@@ -107,7 +110,8 @@ class ControlTask(LatentDiffusionTask):
         if not self.control.contrastive:
             return loss, {}
         without = self._told(zt, batch, told(removed(pooled, region, self.control.regions), zone))
-        inside = (pooled[torch.arange(len(region)), region][:, None] * zone).to(self.device)
+        share = pooled[torch.arange(len(region)), region].mean(1, keepdim=True)
+        inside = (share * zone).to(self.device)
         contrast = region_contrast(output, without, inside, self.control.contrastive_margin).mean()
         figures = {"error": loss.item(), "contrast": contrast.item()}
         return loss + self.control.contrastive * contrast, figures
@@ -117,7 +121,7 @@ class ControlTask(LatentDiffusionTask):
         return self.ask(self.net, zt, batch.t, c, batch.dropped)
 
     def zones(self, pooled: Tensor, generator: torch.Generator) -> Tensor:
-        """Where the masks (B, K, d, h, w) of a batch are told: (B, 1, d, h, w)."""
+        """Where the masks (B, K, P, d, h, w) of a batch are told: (B, 1, d, h, w)."""
         size, count = pooled.shape[:2]
         kind = torch.rand(size, generator=generator)[:, None, None, None, None]
         # Of few regions more often than of many, as edits are.
@@ -138,8 +142,7 @@ class ControlTask(LatentDiffusionTask):
         c, pooled = data.held_out_conditions, data.held_out_masks.float()
         r = self.mean.residual(data.held_out.float(), c)
         eps = torch.randn(r.shape, generator=torch_stream(0, Purpose.PICTURES))
-        everywhere = torch.ones_like(pooled[:, :1])
-        own = told(pooled, everywhere)
+        own = told(pooled)
         masks = {"": own, "_other": own.roll(1, 0), "_untold": torch.zeros_like(own)}
         figures = {}
         for level in (100, 400, 700):
@@ -160,7 +163,7 @@ def _any_of(pooled: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def removed(pooled: Tensor, region: Tensor, regions: tuple[str, ...]) -> Tensor:
-    """Masks (B, K, d, h, w) in which each element's region (B,) is fluid instead, and a fluid is
+    """Masks (B, K, P, d, h, w) in which each element's region (B,) is fluid instead, and a fluid is
     white matter; where the masks have neither it is nothing."""
     out = pooled.clone()
     for element, number in enumerate(region.tolist()):

@@ -28,7 +28,7 @@ from cfgen.train.together import first_alone, join
 class LatentData:
     """`latents` (N, views, C, d, h, w) float16, which may lie on disk, `conditions` (N, V),
     sampling `weights` (N,), and latents (M, C, d, h, w) and conditions (M, V) that are held out.
-    `masks` (N, views, K, d, h, w) and those held out (M, K, d, h, w) are there for networks that
+    `masks` (N, views, K, P, d, h, w) and those held out (M, K, P, d, h, w) are for networks that
     take masks (train/masks.py)."""
 
     latents: Tensor

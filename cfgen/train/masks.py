@@ -21,13 +21,15 @@ from cfgen.progress import each
 from cfgen.space.grids import model_grid
 from cfgen.train.augmentation import AUGMENTATION
 from cfgen.train.cohort import Cohort
+from cfgen.train.control import ControlConfig
 from cfgen.train.latents import LatentData, seen
 from cfgen.train.mapped import mapped
 from cfgen.train.together import first_alone
 
 
 class MaskReader:
-    """Masks (views, K, d, h, w) float16 of a scan's label map, on the latent's grid, of `shape`."""
+    """Masks (views, K, P, d, h, w) float16 of a scan's label map, in parts of the latent's voxels,
+    whose grid is of `shape`, `detail` along an edge."""
 
     def __init__(
         self,
@@ -35,10 +37,11 @@ class MaskReader:
         regions: Sequence[str],
         grid: str,
         shape: Sequence[int],
+        detail: int,
         seed: int,
     ) -> None:
         self.rows, self.regions, self.grid = rows, tuple(regions), grid
-        self.shape, self.seed = tuple(shape), seed
+        self.shape, self.detail, self.seed = tuple(shape), detail, seed
 
     def read(self, number: int, views: int) -> Tensor:
         """Raises ImageError as `region_masks`."""
@@ -48,10 +51,11 @@ class MaskReader:
         whole = torch.from_numpy(masks).float()
         # The image's own values decide nothing of where its voxels go.
         walk = seen(torch.zeros_like(whole[0]), views, self.seed, number, whole)
-        return torch.stack([pool_masks(m, self.shape) for _, m in walk if m is not None]).half()
+        moved = [m for _, m in walk if m is not None]
+        return torch.stack([pool_masks(m, self.shape, self.detail) for m in moved]).half()
 
     def all(self, views: int) -> Tensor:
-        """(N, views, K, d, h, w), in memory."""
+        """(N, views, K, P, d, h, w), in memory."""
         numbers = each(range(len(self.rows)), len(self.rows), "label maps read")
         return torch.stack([self.read(n, views) for n in numbers])
 
@@ -59,13 +63,14 @@ class MaskReader:
         """The same in a .npy file at `path` that is mapped into memory (`mapped`)."""
         files = [(str(r.labels), r.labels.stat()) for r in self.rows if r.labels is not None]
         known = [(name, s.st_size, s.st_mtime_ns) for name, s in files]
-        recipe = [known, self.regions, self.grid, self.shape, self.seed, views, repr(AUGMENTATION)]
+        how = self.regions, self.grid, self.shape, self.detail, self.seed
+        recipe = [known, *how, views, repr(AUGMENTATION)]
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
         def make(number: int) -> np.ndarray:
             return self.read(number, views).numpy()
 
-        shape = (len(self.rows), views, len(self.regions), *self.shape)
+        shape = (len(self.rows), views, len(self.regions), self.detail**3, *self.shape)
         return mapped(path, digest, shape, make, "label maps read")
 
 
@@ -86,7 +91,7 @@ def with_masks(
     data: LatentData,
     train: Cohort,
     val: Cohort,
-    regions: Sequence[str],
+    control: ControlConfig,
     grid: str,
     seed: int,
     folder: Path | None,
@@ -97,15 +102,16 @@ def with_masks(
     Raises ImageError as `region_masks`, and ManifestError for a region that no scan of the train
     split has.
     """
-    edges = data.shape[1:]
-    reader, views = MaskReader(train.rows, regions, grid, edges, seed), data.latents.shape[1]
+    regions, views = control.regions, data.latents.shape[1]
+    how = regions, grid, data.shape[1:], control.detail, seed
+    reader = MaskReader(train.rows, *how)
     if folder is None:
         masks = reader.all(views)
     else:
         path = folder / "masks.npy"
         masks = first_alone(lambda: reader.cached(views, path))
     require_seen(masks, regions)
-    held_out = MaskReader(val.rows, regions, grid, edges, seed).all(1)[:, 0]
+    held_out = MaskReader(val.rows, *how).all(1)[:, 0]
     return replace(data, masks=masks, held_out_masks=held_out)
 
 

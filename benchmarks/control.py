@@ -52,7 +52,7 @@ from cfgen.sim.graph import graph
 from cfgen.sim.reference import reference
 from cfgen.sim.render import render
 from cfgen.space.grids import model_grid
-from cfgen.train.control import CONTROL, ControlConfig, ControlTask
+from cfgen.train.control import ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
 from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
@@ -256,7 +256,10 @@ def main() -> None:
         "--workers", type=int, default=1, help="processes that render label maps, 0: none"
     )
     parser.add_argument(
-        "--detail", type=int, default=CONTROL.detail, help="parts of a latent voxel along an edge"
+        "--detail",
+        type=int,
+        default=detail_of(DEFAULT_GRID, LATENT),
+        help="parts of a latent voxel along an edge",
     )
     parser.add_argument("--masks-only", action="store_true", help="render label maps, no more")
     options = parser.parse_args()

@@ -348,6 +348,8 @@ def test_a_bundle_gains_a_part_and_keeps_the_others(cfgen, tiny_bundle, guided_b
         assert made.parts[name].config == json.loads(json.dumps(part.config))
     config = made.part("controlnet").config
     assert config["kind"] == "masks"
+    # Latent voxels of 8 mm, in parts of 4 mm.
+    assert config["detail"] == 2
     assert config["regions"] == list(THREE)
     assert made.part("controlnet").trained["scans"] == 2
     report = guided_bundle.path.with_name("guided-training") / "controlnet-masks" / "report.csv"

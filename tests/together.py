@@ -105,7 +105,7 @@ def unet() -> UNet:
 def control() -> Task:
     """A control network, with the contrast of regions."""
     data = latents()
-    masks = torch.rand(5, 2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    masks = torch.rand(5, 2, 3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     data = replace(data, masks=masks, held_out_masks=masks[:2, 0])
     how = ControlConfig(regions=("csf", "cerebral_wm", "thalamus"), contrastive=0.1)
     return ControlTask(unet(), data, latent_mean(data), CPU, FIT, PLAIN, how)

@@ -17,7 +17,7 @@ from cfgen.errors import UsageError
 from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of, models_to_train_on
 from cfgen.processes import leads
 from cfgen.train.cohort import read_splits
-from cfgen.train.control import CONTROL, ControlConfig, ControlTask
+from cfgen.train.control import CONTROL, ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latents import LatentData, latent_data, trial_data
@@ -54,6 +54,7 @@ def train_control(
     require_labels(manifest, [train, val])
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
+    control = replace(control, detail=detail_of(grid, data.shape[1:]))
     data = with_masks(data, train, val, control, grid, config.seed, runs)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)
@@ -83,6 +84,7 @@ def try_control(
     require_labels(manifest, [train, val])
     few = train.spaced(1, TRIED)
     data = trial_data(few, models.autoencoder, torch_device, config.seed)
+    control = replace(control, detail=detail_of(grid, data.shape[1:]))
     data = with_masks(data, few, few, control, grid, config.seed, None)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)

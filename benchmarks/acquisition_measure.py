@@ -144,7 +144,8 @@ def of_edit(
     tools: Tools, people: People, case: Case, scan: Scan, guess: np.ndarray, lock: bool
 ) -> tuple[dict, Features]:
     image, truth = scan.volume.data, people.image(case.truth).numpy()
-    edited = guess.astype(np.float32)
+    # Without the lock, too, a change reaches the brain alone.
+    edited = np.where(scan.brain, guess, 0).astype(np.float32)
     contrast = scan.contrast(edited)
     if lock:
         edited = scan.locked(contrast).astype(np.float32)

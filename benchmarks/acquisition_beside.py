@@ -57,12 +57,12 @@ def beside(out: Path, cohort: str) -> None:
 def of_another(people: People, asked: Sequence[Case], case: Case) -> np.ndarray:
     """Brightness (n,) of somebody else's brain under the target: the scan of the one whose whole
     protocol it is, or somebody's true scan under it; where neither could be made anybody's scan."""
-    protocol = unscaled(people.protocol(case.truth))
-    others = [c for c in asked if c.person != case.person]
-    scans = [c.scan for c in others if unscaled(people.protocol(c.scan)) == protocol]
-    scans += [c.truth for c in others if c.target == case.target]
-    scans += [c.scan for c in others]
-    image = people.image(scans[0]).numpy()
+    place = people.owner(case)
+    if place is None:
+        others = [c for c in asked if c.person != case.person]
+        alike = [c.truth for c in others if c.target == case.target]
+        place = alike[0] if alike else others[0].scan
+    image = people.image(place).numpy()
     return image[image > 0]
 
 
@@ -93,10 +93,8 @@ def by_physics(scan: Scan, own: Protocol, other: Protocol) -> np.ndarray:
     except CfgenError as error:
         log.info("physics: %s", error)
         return np.full_like(data, np.nan)
-    percentiles = (
-        np.percentile(x[brain], PREPROCESS.intensity_percentile) for x in (made.image, data)
-    )
-    gain = np.divide(*percentiles)
+    gain = np.percentile(made.image[brain], PREPROCESS.intensity_percentile)
+    gain /= np.percentile(data[brain], PREPROCESS.intensity_percentile)
     return made.image / np.float32(gain)
 
 

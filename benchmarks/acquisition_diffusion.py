@@ -8,7 +8,7 @@
 The people are those of benchmarks/acquisition_people.py. `train` makes a bundle OUT/MODEL-COHORT,
 in as many steps as fit in the time: of latents about one mean, of latents about a mean that follows
 the acquisition (`ridge`), or of slices. `edit` brings the test people to the other acquisitions by
-Algorithm 1 and by DDIM inversion, a file a setting, which benchmarks/acquisition_tables.py
+Algorithm 1 and by DDIM inversion, a file a setting, which benchmarks/acquisition_measure.py
 measures; what is there is not made again.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from acquisition_people import CONFOUNDING, SEED, cases, read, unscaled
+from acquisition_people import CONFOUNDING, SEED, VAL, cases, read, unscaled
 from paced import fit_within
 
 import cfgen
@@ -50,7 +50,7 @@ from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
 from cfgen.train.latents import LatentData, encode_views, fit_mean
 
-VAL, HELD_OUT = 12, 64
+HELD_OUT = 64
 BATCH = {"latent": 16, "ridge": 16, "slices": 32}
 # Scans that are edited at a time.
 TOGETHER = {"latent": 8, "ridge": 8, "slices": 1}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from acquisition_people import ANOTHER, FEW, Case, People, cases, read, unscaled
+from acquisition_people import ANOTHER, FEW, VAL, Case, People, cases, read, unscaled
 from acquisition_scan import Scan, look
 
 from cfgen.bundle import read_bundle
@@ -31,6 +31,7 @@ from cfgen.data.acquisition import NAMES, Protocol, acquisition_conditions
 from cfgen.data.acquisition_columns import value_text
 from cfgen.data.schema import Schema
 from cfgen.data.table import Row
+from cfgen.edit.lock import IntensityMap
 from cfgen.measure.anatomy import volume_changes
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.measure.segmenter import load_segmenter, soft_volumes
@@ -42,8 +43,6 @@ from cfgen.train.fit import fit
 from cfgen.train.judge import JudgeTask, settle
 from cfgen.train.judge_data import JudgeData, encode
 
-# Of the training people so many end the training.
-VAL = 12
 NETWORKS = 2
 CPU = torch.device("cpu")
 # How an image looks, and what the shipped judge's heads see.
@@ -99,14 +98,8 @@ def measure(out: Path, cohort: str, tools: Tools) -> None:
     asked, scans = cases(people), {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, some in (("training", read(out / cohort)), ("own", people)):
-        own = [n for n, line in enumerate(some.table) if not line.get("target")]
-        seen = [tools.seen(some.image(n).numpy()) for n in own] if is_new(folder / name) else []
-        lines = [
-            {"person": some.table[n].get("person", n), "protocol": unscaled(some.protocol(n))}
-            | {"read": s[0]}
-            for n, s in zip(own, seen, strict=bool(seen))
-        ]
-        keep(folder / name, lines, [s[1] for s in seen])
+        if is_new(folder / name):
+            keep(folder / name, of_scans(tools, some))
     for path in sorted((out / "edits").glob(f"*-{cohort}/*.npy")):
         model = path.parent.name.removesuffix(f"-{cohort}")
         variants = ("",) if model == "beside" else ("", ", locked")
@@ -120,10 +113,15 @@ def measure(out: Path, cohort: str, tools: Tools) -> None:
                 continue
             if case.person not in scans:
                 scans[case.person] = look(tools.segmenter, people.image(case.scan))
-            for line, variant in zip(found, variants, strict=True):
-                line.append(of_edit(tools, people, case, scans[case.person], guess, bool(variant)))
+            scan = scans[case.person]
+            # Without the lock, too, a change reaches the brain alone.
+            edited = np.where(scan.brain, guess, 0).astype(np.float32)
+            contrast = scan.contrast(edited)
+            images_of = (edited, scan.locked(contrast).astype(np.float32))
+            for lines, image in zip(found, images_of, strict=False):
+                lines.append(of_edit(tools, people, case, scan, image, contrast))
         for target, lines in zip(targets, found, strict=True):
-            keep(target, [line for line, _ in lines], [features for _, features in lines])
+            keep(target, lines)
         log.info("%s %s", model, path.stem)
 
 
@@ -131,24 +129,37 @@ def is_new(target: Path) -> bool:
     return not target.with_name(target.name + ".json").exists()
 
 
-def keep(target: Path, lines: list[dict], features: list[Features]) -> None:
-    if not lines:
+def keep(target: Path, found: list[tuple[dict, Features]]) -> None:
+    if not found:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    lines, features = zip(*found, strict=True)
     looks, embedded = (np.stack(f) for f in zip(*features, strict=True))
     np.savez(target.with_name(target.name + ".npz"), appearance=looks, embedding=embedded)
     target.with_name(target.name + ".json").write_text(json.dumps(lines))
 
 
+def of_scans(tools: Tools, people: People) -> list[tuple[dict, Features]]:
+    """Of everybody's own scan."""
+    found = []
+    for n, line in enumerate(people.table):
+        if not line.get("target"):
+            guess, features = tools.seen(people.image(n).numpy())
+            about = {"person": line.get("person", n), "protocol": unscaled(people.protocol(n))}
+            found.append((about | {"read": guess}, features))
+    return found
+
+
 def of_edit(
-    tools: Tools, people: People, case: Case, scan: Scan, guess: np.ndarray, lock: bool
+    tools: Tools,
+    people: People,
+    case: Case,
+    scan: Scan,
+    edited: np.ndarray,
+    contrast: IntensityMap,
 ) -> tuple[dict, Features]:
+    """`contrast` is the map that explains the edit's change, or was let through of it."""
     image, truth = scan.volume.data, people.image(case.truth).numpy()
-    # Without the lock, too, a change reaches the brain alone.
-    edited = np.where(scan.brain, guess, 0).astype(np.float32)
-    contrast = scan.contrast(edited)
-    if lock:
-        edited = scan.locked(contrast).astype(np.float32)
     brain = (truth > 0) & scan.brain
     error, nothing = (edited - truth)[brain], (image - truth)[brain]
     line = {
@@ -164,22 +175,15 @@ def of_edit(
         "explained": contrast.explained,
     }
     if case.target == ANOTHER:
-        line["ssim_shuffled"] = of_owner(people, case, edited)
+        owner = people.owner(case)
+        if owner is not None:
+            other = people.image(owner).numpy()
+            line["ssim_shuffled"] = ssim(edited, other, (edited > 0) | (other > 0))
     if case.person < FEW:
         again = soft_volumes(tools.segmenter, scan.undone(contrast, edited), CPU)
         line["worst"] = max(abs(c.percent) for c in volume_changes(scan.volumes, again))
     line["read"], features = tools.seen(edited)
     return line, features
-
-
-def of_owner(people: People, case: Case, edited: np.ndarray) -> float:
-    """SSIM to the scan of the one whose protocol it is."""
-    protocol = unscaled(people.protocol(case.truth))
-    for n, line in enumerate(people.table):
-        if not line["target"] and unscaled(people.protocol(n)) == protocol:
-            other = people.image(n).numpy()
-            return ssim(edited, other, (edited > 0) | (other > 0))
-    return float("nan")
 
 
 def main() -> None:

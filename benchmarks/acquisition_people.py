@@ -46,6 +46,8 @@ TARGETS = {"randomised": (*FIELDS, "sequence=SPGR", "sequence=MPRAGE"), "confoun
 FEW = 6
 # The protocol of the next test person.
 ANOTHER = "another's"
+# Of the training people so many end the training.
+VAL = 12
 # Numbers of people whom no training has seen.
 FIRST_TEST = 100_000
 log = logging.getLogger("cfgen")
@@ -73,6 +75,13 @@ class People:
 
     def protocol(self, place: int) -> Protocol:
         return self.table[place]["protocol"]
+
+    def owner(self, case: Case) -> int | None:
+        """The place of the scan of the one whose whole protocol a target is, who may not be
+        there."""
+        protocol = unscaled(self.protocol(case.truth))
+        own = (n for n, line in enumerate(self.table) if not line["target"])
+        return next((n for n in own if unscaled(self.protocol(n)) == protocol), None)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from cfgen.metrics.distribution import frechet, frechet_floor, kernel_distance
 from cfgen.metrics.result import Result
 from cfgen.scan.pictures import new_figure
 
-PROBED = ("manufacturer", "field_tesla", "sequence")
+TEXTS = ("manufacturer", "sequence")
+PROBED = (*TEXTS, "field_tesla")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def summary(found: dict[str, Measured], own: Measured, real: Measured) -> tuple[
         right = read_right(some.lines)
         share = over_levels(results, FOOLED, FROZEN)
         told = over_levels(results, EDITED, AGAIN)
-        cells = [f"{100 * right[n][1]:.0f} %" if n in right else "" for n in PROBED[::2]]
+        cells = [f"{100 * right[n][1]:.0f} %" if n in right else "" for n in TEXTS]
         numbers = (n for n in right if right[n][0] == "MSE")
         of_spread = [right[n][1] / spread(own, n) for n in numbers]
         fooled.append(
@@ -168,7 +169,7 @@ def summary(found: dict[str, Measured], own: Measured, real: Measured) -> tuple[
     floor, half = frechet_floor(own.embedding, 0)
     heads = ["edit", "error", "bias", "SSIM to the truth", "to the scan", "to the other's scan"]
     heads += [f"Frechet (halves of {half}: {floor:.2f})", "KID", "worst region, %", "explained"]
-    asked = ["edit", *(f"{n}, predictor" for n in PROBED[::2]), "MSE over variance"]
+    asked = ["edit", *(f"{n}, predictor" for n in TEXTS), "MSE over variance"]
     return (
         table(heads, near),
         table([*asked, "fooled, frozen", "told, trained again"], fooled),
@@ -211,7 +212,8 @@ def pareto(points: dict[str, tuple[float, float, float, float]], path: Path) -> 
             panel.plot(figures[x], figures[y], marker, color=f"C{models.index(model)}")
             if model == "beside":
                 panel.annotate(setting, (figures[x], figures[y]), fontsize=7)
-        panel.set_xscale("symlog", linthresh=0.1) if x == 1 else None
+        if x == 1:
+            panel.set_xscale("symlog", linthresh=0.1)
         panel.set_xlabel(xlabel)
         panel.set_ylabel(ylabel)
     for n, model in enumerate(models):

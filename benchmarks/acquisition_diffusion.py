@@ -6,9 +6,10 @@
         --model latent
 
 The people are those of benchmarks/acquisition_people.py. `train` makes a bundle OUT/MODEL-COHORT,
-in as many steps as fit in the time: of latents about one mean, of latents about a mean that follows
-the acquisition (`ridge`), or of slices. `edit` brings the test people to the other acquisitions by
-Algorithm 1 and by DDIM inversion, a file a setting, which benchmarks/acquisition_measure.py
+in as many steps as fit in the time: of latents under the paper's schedule (`latent`) or one whose
+noise hides what all voxels agree on (`shifted`), of such latents about a mean that follows the
+acquisition (`ridge`), or of slices. `edit` brings the test people to the other acquisitions by
+Algorithm 1 or by DDIM inversion, a file a setting, which benchmarks/acquisition_measure.py
 measures; what is there is not made again.
 """
 
@@ -46,22 +47,29 @@ from cfgen.train.acquisition import (
     slice_data,
 )
 from cfgen.train.fit import fit
-from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
+from cfgen.train.latent_diffusion import LATENT_DIFFUSION, SCHEDULE, LatentDiffusionConfig
 from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
 from cfgen.train.latents import LatentData, encode_views, fit_mean
 
 HELD_OUT = 64
-BATCH = {"latent": 16, "ridge": 16, "slices": 32}
+BATCH = {"latent": 16, "shifted": 16, "ridge": 16, "slices": 32}
+# The signal-to-noise ratio of these is divided at every time (docs/cycle.md).
+SHIFT = {"shifted": 8.0, "ridge": 8.0}
 # Scans that are edited at a time.
-TOGETHER = {"latent": 8, "ridge": 8, "slices": 1}
-# What the latent mean does by itself, the paper's own setting, then its others, then deeper ones.
-GRID = sorted(product((25, 50, 75), (3.0, 5.0, 7.0)), key=lambda tw: tw != (50, 3.0))
-SETTINGS = (
-    Rediffusion(1, 1.0),
-    *(Rediffusion(t, w) for t, w in GRID),
-    *(Rediffusion(t, w, "ddim") for t, w in product((400, 700), (1.0, 3.0))),
-    *(Rediffusion(t, w) for t, w in product((200, 400), (1.0, 3.0))),
+TOGETHER = {"latent": 8, "shifted": 8, "ridge": 8, "slices": 1}
+# The paper's own setting, then its others; and DDIM as deep as its noise goes.
+PAPER = tuple(
+    Rediffusion(t, w)
+    for t, w in sorted(product((25, 50, 75), (3.0, 5.0, 7.0)), key=lambda tw: tw != (50, 3.0))
 )
+DEEP = tuple(Rediffusion(t, w, "ddim", 25) for t, w in product((1000, 700, 400), (1.0, 2.0)))
+SETTINGS = {
+    "latent": (*PAPER, *DEEP[:1]),
+    "shifted": DEEP,
+    # The first is what the latent mean does by itself.
+    "ridge": (Rediffusion(1, 1.0), *DEEP),
+    "slices": PAPER,
+}
 log = logging.getLogger("cfgen")
 
 
@@ -80,7 +88,11 @@ def data_of(
         data, mean = slice_data(both, (c[VAL:], c[:VAL]), weights, HELD_OUT)
         return data, mean, how, schema
     usual = replace(
-        LATENT_DIFFUSION, latent_mean=run.model == "ridge", latent_scale="all", positions=True
+        LATENT_DIFFUSION,
+        schedule=replace(SCHEDULE, shift=SHIFT.get(run.model, 1.0)),
+        latent_mean=run.model == "ridge",
+        latent_scale="voxel",
+        positions=True,
     )
     how = acquisition_diffusion(usual, schema)
     if run.channels:
@@ -140,7 +152,7 @@ def edit(run: Run) -> None:
     asked = [case for case in cases(people) if case.person < run.tested]
     folder = out / "edits" / f"{model}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    for setting in SETTINGS:
+    for setting in SETTINGS[model]:
         label = f"{setting.sampler}-{setting.start_t}-{setting.guidance:g}"
         if (folder / f"{label}.npy").exists():
             continue

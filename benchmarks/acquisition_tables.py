@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from acquisition_people import ANOTHER
+from acquisition_readable import fitted_guess, most_readable, reading_score
 
 from cfgen.evaluate.probe import (
     AGAIN,
@@ -123,16 +124,25 @@ def over_levels(results: Sequence[Result], metric: str, variant: str) -> float:
     return float(np.average([r.value for r in some], weights=[r.n for r in some]))
 
 
-def judged(own: Measured) -> str:
-    lines = []
-    for name, (kind, value) in sorted(read_right(own.lines).items(), key=lambda x: x[1][0]):
-        values = [x["protocol"][name] for x in own.lines if name in x["protocol"]]
+def judged(own: Measured, training: Measured) -> str:
+    """By parameter what is read of test people's own scans: by the predictor, by trees that learned
+    from `training` how scans look, and by who knows the signals."""
+    read = read_right(own.lines)
+    names = sorted(read, key=lambda name: (read[name][0], name))
+    most, lines = most_readable(names), []
+    for name in names:
+        kind, value = read[name]
+        seen, unseen = (m.only(lambda x, name=name: name in x["protocol"]) for m in (training, own))
+        learned, truth = ([x["protocol"][name] for x in m.lines] for m in (seen, unseen))
+        looks = reading_score(fitted_guess(seen.appearance, learned, unseen.appearance), truth)
         if kind == "accuracy":
-            usual = max(values.count(v) for v in values) / len(values)
-            lines.append([name, f"{100 * value:.0f} %", "", f"{100 * usual:.0f} %"])
+            usual = max(truth.count(v) for v in truth) / len(truth)
+            cells = [f"{100 * v:.0f} %" for v in (value, looks, most[name], usual)]
         else:
-            lines.append([name, "", f"{value:.3g}", f"{np.var(values):.3g}"])
-    return table(["parameter", "accuracy", "MSE", "of the commonest, or the mean"], lines)
+            cells = [f"{v:.3g}" for v in (value, looks, most[name], np.var(truth))]
+        lines.append([f"{name}, {kind}", str(len(truth)), *cells])
+    heads = ["parameter", "scans", "predictor", "trees on its looks", "trees on true signals"]
+    return table([*heads, "the commonest, or the mean"], lines)
 
 
 def summary(found: dict[str, Measured], own: Measured, real: Measured) -> tuple[str, str, dict]:
@@ -241,7 +251,7 @@ def main() -> None:
     paths = sorted(folder.glob("*/*.json"), key=lambda p: (p.parent.name, p.stat().st_mtime))
     found = {f"{p.parent.name}/{p.stem}": load(p) for p in paths}
     near, fooled, points = summary(found, own, real)
-    print(judged(own), near, fooled, by_target(found), sep="\n")
+    print(judged(own, training), near, fooled, by_target(found), sep="\n")
     pareto(points, options.out / f"pareto-{options.cohort}.png")
 
 

@@ -49,7 +49,7 @@ from cfgen.train.acquisition import (
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, SCHEDULE, LatentDiffusionConfig
 from cfgen.train.latent_diffusion import LatentDiffusionTask as Task
-from cfgen.train.latents import LatentData, encode_views, fit_mean
+from cfgen.train.latents import LatentData, cached_views, encode_views, fit_mean
 
 HELD_OUT = 64
 BATCH = {"latent": 16, "shifted": 16, "ridge": 16, "slices": 32}
@@ -77,8 +77,8 @@ def data_of(
     run: Run, source: Bundle
 ) -> tuple[LatentData, LatentMean, LatentDiffusionConfig, Schema]:
     people = read(run.out / run.cohort)
-    images = torch.from_numpy(np.array(people.images))
-    protocols = [line["protocol"] for line in people.table]
+    images = torch.from_numpy(np.array(people.images[: VAL + run.people]))
+    protocols = [line["protocol"] for line in people.table[: VAL + run.people]]
     schema = acquisition_conditions(protocols[VAL:])
     c = encoded(schema, protocols)
     weights = torch.ones(len(c) - VAL)
@@ -97,8 +97,11 @@ def data_of(
     how = acquisition_diffusion(usual, schema)
     if run.channels:
         how = replace(how, channels=run.channels)
+    # One view: what is learned here is contrast, which a mirror leaves as it is.
+    how = replace(how, views=1)
     net = load_autoencoder(source, run.device)
-    latents = encode_views(net, images[VAL:], how.views, run.device, SEED)
+    path = run.out / "runs" / f"latents-{run.cohort}.npy"
+    latents = cached_views(net, images[VAL:], how.views, run.device, SEED, path)
     held_out = encode_views(net, images[:VAL], 1, run.device, SEED)[:, 0]
     data = LatentData(latents, c[VAL:], weights, held_out, c[:VAL])
     flags = torch.zeros(c.shape[1], dtype=torch.bool)
@@ -110,8 +113,9 @@ def data_of(
 
 @dataclass(frozen=True)
 class Run:
-    """Whose people, of what a model, where, and how many seconds it may take; 0: no limit.
-    `channels` are those of a latent's network, by level; none: the usual."""
+    """Whose people, of what a model, where, and how many seconds training may take; 0: no limit.
+    So many `people` teach, and `tested` are edited. `channels` are those of a latent's network, by
+    level; none: the usual."""
 
     out: Path
     cohort: str
@@ -119,6 +123,7 @@ class Run:
     device: torch.device
     seconds: float
     tested: int
+    people: int
     channels: tuple[int, ...]
 
 
@@ -131,7 +136,7 @@ def train(run: Run, source: Bundle, config: FitConfig) -> None:
     runs = out / "runs" / f"{model}-{name}"
     task = Task(data, mean, device, config, how)
     if seconds:
-        net = fit_within(task, config, runs, seconds - (time.monotonic() - began))
+        net = fit_within(task, config, runs, seconds)
     else:
         net = fit(task, replace(config, report_every=config.steps), runs, shared=False)
     kept = known_by_acquisition(source, schema, latents=model != "slices")
@@ -181,6 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cohort", choices=tuple(CONFOUNDING), default="randomised")
     parser.add_argument("--model", choices=tuple(BATCH), default="latent")
+    parser.add_argument("--people", type=int, default=1000, help="to learn from, at most")
     parser.add_argument("--tested", type=int, default=1000, help="the first of the test people")
     parser.add_argument("--bundle", type=Path, help="whose autoencoder")
     parser.add_argument("--channels", type=int, nargs="+", default=[], help="of latents, by level")
@@ -200,6 +206,7 @@ def main() -> None:
         pick_device(options.device),
         options.seconds,
         options.tested,
+        options.people,
         tuple(options.channels),
     )
     source = read_bundle(options.bundle or Path(cfgen.__file__).parent / "bundles" / "default")

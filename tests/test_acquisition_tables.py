@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-MODULES = ("acquisition_tables", "acquisition_people", "cycle_people")
+MODULES = ("acquisition_tables", "acquisition_readable", "acquisition_people", "cycle_people")
 
 
 @pytest.fixture
@@ -94,6 +94,22 @@ def test_what_is_measured_is_read_as_it_was_kept(tables, tmp_path):
     own = tables.load(tmp_path / "own.json")
     assert own.features.shape == (4, 5)
     assert own.only(lambda x: x["person"] > 2).lines == lines[3:]
-    text = tables.judged(own)
-    assert "| manufacturer | 100 % |  | 50 % |" in text
-    assert "| field_tesla |  | 0.01 | 0.562 |" in text
+
+
+def test_predictor_and_trees_stand_beside_what_can_be_read(tables, monkeypatch):
+    import acquisition_readable
+
+    monkeypatch.setattr(acquisition_readable, "SCANNERS", 4000)
+    draw = np.random.default_rng(2)
+    own, training = (measured(tables, draw, [line(n, n) for n in range(size)]) for size in (20, 80))
+    rows = tables.judged(own, training).splitlines()[2:]
+    found = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in rows}
+    scans, predictor, looked, most, usual = found["manufacturer, accuracy"]
+    assert (scans, predictor, looked, usual) == ("20", "100 %", "100 %", "50 %")
+    # Makers whose protocols overlap cannot all be told.
+    assert 50 < float(most.removesuffix(" %")) < 80
+    _, predictor, looked, most, variance = found["field_tesla, MSE"]
+    assert (predictor, variance) == ("0.01", "0.562")
+    assert float(looked) < 0.05
+    # The strength of the coil's field alone gives it away.
+    assert float(most) < 0.01

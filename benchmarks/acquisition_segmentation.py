@@ -8,14 +8,16 @@
 
 Every simulated person is scanned by vendor A (Siemens, 3 T, MPRAGE) and by vendor B (GE, 1.5 T,
 SPGR), each with a protocol that differs from person to person. A network for grey matter, white
-matter and CSF learns from one vendor's scans of the train people and is tested on other people,
-with the same scanner and with the other: 'none', 'plain' augmentation (gamma, bias field, noise),
-'oracle' (the other vendor's true scans of the train people beside their own), and '--made' folders
-of counterfactuals, from A and from B, beside their own. All see as many images.
+matter and CSF learns from one vendor's scans of the train people ('base') and is tested on other
+people, with the same scanner and with the other. From it training goes on: as before ('none'), with
+'plain' augmentation (gamma, bias field, noise), with the other vendor's true scans of the train
+people beside their own ('oracle'), and with '--made' folders of counterfactuals, from A and from B,
+beside their own. All see as many images.
 
-Every training leaves its Dice by person in OUT/dice.csv's parts and is not run again; interrupted,
-the same command goes on. The table has Dice, the gain over 'none' by person (seeds averaged), its
-BCa interval over people and Wilcoxon's p, and the part of the oracle's gain that is reached.
+Every training leaves its Dice by person in OUT/runs and is not run again; interrupted, the same
+command goes on. The table has Dice, the gains over 'none' and over 'base' by person (seeds
+averaged), their BCa intervals over people, Wilcoxon's p of the first, and the part of the oracle's
+gain that is reached.
 """
 
 from __future__ import annotations
@@ -33,7 +35,14 @@ from scipy import stats
 
 from cfgen import __version__
 from cfgen.bundle import new_bundle, write_card
-from cfgen.config import DEFAULT_GRID, PREPROCESS, SEED, TISSUES_FIT, TissueAugmentation
+from cfgen.config import (
+    DEFAULT_GRID,
+    PREPROCESS,
+    SEED,
+    TISSUES_FIT,
+    FitConfig,
+    TissueAugmentation,
+)
 from cfgen.data.conditions import default_schema, parse_interventions
 from cfgen.data.manifest import write_manifest
 from cfgen.data.table import Row
@@ -58,6 +67,9 @@ PRESET = "iap"
 # Of ten people: so many train, one is val, the others test.
 TRAINED = 5
 BUILT_IN: tuple[str, ...] = ("none", "plain", "oracle")
+# The network that all go on from, and what it is gone on with.
+BASE = "base"
+MORE = replace(TISSUES_FIT, steps=400, learning_rate=3e-3)
 # By person, means over seeds of the mean Dice over tissues.
 Dice = dict[str, float]
 
@@ -123,9 +135,11 @@ def _scan(subject: Subject, head: Reference, folder: Path) -> Row:
     )
 
 
-def train(out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int, fit: int) -> None:
+def train(
+    out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int, fit: FitConfig
+) -> None:
     """One network, unless its Dice is there already."""
-    run = out / "runs" / f"{vendor}-{variant}-{seed}"
+    run, base = (out / "runs" / f"{vendor}-{v}-{seed}" for v in (variant, BASE))
     if (run / "bundle.json").exists():
         return
     own, other = (out / v / "manifest.csv" for v in (vendor, OTHER[vendor]))
@@ -134,9 +148,10 @@ def train(out: Path, vendor: str, variant: str, made: dict[str, Path], seed: int
         augmented = [made[variant] / "manifest.csv"]
     augmentation: TissueAugmentation = "plain" if variant == "plain" else "none"
     manifests = Manifests(own, augmented, [own, other])
-    config = replace(TISSUES_FIT, seed=seed, steps=fit)
+    config = replace(fit, seed=seed)
     print(f"training {run.name}", flush=True)
-    train_tissues(manifests, out / "empty", run, config, "cpu", augmentation)
+    init = None if variant == BASE else base
+    train_tissues(manifests, out / "empty", run, config, "cpu", augmentation, init)
 
 
 def read_dice(out: Path, vendor: str, variant: str, tested: str) -> dict[int, dict[str, Dice]]:
@@ -168,14 +183,14 @@ def text(estimate: Estimate, sign: str = "") -> str:
 def table(out: Path, variants: Sequence[str]) -> str:
     """What is there, as lines of Markdown; gains over the seeds that both variants have."""
     lines = [
-        "| trained on | tested on | variant | seeds | CSF | grey | white | mean | gain of the mean "
-        "| p | seeds that gain | of the oracle's gain |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| trained on | tested on | variant | seeds | CSF | grey | white | mean | over none | p "
+        "| seeds that gain | over base | of the oracle's gain |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for vendor in VENDORS:
         for tested in (vendor, OTHER[vendor]):
-            found = {v: read_dice(out, vendor, v, tested) for v in variants}
-            for variant in (v for v in variants if found[v]):
+            found = {v: read_dice(out, vendor, v, tested) for v in (BASE, *variants)}
+            for variant in (v for v in found if found[v]):
                 lines.append(_line(vendor, tested, variant, found))
     return "\n".join(lines)
 
@@ -183,32 +198,41 @@ def table(out: Path, variants: Sequence[str]) -> str:
 def _line(
     vendor: str, tested: str, variant: str, found: dict[str, dict[int, dict[str, Dice]]]
 ) -> str:
-    seeds = sorted(set(found[variant]) & set(found["none"]))
-    means = [
-        np.mean(list(by_person(found[variant], sorted(found[variant]), t).values()))
-        for t in (*TISSUES[1:], "mean")
-    ]
-    cells = [vendor, tested, variant, str(len(found[variant])), *(f"{m:.4f}" for m in means)]
-    if variant == "none" or not seeds:
-        return f"| {' | '.join([*cells, '', '', '', ''])} |"
-    base, own = (by_person(found[v], seeds, "mean") for v in ("none", variant))
-    people = sorted(base)
-    gain = np.array([own[p] - base[p] for p in people])
-    of_seeds = [
-        np.mean([found[variant][s]["mean"][p] - found["none"][s]["mean"][p] for p in people])
-        for s in seeds
-    ]
-    p = float(stats.wilcoxon(gain).pvalue) if np.any(gain) else 1.0
-    cells.append(text(over_people(lambda x: x.mean(-1), people, gain), "+"))
-    cells += [f"{p:.1g}", f"{sum(g > 0 for g in of_seeds)} of {len(of_seeds)}"]
-    shared = sorted(set(seeds) & set(found.get("oracle", {})))
-    reached = ""
-    if variant != "oracle" and tested != vendor and shared:
-        base, own, best = (by_person(found[v], shared, "mean") for v in ("none", variant, "oracle"))
-        over = np.array([own[p] - base[p] for p in people])
-        under = np.array([best[p] - base[p] for p in people])
-        reached = text(ratio_over_people(over, under, people))
+    own = found[variant]
+    means = [np.mean(list(by_person(own, sorted(own), t).values())) for t in (*TISSUES[1:], "mean")]
+    cells = [vendor, tested, variant, str(len(own)), *(f"{m:.4f}" for m in means)]
+    over_none, over_base = (gains(own, found.get(v, {})) for v in ("none", BASE))
+    if variant in ("none", BASE) or not len(over_none):
+        cells += ["", "", ""]
+    else:
+        seeds = over_none.mean(1)
+        p = float(stats.wilcoxon(over_none.mean(0)).pvalue) if np.any(over_none) else 1.0
+        cells += [gain_text(over_none), f"{p:.1g}", f"{sum(seeds > 0)} of {len(seeds)}"]
+    cells.append("" if variant == BASE or not len(over_base) else gain_text(over_base))
+    reached, best = "", found.get("oracle", {})
+    if variant not in (BASE, "none", "oracle") and tested != vendor:
+        shared = {s: own[s] for s in own if s in best and s in found["none"]}
+        if shared:
+            of = [gains({s: f[s] for s in shared}, found["none"]).mean(0) for f in (own, best)]
+            reached = text(ratio_over_people(*of, people(of[0])))
     return f"| {' | '.join([*cells, reached])} |"
+
+
+def gains(own: dict[int, dict[str, Dice]], over: dict[int, dict[str, Dice]]) -> np.ndarray:
+    """(seeds, people) of the mean Dice, of the seeds that both have."""
+    seeds = sorted(set(own) & set(over))
+    pairs = [(own[s]["mean"], over[s]["mean"]) for s in seeds]
+    return np.array([[a[p] - b[p] for p in sorted(b)] for a, b in pairs])
+
+
+def gain_text(gain: np.ndarray) -> str:
+    """Of gains (seeds, people): over people, with its interval."""
+    of_people = gain.mean(0)
+    return text(over_people(lambda x: x.mean(-1), people(of_people), of_people), "+")
+
+
+def people(of_people: np.ndarray) -> list[str]:
+    return [str(n) for n in range(len(of_people))]
 
 
 def made_folders(
@@ -219,7 +243,7 @@ def made_folders(
     for entry in given:
         name, _, paths = entry.partition("=")
         parts = paths.split(",")
-        if len(parts) != 2 or not name or name in BUILT_IN or "-" in name:
+        if len(parts) != 2 or not name or name in (BASE, *BUILT_IN) or "-" in name:
             parser.error(f"--made {entry}: expected NAME=FROM_A,FROM_B, the name without '-'")
         folders[name] = {"A": Path(parts[0]), "B": Path(parts[1])}
     return folders
@@ -230,7 +254,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=60, help="people")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=TISSUES_FIT.steps)
+    parser.add_argument("--steps", type=int, default=TISSUES_FIT.steps, help="of the base")
+    parser.add_argument("--more", type=int, default=MORE.steps, help="of those that go on from it")
     parser.add_argument("--variants", default="none,plain,oracle", help="of none, plain, oracle")
     parser.add_argument("--made", action="append", default=[], help="NAME=FROM_A,FROM_B")
     parser.add_argument("--table", action="store_true", help="print the table, train nothing")
@@ -244,11 +269,13 @@ def main() -> None:
     if not args.table:
         make_people(args.out, args.n)
         write_card(new_bundle(args.out / "empty", PREPROCESS, default_schema(), {}), {})
+        base, more = replace(TISSUES_FIT, steps=args.steps), replace(MORE, steps=args.more)
         for seed in range(args.seeds):
-            for variant in variants:
+            for variant in (BASE, *variants):
                 for vendor in VENDORS:
                     folders = {name: folder[vendor] for name, folder in made.items()}
-                    train(args.out, vendor, variant, folders, seed, args.steps)
+                    fit = base if variant == BASE else more
+                    train(args.out, vendor, variant, folders, seed, fit)
     print(table(args.out, variants))
 
 

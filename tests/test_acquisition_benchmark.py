@@ -10,7 +10,7 @@ import pytest
 
 PEOPLE = [f"sub-{n:05d}" for n in range(12)]
 # What a variant adds to Dice on the other vendor's scans.
-GAINS = {"none": 0.0, "oracle": 0.1, "physics": 0.06}
+GAINS = {"base": -0.02, "none": 0.0, "oracle": 0.1, "physics": 0.06}
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def run(out, vendor, variant, seed):
         if line["manifest"] != vendor:
             noise = 0.001 * (int(line["subject"][-2:]) % 3 - 1)
             for tissue in ("csf", "grey", "white"):
-                line[tissue] += GAINS[variant] + (noise if variant != "none" else 0) - 0.2
+                line[tissue] += (
+                    GAINS[variant] + (noise if variant not in ("base", "none") else 0) - 0.2
+                )
     folder = out / "runs" / f"{vendor}-{variant}-{seed}-training" / "tissues"
     folder.mkdir(parents=True)
     with (folder / "dice.csv").open("w", newline="") as file:
@@ -55,17 +57,19 @@ def test_gain_part_and_seeds(benchmark, tmp_path):
             for seed in range(3 if variant == "oracle" else 2):
                 run(tmp_path, vendor, variant, seed)
     text = benchmark.table(tmp_path, ["none", "oracle", "physics"])
-    *_, seeds, csf, _, _, mean, gain, _, _, _ = cells(text, "A", "B", "none")
+    *_, seeds, csf, _, _, mean, gain, _, _, over_base, _ = cells(text, "A", "B", "none")
     assert (seeds, csf, mean, gain) == ("2", "0.5150", "0.5150", "")
+    assert over_base.split()[0] == "+0.0200"
     oracle, physics = (cells(text, "A", "B", v) for v in ("oracle", "physics"))
     assert oracle[3] == "3"
     assert float(oracle[8].split()[0]) == pytest.approx(0.1, abs=1e-4)
     assert float(physics[8].split()[0]) == pytest.approx(0.06, abs=1e-4)
     assert float(physics[9]) < 0.01
     assert physics[10] == "2 of 2"
-    assert float(physics[11].split()[0]) == pytest.approx(0.6, abs=0.01)
+    assert float(physics[11].split()[0]) == pytest.approx(0.08, abs=1e-4)
+    assert float(physics[12].split()[0]) == pytest.approx(0.6, abs=0.01)
     same = cells(text, "A", "A", "oracle")
-    assert (same[8].split()[0], same[9], same[10], same[11]) == ("+0.0000", "1", "0 of 2", "")
+    assert (same[8].split()[0], same[9], same[10], same[12]) == ("+0.0000", "1", "0 of 2", "")
 
 
 def test_people_are_parted_by_halves_and_val(benchmark):

@@ -70,6 +70,14 @@ def train_predictor(
             help="Of segmentation: manifest of scans with labels to report Dice on; repeatable.",
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            help="Of segmentation: bundle whose network the training goes on from, as with "
+            "counterfactuals of scans that it knows.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -126,6 +134,9 @@ def train_predictor(
 
       cfgen train-predictor --manifest siemens.csv --target segmentation --test ge.csv \\
         --augmented edited/manifest.csv --bundle whole/ --out segmenting/
+
+      cfgen train-predictor --manifest siemens.csv --target segmentation --init segmenting/ \
+        --augmented edited/manifest.csv --steps 400 --bundle whole/ --out widened/
     """
     setup(threads, verbose, quiet)
     from cfgen.data.names import check_folder
@@ -140,13 +151,14 @@ def train_predictor(
 
         manifests = Manifests(manifest, augmented or [], test or [])
         tissues = fit_of(_TISSUES, *fit)
-        network = train_tissues(manifests, bundle, out, tissues, device, augmentation or "none")
+        how = augmentation or "none"
+        network = train_tissues(manifests, bundle, out, tissues, device, how, init)
         print_bundle(network.path)
         return
-    if augmentation or augmented or test:
+    if augmentation or augmented or test or init:
         raise UsageError(
             "train-predictor",
-            "--augmentation, --augmented or --test without --target segmentation",
+            "--augmentation, --augmented, --test or --init without --target segmentation",
             "--target segmentation: they are of its network",
         )
     if not targets:

@@ -20,6 +20,7 @@ from cfgen.measure.tissues import (
     PART,
     TissueScan,
     dice_lines,
+    load_tissues,
     read_tissue_scan,
     summary,
     tissue_dice,
@@ -53,17 +54,21 @@ def train_tissues(
     config: FitConfig,
     device: str,
     augmentation: TissueAugmentation = "none",
+    init: Path | None = None,
 ) -> Bundle:
-    """Add the tissue network to a bundle, in the part 'tissues'.
+    """Add the tissue network to a bundle, in the part 'tissues'; `init` is a bundle whose tissue
+    network the training goes on from.
 
     Dice by tissue on val and on the tests goes into the part's configuration and, scan by scan,
     into dice.csv beside the checkpoints. The weights are the last ones; nothing is chosen by Dice.
     Raises ManifestError where a manifest lacks what is needed, ImageError for labels of another
-    grid than their scan's, or of a table that cfgen does not know.
+    grid than their scan's, or of a table that cfgen does not know, BundleError where `init` has no
+    tissue network.
     """
     check_batch(config.batch_size)
     torch_device = pick_device(device)
     bundle = read_bundle(source)
+    first = None if init is None else load_tissues(read_bundle(init), torch_device)
     data = read_tissue_data(manifests.scans, manifests.augmented, manifests.tests)
     renditions = sum(map(len, data.train))
     log.info("segmentation: %d people, %d images to learn from", len(data.train), renditions)
@@ -74,8 +79,10 @@ def train_tissues(
         for name, rows in {"val": data.val, **data.tests}.items()
     }
     task = TissueTask(people, measured["val"], torch_device, config, augmentation)
+    if first is not None:
+        task.net.load_state_dict(first.state_dict())
     folder = runs_folder(out, PART)
-    net = fit(task, config, folder / _digest(data, augmentation))
+    net = fit(task, config, folder / _digest(data, augmentation, init))
     assert isinstance(net, TissueNet)
     if not leads():
         return bundle
@@ -96,10 +103,11 @@ def train_tissues(
     return write_part(copy_bundle(bundle, out), PART, half(net), description, trained)
 
 
-def _digest(data: TissueData, augmentation: TissueAugmentation) -> str:
-    """Of what is learned from: other scans, or changed otherwise, are another run."""
+def _digest(data: TissueData, augmentation: TissueAugmentation, init: Path | None) -> str:
+    """Of what is learned from: other scans, changed otherwise, or another start are another run."""
     images = [[str(row.image.absolute()) for row in rows] for rows in data.train]
-    return hashlib.sha256(json.dumps([augmentation, images]).encode()).hexdigest()[:8]
+    told = [augmentation, images, *([] if init is None else [str(init.absolute())])]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
 def scan_lines(

@@ -219,6 +219,21 @@ def test_it_learns_a_contrast_and_fails_at_another_unless_it_saw_it(cfgen, sourc
     assert said == figures["none"]["own"]
     _, text, _ = cfgen("info", tmp_path / "none")
     assert "on other: csf 0." in text
+    # A step of nothing from the first network leaves what it knows.
+    on = ["--init", tmp_path / "none", "--augmented", other, "--steps", 1]
+    code, _, err = cfgen(*command, *on, "--learning-rate", 1e-12, "--out", tmp_path / "on")
+    assert code == 0, err
+    dice_on = read_bundle(tmp_path / "on").part("tissues").config["dice"]
+    for name, before in figures["none"].items():
+        assert dice_on[name]["mean"]["dice"] == pytest.approx(before, abs=2e-3)
+
+
+def test_training_cannot_go_on_from_a_bundle_without_the_network(cfgen, source, tmp_path):
+    own = study(tmp_path, "own", SPLITS)
+    command = ["train-predictor", "--manifest", own, "--bundle", source, "--target", "segmentation"]
+    code, _, err = cfgen(*command, "--init", source, "--out", tmp_path / "o")
+    assert code == 4
+    assert "tissues" in err
 
 
 @pytest.mark.parametrize(
@@ -228,6 +243,7 @@ def test_it_learns_a_contrast_and_fails_at_another_unless_it_saw_it(cfgen, sourc
         (["--target", "segmentation", "--networks", "2"], "--networks"),
         (["--target", "age", "--test", "other.csv"], "without --target segmentation"),
         (["--augmentation", "plain"], "without --target segmentation"),
+        (["--target", "age", "--init", "first/"], "without --target segmentation"),
     ],
 )
 def test_options_that_do_not_go_together(cfgen, source, tmp_path, options, said):

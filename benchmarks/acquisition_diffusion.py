@@ -59,15 +59,15 @@ SHIFT = {"shifted": 8.0, "ridge": 8.0}
 TOGETHER = {"latent": 8, "shifted": 8, "ridge": 8, "slices": 1}
 # The paper's own setting, then its others; and DDIM as deep as its noise goes.
 PAPER = tuple(
-    Rediffusion(t, w)
+    Rediffusion(t, w, "ddpm")
     for t, w in sorted(product((25, 50, 75), (3.0, 5.0, 7.0)), key=lambda tw: tw != (50, 3.0))
 )
-DEEP = tuple(Rediffusion(t, w, "ddim", 25) for t, w in product((1000, 700, 400), (1.0, 2.0)))
+DEEP = tuple(Rediffusion(t, w, "ddim") for t, w in product((1000, 700, 400), (1.0, 2.0)))
 SETTINGS = {
     "latent": (*PAPER, *DEEP[:1]),
     "shifted": DEEP,
     # The first is what the latent mean does by itself.
-    "ridge": (Rediffusion(1, 1.0), *DEEP),
+    "ridge": (Rediffusion(1, 1.0, "ddpm"), *DEEP),
     "slices": PAPER,
 }
 log = logging.getLogger("cfgen")

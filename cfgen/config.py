@@ -102,16 +102,25 @@ AcquisitionSampler = Literal["ddpm", "ddim"]
 
 @dataclass(frozen=True)
 class Rediffusion:
-    """A scan under another acquisition by diffusion (cDDGM, Algorithm 1): noise to `start_t` of
-    1000, and back under guidance; the paper's choice. `steps` are those of 'ddim'."""
+    """A scan under another acquisition by diffusion: noise to `start_t` of 1000, and back under
+    guidance, in at most so many steps; 'ddpm' takes all."""
 
-    start_t: int = 50
-    guidance: float = 3.0
-    sampler: AcquisitionSampler = "ddpm"
-    steps: int = 10
+    start_t: int
+    guidance: float
+    sampler: AcquisitionSampler
+    most_steps: int = 25
+
+    @property
+    def steps(self) -> int:
+        return self.start_t if self.sampler == "ddpm" else min(self.most_steps, self.start_t)
 
 
-REDIFFUSION = Rediffusion()
+# By sampler. Contrast is a direction that all voxels share: what is inverted to less than all of
+# the noise keeps it (docs/acquisition.md). 'ddpm' as in cDDGM, Algorithm 1.
+REDIFFUSION = {
+    "ddim": Rediffusion(1000, 1.0, "ddim"),
+    "ddpm": Rediffusion(50, 3.0, "ddpm"),
+}
 
 
 @dataclass(frozen=True)

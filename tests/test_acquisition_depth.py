@@ -46,7 +46,7 @@ def test_noise_lets_as_much_go_as_it_hides(depth, schedule, monkeypatch, t):
     alpha_bar = float(schedule.alpha_bar[t])
     noise = (1 - alpha_bar) / alpha_bar
     due = noise / (noise + where.within**2)
-    moved = depth.share_moved(schedule, where, Rediffusion(t, 1.0))
+    moved = depth.share_moved(schedule, where, Rediffusion(t, 1.0, "ddpm"))
     assert moved == pytest.approx(due, abs=0.01)
 
 

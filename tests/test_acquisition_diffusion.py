@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,7 +145,7 @@ def exact(center: float, spread: float):
 
 
 def test_algorithm_1_asks_first_at_the_time_of_the_noise():
-    r, config = torch.full((2, 500), 1.0), Rediffusion(start_t=50, guidance=1.0)
+    r, config = torch.full((2, 500), 1.0), Rediffusion(50, 1.0, "ddpm")
     denoiser, asked = exact(3.0, 0.0)
     draw = [torch.Generator().manual_seed(n) for n in (1, 2)]
     out = rediffuse(SCHEDULE, (denoiser, denoiser), r, config, draw)
@@ -165,7 +164,7 @@ def test_more_noise_takes_more_of_the_other_acquisition():
     for start_t in (50, 200, 600):
         denoiser, _ = exact(1.0, 1.0)
         draw = [torch.Generator().manual_seed(0)]
-        config = Rediffusion(start_t=start_t, guidance=1.0)
+        config = Rediffusion(start_t, 1.0, "ddpm")
         moved.append(float(rediffuse(SCHEDULE, (denoiser, denoiser), r, config, draw).mean()))
     # Of normal data: each step keeps of the way to the centre what its posterior's mean keeps.
     expected = [1 - np.sqrt(float(SCHEDULE.alpha_bar[t])) for t in (50, 200, 600)]
@@ -192,11 +191,11 @@ def kept(start_t: int) -> float:
 def test_inversion_under_the_same_acquisition_comes_back():
     r = torch.randn(2, 50)
     denoiser, _ = exact(0.5, 1.5)
-    config = replace(Rediffusion(300, 1.0, "ddim"), steps=20)
+    config = Rediffusion(300, 1.0, "ddim", 20)
     out = rediffuse(SCHEDULE, (denoiser, denoiser), r, config, [])
     assert torch.allclose(out, r, atol=0.02)
     with pytest.raises(UsageError, match="start-t"):
-        rediffuse(SCHEDULE, (denoiser, denoiser), r, Rediffusion(1001), [])
+        rediffuse(SCHEDULE, (denoiser, denoiser), r, Rediffusion(1001, 3.0, "ddpm"), [])
 
 
 def table(folder, echo_times):
@@ -235,7 +234,9 @@ def test_train_ldm_learns_how_scans_were_acquired(cfgen, tiny_bundle, tmp_path):
     c = encoded(bundle.schema, [{"te_ms": 3.0}])
     pair = Condition(c), Condition(encoded(bundle.schema, [{"te_ms": 5.0}]))
     image = torch.rand(1, 1, 80, 96, 88)
-    out = rediffused(models, image, pair, Rediffusion(2), [torch.Generator().manual_seed(0)])
+    out = rediffused(
+        models, image, pair, Rediffusion(2, 3.0, "ddpm"), [torch.Generator().manual_seed(0)]
+    )
     assert out.shape == image.shape
     for more, expected in ((("--slices",), "--slices"), (("--conditions", "site"), "--tune")):
         code, _, said = cfgen(*usual, *more)

@@ -189,7 +189,7 @@ def test_scans_of_another_maker(cfgen, study, bundle, tmp_path):
     assert (record["Manufacturer"], record["RenderedBy"]) == ("GE", "diffusion")
     diffusion = record["Diffusion"]
     assert {k: diffusion[k] for k in ("Sampler", "StartT", "Guidance", "Steps", "Lock")} == {
-        "Sampler": "ddpm", "StartT": 2, "Guidance": 3, "Steps": 2, "Lock": True,
+        "Sampler": "ddim", "StartT": 2, "Guidance": 1, "Steps": 2, "Lock": True,
     }  # fmt: skip
     assert 0 < diffusion["Explained"] <= 1
     assert record["VolumeChanges"]

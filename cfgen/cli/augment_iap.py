@@ -91,14 +91,18 @@ def augment_iap(
     ] = False,
     start_t: Annotated[
         int | None,
-        typer.Option("--start-t", help="Of diffusion: the time of the noise.", show_default="50"),
+        typer.Option(
+            "--start-t",
+            help="Of diffusion: the time of the noise.",
+            show_default="1000, all of it; of ddpm 50",
+        ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Of diffusion.", show_default="3")
+        float | None, typer.Option("--guidance", help="Of diffusion.", show_default="1; of ddpm 3")
     ] = None,
     sampler: Annotated[
         cfg.AcquisitionSampler | None,
-        typer.Option("--sampler", help="Of diffusion: noise drawn, or found.", show_default="ddpm"),
+        typer.Option("--sampler", help="Of diffusion: noise found, or drawn.", show_default="ddim"),
     ] = None,
     lock: Annotated[
         bool | None,
@@ -138,7 +142,7 @@ def augment_iap(
 
     What has no equation (maker, coil, brightness, contrast) is for a model of the lab's own scans:
 
-      cfgen augment-iap --manifest cohort.csv --by diffusion --bundle site/ --start-t 400
+      cfgen augment-iap --manifest cohort.csv --by diffusion --bundle site/
       --to Manufacturer=GE --out iap/
     """
     setup(threads, verbose, quiet)
@@ -166,16 +170,16 @@ def augment_iap(
     else:
         assert image is not None
         rows = [single_row(image, None)]
-    asking = {"start_t": start_t, "guidance": guidance, "sampler": sampler}
+    asking = {"start_t": start_t, "guidance": guidance}
     effects = Effects(bias, noise, resolution)
     way: Way = effects
     if by == "diffusion":
         if effects != EFFECTS:
             raise UsageError("--bias, --noise or --resolution", "--by diffusion", "--by physics")
         said = {name: value for name, value in asking.items() if value is not None}
-        asked_of = replace(cfg.REDIFFUSION, **said)  # type: ignore[arg-type]
+        asked_of = replace(cfg.REDIFFUSION[sampler or "ddim"], **said)  # type: ignore[arg-type]
         way = Diffusion(read_bundle(bundle), pick_device(device), asked_of, lock is not False)
-    elif any(value is not None for value in (*asking.values(), lock)):
+    elif any(value is not None for value in (*asking.values(), sampler, lock)):
         found = "without --by diffusion"
         raise UsageError("--start-t, --guidance, --sampler or --lock", found, "--by diffusion")
     changes = _pairs(to or [], "--to", scales=by == "diffusion")

@@ -34,7 +34,7 @@ def rediffuse(
     check_start(config, schedule.T)
     own, other = denoisers
     if config.sampler == "ddim":
-        times = time_grid(min(config.steps, config.start_t), config.start_t)
+        times = time_grid(config.steps, config.start_t)
         return denoise_ddim(other, schedule, invert_ddim(own, schedule, r, times), times)
     times = list(range(config.start_t + 1))
     start = torch.full((len(r),), config.start_t)

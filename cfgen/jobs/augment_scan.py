@@ -127,9 +127,8 @@ def diffusion_record(way: Way, made: Made | None) -> DiffusionRecord | None:
         return None
     config = way.config
     explained = round(made.contrast.explained, 4) if isinstance(made, Acquired) else None
-    steps = config.steps if config.sampler == "ddim" else config.start_t
     return DiffusionRecord(
-        config.sampler, config.start_t, config.guidance, steps, way.lock, explained
+        config.sampler, config.start_t, config.guidance, config.steps, way.lock, explained
     )
 
 

@@ -4,7 +4,7 @@ counterfactual protocols. (cDDGM Q3, as far as it can be measured where nobody d
     python benchmarks/acquisition_real.py prepare --ixi IXI --other DS002748 --out build/real
     cfgen augment-iap --manifest build/real/train.csv --protocols data_manifests/protocols.toml \\
       --sample 1 --noise own --resolution --out build/real/physics
-    python benchmarks/acquisition_real.py train --out build/real --seeds 3
+    python benchmarks/acquisition_real.py train --out build/real
 
 IXI and DS002748 are folders with participants.csv. All scans are stripped by the shipped segmenter.
 The networks learn from people of IXI's split train alone; its val is the test at home. On ds002748
@@ -25,7 +25,7 @@ from pathlib import Path
 import ants
 import numpy as np
 import torch
-from acquisition_segmentation import by_person, read_dice, text
+from acquisition_segmentation import BASE, MORE, by_person, read_dice, text
 from scipy import stats
 
 from cfgen.bundle import new_bundle, read_bundle, write_card
@@ -105,27 +105,30 @@ def prepare(ixi: Path, other: Path, out: Path, trained: int, val: int) -> None:
         write_manifest(out / f"{reference}.csv", of_reference)
 
 
-def train(out: Path, seeds: int, steps: int) -> None:
+def train(out: Path, seeds: Sequence[int], steps: int, more: int) -> None:
+    """As benchmarks/acquisition_segmentation.py: a network of IXI, from which all go on."""
     write_card(new_bundle(out / "empty", PREPROCESS, default_schema(), {}), {})
     tests = [out / f"{reference}.csv" for reference in REFERENCES]
-    for seed in range(seeds):
-        for variant in VARIANTS:
+    for seed in seeds:
+        base = out / "runs" / f"ixi-{BASE}-{seed}"
+        for variant in (BASE, *VARIANTS):
             run = out / "runs" / f"ixi-{variant}-{seed}"
             if (run / "bundle.json").exists():
                 continue
             made = [out / variant / "manifest.csv"] if variant == "physics" else []
             how: TissueAugmentation = "plain" if variant == "plain" else "none"
-            config = replace(TISSUES_FIT, seed=seed, steps=steps)
+            fit = replace(TISSUES_FIT, steps=steps) if run == base else replace(MORE, steps=more)
+            init = None if run == base else base
             manifests = Manifests(out / "home.csv", made, tests)
-            train_tissues(manifests, out / "empty", run, config, "cpu", how)
+            train_tissues(manifests, out / "empty", run, replace(fit, seed=seed), "cpu", how, init)
 
 
 def table(out: Path) -> str:
     lines = ["| tested on | variant | seeds | grey | white | gain of the mean | p |"]
     lines.append("|---|---|---|---|---|---|---|")
     for tested in ("val", *REFERENCES):
-        found = {v: read_dice(out, "ixi", v, tested) for v in VARIANTS}
-        for variant in (v for v in VARIANTS if found[v]):
+        found = {v: read_dice(out, "ixi", v, tested) for v in (BASE, *VARIANTS)}
+        for variant in (v for v in found if found[v] and found["none"]):
             seeds = sorted(set(found[variant]) & set(found["none"]))
             own = mean_dice(found[variant], seeds)
             cells = [tested, variant, str(len(found[variant]))]
@@ -156,8 +159,9 @@ def main() -> None:
     parser.add_argument("--other", type=Path)
     parser.add_argument("--trained", type=int, default=40, help="people of IXI to learn from")
     parser.add_argument("--val", type=int, default=31)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=TISSUES_FIT.steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=TISSUES_FIT.steps, help="of the base")
+    parser.add_argument("--more", type=int, default=MORE.steps, help="of those that go on from it")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -166,7 +170,7 @@ def main() -> None:
             parser.error("prepare needs --ixi and --other")
         prepare(options.ixi, options.other, options.out, options.trained, options.val)
     if options.stage == "train":
-        train(options.out, options.seeds, options.steps)
+        train(options.out, options.seeds, options.steps, options.more)
     if options.stage != "prepare":
         print(table(options.out))
 

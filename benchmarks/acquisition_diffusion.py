@@ -30,7 +30,12 @@ from paced import fit_within
 import cfgen
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
-from cfgen.config import LATENT_DIFFUSION_FIT, FitConfig, Rediffusion
+from cfgen.config import (
+    ACQUISITION_NOISE_SHIFT,
+    LATENT_DIFFUSION_FIT,
+    FitConfig,
+    Rediffusion,
+)
 from cfgen.data.acquisition import acquisition_conditions
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
@@ -54,7 +59,7 @@ from cfgen.train.latents import LatentData, cached_views, encode_views, fit_mean
 HELD_OUT = 64
 BATCH = {"latent": 16, "shifted": 16, "ridge": 16, "slices": 32}
 # The signal-to-noise ratio of these is divided at every time (docs/cycle.md).
-SHIFT = {"shifted": 8.0, "ridge": 8.0}
+SHIFT = {"shifted": ACQUISITION_NOISE_SHIFT, "ridge": ACQUISITION_NOISE_SHIFT}
 # Scans that are edited at a time.
 TOGETHER = {"latent": 8, "shifted": 8, "ridge": 8, "slices": 1}
 # The paper's own setting, then its others; and DDIM as deep as its noise goes.

@@ -185,6 +185,9 @@ CONDITIONING: Conditioning = "attention"
 LATENT_SCALE: LatentScale = "channel"
 # Of the noise schedule (diffusion/schedule.py).
 NOISE_SHIFT = 1.0
+# Of latents whose conditions are acquisitions: contrast is what all voxels agree on, and unshifted
+# it is decided in the last hundredth of the noise (docs/acquisition.md).
+ACQUISITION_NOISE_SHIFT = 8.0
 
 # How masks of regions come into a diffusion model (nets/controlnet.py): by a control network beside
 # the UNet, or as further channels of its input.

@@ -110,13 +110,14 @@ def train_ldm(
         ),
     ] = None,
     noise_shift: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--noise-shift",
             help="How many times noisier every time is than on the usual schedule; more for larger "
             "latents.",
+            show_default=f"{cfg.NOISE_SHIFT:g}, of acquisitions {cfg.ACQUISITION_NOISE_SHIFT:g}",
         ),
-    ] = cfg.NOISE_SHIFT,
+    ] = None,
     loss_weights: Annotated[
         cfg.LossWeights,
         typer.Option("--loss-weights", help="How noise levels count: uniform or min-snr."),
@@ -211,7 +212,7 @@ def train_ldm(
     usual = preset_of(preset)
     check_folder(out)
     of_a_new_model = [latent_scale, noise_shift, loss_weights, conditioning, attention_blocks]
-    defaults = [cfg.LATENT_SCALE, cfg.NOISE_SHIFT, cfg.LOSS_WEIGHTS, cfg.CONDITIONING, 0]
+    defaults = [cfg.LATENT_SCALE, None, cfg.LOSS_WEIGHTS, cfg.CONDITIONING, 0]
     if tune is not None:
         if init is None:
             raise UsageError("--tune", "no --init", "the bundle that is to be adapted")
@@ -278,6 +279,7 @@ def train_ldm(
             raise UsageError("--conditions acquisition", f"{name} beside it", "none")
         # The paper's is plain.
         latent_mean = latent_mean or "none"
+        noise_shift = cfg.ACQUISITION_NOISE_SHIFT if noise_shift is None else noise_shift
     latent_mean = latent_mean or usual.latent_mean
     if latent_mean not in ("ridge", "none"):
         raise UsageError("--latent-mean", f"'{latent_mean}'", "ridge or none")
@@ -291,7 +293,7 @@ def train_ldm(
         latent_mean == "ridge",
         latent_scale,
         prediction or usual.prediction,
-        noise_shift,
+        cfg.NOISE_SHIFT if noise_shift is None else noise_shift,
         loss_weights,
         conditioning,
         preset=preset,

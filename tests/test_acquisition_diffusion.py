@@ -228,6 +228,7 @@ def test_train_ldm_learns_how_scans_were_acquired(cfgen, tiny_bundle, tmp_path):
     assert net["net"]["inputs"] == [2, 2, 2]
     assert net["net"]["conditioning"] == "both"
     assert (net["schedule"]["kind"], net["drop_conditions"]) == ("cosine", 0.15)
+    assert net["schedule"]["shift"] == 8
     # What knew other conditions is gone.
     assert not {"scm", "predictor", "judge"} & set(bundle.parts)
     models = load_models(bundle, torch.device("cpu"))

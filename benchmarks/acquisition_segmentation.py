@@ -1,9 +1,9 @@
 """Does counterfactual acquisition help a segmentation network on another vendor's scans? (cDDGM Q3)
 
-    python benchmarks/acquisition_segmentation.py --out build/segmentation
+    python benchmarks/acquisition_segmentation.py --out build/segmentation --seeds
     cfgen augment-iap --manifest build/segmentation/A/train.csv \\
       --from-manifest build/segmentation/B/train.csv --sample 1 --out a-like-b/
-    python benchmarks/acquisition_segmentation.py --out build/segmentation --seeds 5 \\
+    python benchmarks/acquisition_segmentation.py --out build/segmentation \\
       --made physics=a-like-b/,b-like-a/
 
 Every simulated person is scanned by vendor A (Siemens, 3 T, MPRAGE) and by vendor B (GE, 1.5 T,
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=60, help="people")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="none: scans")
     parser.add_argument("--steps", type=int, default=TISSUES_FIT.steps, help="of the base")
     parser.add_argument("--more", type=int, default=MORE.steps, help="of those that go on from it")
     parser.add_argument("--variants", default="none,plain,oracle", help="of none, plain, oracle")

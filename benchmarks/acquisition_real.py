@@ -34,7 +34,7 @@ from cfgen.config import PREPROCESS, TISSUES_FIT, TissueAugmentation
 from cfgen.data.conditions import default_schema
 from cfgen.data.manifest import read_manifest, write_manifest
 from cfgen.data.table import Row
-from cfgen.data.volume import Volume, read_volume, write_like
+from cfgen.data.volume import Volume, read_volume, write_like, write_new
 from cfgen.jobs.train_tissues import Manifests, train_tissues
 from cfgen.measure.segmenter import load_segmenter, segment
 from cfgen.metrics.statistics import over_people
@@ -96,7 +96,8 @@ def prepare(ixi: Path, other: Path, out: Path, trained: int, val: int) -> None:
             brain, labels = stripped(net, row, image)
             for path, codes in zip(paths.values(), (labels, atropos(brain)), strict=True):
                 path.unlink(missing_ok=True)
-                write_like(brain, codes.astype(np.float32), path)
+                # Codes of lobes do not fit in the scan's own uint8.
+                write_new(Volume(codes, brain.affine), path, np.int16)
         for reference, path in paths.items():
             away[reference].append(Row(row.subject, image, labels=path, split="test"))
     write_manifest(out / "home.csv", home)

@@ -14,24 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from acquisition_people import VAL, read
-from cycle_autoencoder import COMPONENTS_OF, CPU, FOLDED, encoded
+from cycle_autoencoder import COMPONENTS_OF, FOLDED, encoded, fold
 
-from cfgen.bundle import half, net_config, new_bundle, read_bundle, write_part
-from cfgen.cli.options import DEFAULT_BUNDLE
+from cfgen.bundle import half, net_config, new_bundle, write_part
 from cfgen.config import PREPROCESS
 from cfgen.data.conditions import default_schema
-from cfgen.edit.latent import load_autoencoder
 from cfgen.metrics.image import psnr
-from cfgen.nets.autoencoder import Autoencoder, start_from_components
-
-
-@torch.inference_mode()
-def fold(shipped: Autoencoder, images: torch.Tensor) -> Autoencoder:
-    net = Autoencoder(FOLDED).eval()
-    missing = net.load_state_dict(shipped.state_dict(), strict=False).missing_keys
-    assert set(missing) == {"fold.weight", "unfold.weight"}, missing
-    start_from_components(net, encoded(shipped, images))
-    return net
+from cfgen.nets.autoencoder import Autoencoder
 
 
 def main() -> None:
@@ -42,7 +31,8 @@ def main() -> None:
     torch.set_num_threads(1)
     people = read(options.out / options.cohort)
     images = torch.from_numpy(np.array(people.images[: VAL + COMPONENTS_OF])).float()
-    net = fold(load_autoencoder(read_bundle(DEFAULT_BUNDLE), CPU), images[VAL:])
+    net = Autoencoder(FOLDED).eval()
+    fold(net, images[VAL:])
     bundle = new_bundle(options.out / "folded", PREPROCESS, default_schema(), {})
     write_part(bundle, "autoencoder", half(net), net_config(net.config), {})
     with torch.inference_mode():

@@ -69,13 +69,13 @@ def encoded(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     return torch.stack(latents)
 
 
-def start(task: AutoencoderTask, people: People) -> None:
-    """The shipped weights, and the principal components of their latents of some people."""
+def fold(net: Autoencoder, images: Tensor) -> None:
+    """Give a folded `net` the shipped weights, and the principal components of their latents of
+    images (N, D, H, W)."""
     shipped = load_autoencoder(read_bundle(DEFAULT), CPU)
-    missing = task.net.load_state_dict(shipped.state_dict(), strict=False).missing_keys
+    missing = net.load_state_dict(shipped.state_dict(), strict=False).missing_keys
     assert set(missing) == {"fold.weight", "unfold.weight"}, missing
-    some = people.rows("train")[:COMPONENTS_OF]
-    start_from_components(task.net, encoded(shipped, torch.from_numpy(people.images[some])))
+    start_from_components(net, encoded(shipped, images))
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
     out = options.out / f"autoencoder-{options.way}-{options.channels}"
     out.mkdir(exist_ok=True)
     if options.way == "folded":
-        start(task, people)
+        fold(task.net, torch.from_numpy(people.images[train[:COMPONENTS_OF]]))
     first = task.report(task.net.eval(), out / "start.png")
     logging.info("before: %s", first)
     trained = fit(task, config, out / "training") if options.steps else task.net

@@ -111,16 +111,19 @@ def question_of(person: Person, opened: Opened, law: Law) -> Question:
     return Question(opened, law, here, [{**here, "aud": 0.0 if person.ill else 1.0}])
 
 
-def edits_of(how: How, question: Question) -> Edits:
-    tissue, drawing = TissueEdits(question), Drawing(how.edit)
+def edits_of(how: How, tissue: TissueEdits) -> Edits:
     if how.by == "tissue":
         return tissue
-    engine, (there,) = engine_of(how.bundle, how.device), question.targets
+    engine, drawing, question = (
+        engine_of(how.bundle, how.device),
+        Drawing(how.edit),
+        tissue.question,
+    )
     if how.by == "conditions":
-        return edit_latents(engine, question.opened, question.factual, [there], drawing)
-    if how.by == "masks":
-        return edit_by_masks(engine, question, drawing)
-    return FilledEdits(tissue, edit_by_masks(engine, question, drawing, tissue=tissue))
+        known, targets = question.factual, question.targets
+        return edit_latents(engine, question.opened, known, targets, drawing)
+    masked = edit_by_masks(engine, tissue, drawing)
+    return masked if how.by == "masks" else FilledEdits(masked)
 
 
 def edit_person(number: int, hows: Sequence[How]) -> str:
@@ -135,19 +138,20 @@ def edit_person(number: int, hows: Sequence[How]) -> str:
     person = read_person(out, number)
     if person is None:
         return ""
-    opened, said = opened_of(person, device), []
+    law = Law(laws(out, left[0].law)[number % FOLDS], "cohort")
+    # All ways move the same tissue.
+    tissue, said = TissueEdits(question_of(person, opened_of(person, device), law)), []
     for how in left:
-        law = Law(laws(out, how.law)[number % FOLDS], "cohort")
-        error = edit_by(how, person, question_of(person, opened, law))
+        error = edit_by(how, person, tissue)
         said += [f"{number}, {how.by}: {error}"] if error else []
     return "\n".join(said)
 
 
-def edit_by(how: How, person: Person, question: Question) -> str:
+def edit_by(how: How, person: Person, tissue: TissueEdits) -> str:
     path = how.folder / f"{person.number:03d}.json"
-    found: dict[str, object] = {"asked": question.world(0).changes}
+    found: dict[str, object] = {"asked": tissue.question.world(0).changes}
     try:
-        edits = edits_of(how, question)
+        edits = edits_of(how, tissue)
         image = next(edits.images(0))
         account = edits.account(0)
         found["made"] = measured(image, how.device)

@@ -91,13 +91,12 @@ def edits_of(
     there = {**here, **ill, "age": true.values["age"], "sex": true.values["sex"]}
     question = Question(opened, law, here, [there])
     tissue = TissueEdits(question)
+    masked = edit_by_masks(engine, tissue, drawing)
     return {
         "conditions": edit_latents(engine, opened, here, [there], drawing),
         "tissue": tissue,
-        "masks": edit_by_masks(engine, question, drawing),
-        "tissue+masks": FilledEdits(
-            tissue, edit_by_masks(engine, question, drawing, tissue=tissue)
-        ),
+        "masks": masked,
+        "tissue+masks": FilledEdits(masked),
     }
 
 

@@ -3,14 +3,14 @@
     python benchmarks/control.py --people build/cycle --bundle small2 --out build/control
 
 People, latents and the bundle are those of benchmarks/cycle.py (simulated heads at 2 mm, a latent
-of 32 x 10 x 12 x 11); label maps are rendered again, and moved as the latents' views were. Each
-network is trained for as many steps, and so is the UNet itself, with no masks. On held-out people:
-the error of the network's output at three noise levels, with their own masks, another's, none; and
-of new latents under their masks, of noise alone, the volume that ridge regression reads in them on
-the volume that was asked for. Each network is also left as a bundle, OUT/KIND-STEPS, with the
-shipped segmenter and causal model, for `counterfactual --by masks` and benchmarks/by.py.
-Interrupted, the same command goes on. With --seconds a network is trained for a time (paced.py);
-label maps can be rendered first, by --masks-only, by several processes.
+of 32 x 10 x 12 x 11, or what its autoencoder makes); masks are read by the shipped segmenter, and
+moved as the latents' views were. Each network is trained for as many steps, and so is the UNet
+itself, with no masks. On held-out people: the error of the network's output at three noise levels,
+with their own masks, another's, none; and of new latents under their masks, of noise alone, the
+volume that ridge regression reads in them on the volume that was asked for. Each network is also
+left as a bundle, OUT/KIND-STEPS, with the shipped segmenter and causal model, for `counterfactual
+--by masks` and benchmarks/by.py. Interrupted, the same command goes on. With --seconds a network is
+trained for a time (paced.py); masks can be read first, by --masks-only, by several processes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import takewhile
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from aud_people import segmenter
 from cycle import data_of
 from cycle_autoencoder import DEFAULT
 from cycle_latents import CHUNK, VIEWS, latents_of
@@ -36,21 +37,15 @@ from paced import fit_within
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
-from cfgen.config import DEFAULT_GRID, SEED, FitConfig
+from cfgen.config import DEFAULT_GRID, FitConfig
 from cfgen.data.volume import Volume, write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
-from cfgen.errors import CfgenError
 from cfgen.jobs.train_control import control_description
 from cfgen.jobs.train_latent_diffusion import diffusion_of
-from cfgen.measure.region_masks import REGIONS, region_masks
+from cfgen.measure.region_masks import REGIONS, region_fractions
 from cfgen.nets.condition import Condition
 from cfgen.nets.controlnet import pool_masks, told
-from cfgen.sim import cohort
-from cfgen.sim.cohort import Subject
-from cfgen.sim.graph import graph
-from cfgen.sim.reference import reference
-from cfgen.sim.render import render
 from cfgen.space.grids import model_grid
 from cfgen.train.control import ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
@@ -58,33 +53,39 @@ from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
 from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
 
 CPU = torch.device("cpu")
-LATENT = tuple(n // 8 for n in SHAPE)
 READ = ("ventricles", "frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
 READERS = 300
-# People whose label maps lie in a file.
+# People whose masks lie in a file.
 IN_A_FILE = 50
 KINDS = ("none", "masks", "concatenate", "masks-contrastive")
 
 
-@cache
-def _people(total: int) -> list[Subject]:
-    return cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, total)
+@dataclass(frozen=True)
+class Reading:
+    """How masks are read: in `detail` parts of a latent voxel along an edge, of latents of `shape`
+    (d, h, w), by so many `workers`, of whom there may be none."""
+
+    shape: tuple[int, ...]
+    detail: int
+    workers: int = 1
+    device: str = "cpu"
 
 
-def one_persons_masks(number: int, total: int, start: int, views: int, detail: int) -> np.ndarray:
-    """(views, K, P, d, h, w) of one of `total` people, whose split begins at `start`; zeros of one
-    whom the simulator cannot make."""
+def one_persons_masks(
+    number: int, people: Path, start: int, views: int, how: Reading
+) -> np.ndarray:
+    """(views, K, P, d, h, w) of a person, whose split begins at `start`; zeros of one whom the
+    simulator could not make."""
     torch.set_num_threads(1)
-    head, grid = reference(DEFAULT_GRID), model_grid(DEFAULT_GRID)
-    try:
-        labels = render(graph(), head, _people(total)[number], SEED, noise=False).labels
-    except CfgenError:
-        return np.zeros((views, len(REGIONS), detail**3, *LATENT), np.float16)
-    masks = region_masks(Volume(labels.astype(np.float32), grid.affine), REGIONS, grid)
+    image = torch.from_numpy(read_people(people).images[number].astype(np.float32))
+    if not image.any():
+        return np.zeros((views, len(REGIONS), how.detail**3, *how.shape), np.float16)
+    scan = Volume(image.numpy(), model_grid(DEFAULT_GRID).affine)
+    masks = region_fractions(segmenter(how.device), scan, REGIONS, pick_device(how.device))  # type: ignore[arg-type]
     # The views of benchmarks/cycle_latents.py: chunks of so many, each with its own seed.
     first = start + (number - start) // CHUNK * CHUNK
-    walk = seen(torch.zeros(SHAPE), views, first, number - first, torch.from_numpy(masks) * 1.0)
-    moved = [pool_masks(m, LATENT, detail).half() for _, m in walk if m is not None]
+    walk = seen(torch.zeros(SHAPE), views, first, number - first, masks)
+    moved = [pool_masks(m, how.shape, how.detail).half() for _, m in walk if m is not None]
     return torch.stack(moved).numpy()
 
 
@@ -94,30 +95,26 @@ def splits_of(people: Path) -> list[str]:
         return [person["split"] for person in csv.DictReader(file)]
 
 
-def masks_of(
-    people: Path, out: Path, split: str, count: int, views: int, workers: int, detail: int
-) -> Tensor:
-    """(count, views, K, P, d, h, w) of the first people of a split, in files of fifty; of the table
-    of people only their numbers are asked for. Without workers those who are there already."""
+def masks_of(people: Path, out: Path, split: str, count: int, views: int, how: Reading) -> Tensor:
+    """(count, views, K, P, d, h, w) of the first people of a split, in files of fifty. Without
+    workers those who are there already."""
     splits = splits_of(people)
     numbers = [n for n, known in enumerate(splits) if known == split][:count]
-    one = partial(
-        one_persons_masks, total=len(splits), start=numbers[0], views=views, detail=detail
-    )
+    one = partial(one_persons_masks, people=people, start=numbers[0], views=views, how=how)
     chunks = [numbers[n : n + IN_A_FILE] for n in range(0, len(numbers), IN_A_FILE)]
     out.mkdir(parents=True, exist_ok=True)
-    name = f"masks-{detail}-{split}"
+    name = f"masks-{how.detail}-{split}"
     paths = [out / f"{name}-{c[0]}-{len(c)}-of-{len(splits)}.npy" for c in chunks]
     missing = [c for c, path in zip(chunks, paths, strict=True) if not path.exists()]
-    if missing and workers:
+    if missing and how.workers:
         # Not forked: a process that has used a GPU cannot be.
-        with get_context("spawn").Pool(workers) as pool:
+        with get_context("spawn").Pool(how.workers) as pool:
             coming = pool.imap(one, [n for c in missing for n in c])
             for chunk, path in zip(chunks, paths, strict=True):
                 if not path.exists():
                     masks = np.stack([next(coming) for _ in chunk])
                     write_atomically(path, partial(save_array, masks))
-                    logging.info("%s: label maps", path.stem)
+                    logging.info("%s: masks", path.stem)
     there = list(takewhile(Path.exists, paths))
     return torch.cat([torch.from_numpy(np.load(path)) for path in there])
 
@@ -203,22 +200,28 @@ def learner(
     return ControlTask(models.unet, data, mean, device, config, how, control)
 
 
+def reading(options: argparse.Namespace) -> Reading:
+    shape = tuple(latents_of(options.people, "val")[0].shape[-3:])
+    detail = options.detail or detail_of(DEFAULT_GRID, shape)
+    return Reading(shape, detail, options.workers, options.device)
+
+
 def data_with_masks(
     options: argparse.Namespace, bundle: Bundle
 ) -> tuple[LatentData, dict[str, tuple[LatentReader, Tensor, Tensor]]]:
     """The first `options.n` people, and readers of volumes of READERS people."""
     people: Path = options.people
-    how = options.workers, options.detail
-    masks = masks_of(people, options.out, "train", options.n, VIEWS, *how)
-    val_masks = masks_of(people, options.out, "val", options.val, 1, *how)
+    how = reading(options)
+    masks = masks_of(people, options.out, "train", options.n, VIEWS, how)
+    val_masks = masks_of(people, options.out, "val", options.val, 1, how)
     data, _ = data_of(people, bundle.schema, max(READERS, options.n))
     everybody = latents_of(people, "train")[1][: len(data.latents)]
-    # Label maps are of the first of the table, a few of whom could not be made.
+    # Masks are of the first of the table, a few of whom could not be made.
     numbers = np.array([n for n in everybody if n < len(masks)])
     first = splits_of(people).index("val")
     others = np.array([n for n in latents_of(people, "val")[1] if n < first + len(val_masks)])
     others = others[: len(data.held_out)]
-    logging.info("%d people with label maps, %d held out", len(numbers), len(others))
+    logging.info("%d people with masks, %d held out", len(numbers), len(others))
     held_out = LatentData(
         data.latents[: len(numbers)],
         data.conditions[: len(numbers)],
@@ -252,23 +255,20 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--workers", type=int, default=1, help="processes that render label maps, 0: none"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that read masks, 0: none")
     parser.add_argument(
         "--detail",
         type=int,
-        default=detail_of(DEFAULT_GRID, LATENT),
-        help="parts of a latent voxel along an edge",
+        help="parts of a latent voxel along an edge; by default of about 4 mm",
     )
-    parser.add_argument("--masks-only", action="store_true", help="render label maps, no more")
+    parser.add_argument("--masks-only", action="store_true", help="read masks, no more")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     if options.masks_only:
-        how = options.workers, options.detail
-        masks_of(options.people, options.out, "val", options.val, 1, *how)
-        masks_of(options.people, options.out, "train", options.n, VIEWS, *how)
+        how = reading(options)
+        masks_of(options.people, options.out, "val", options.val, 1, how)
+        masks_of(options.people, options.out, "train", options.n, VIEWS, how)
         return
     bundle, device = read_bundle(options.people / options.bundle), pick_device(options.device)
     # Every step has the same shapes.
@@ -283,7 +283,7 @@ def main() -> None:
     )
     for kind in options.kinds:
         name = kind if options.seconds else f"{kind}-{options.steps}"
-        task = learner(kind, bundle, data, device, config, options.detail)
+        task = learner(kind, bundle, data, device, config, reading(options).detail)
         runs = options.out / "runs" / name
         started = time.monotonic()
         if options.seconds:

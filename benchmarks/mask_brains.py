@@ -8,8 +8,8 @@ As many brains as there are people of the test split, by the same noise and
 
     nothing         no conditions and no masks
     conditions      age and sex of the test people
-    masks           and their label maps
-    edited masks    and label maps of the next person, edited to the volumes that the causal model
+    masks           and their masks
+    edited masks    and the masks of the next person, moved to the volumes that the causal model
                     gives that one at this one's age and sex: nobody has these masks
 
 beside `decoded`, the test people as the autoencoder gives them back: no generator with this decoder
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from aud_people import measured, on_grid
-from control import masks_of, save_array, splits_of
+from control import Reading, masks_of, save_array, splits_of
 from cycle_compare import draw, set_figures
 from cycle_latents import latents_of
 from cycle_people import People, read_people
@@ -41,17 +41,17 @@ from scm import STRUCTURES, fitted
 from torch import Tensor
 
 from cfgen.bundle import Bundle, read_bundle
-from cfgen.causal.partners import EDITED
 from cfgen.config import DECODING, SEED, Generation
 from cfgen.data.volume import write_atomically
 from cfgen.device import pick_device
-from cfgen.edit.anatomy import anatomy_of, edited
-from cfgen.edit.control import Control
+from cfgen.edit.anatomy import anatomy_of, moved_maps
 from cfgen.edit.decoder import load_decoder
+from cfgen.edit.edits import Question, TissueEdits
+from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.generation import sample_latent
-from cfgen.edit.latent import Models, load_models
-from cfgen.edit.masked import moving
-from cfgen.edit.volumes import Law, world
+from cfgen.edit.latent import Models
+from cfgen.edit.volumes import Law
+from cfgen.edit.way import Way
 from cfgen.errors import CfgenError
 from cfgen.measure.judge import Judges, load_judge
 from cfgen.metrics.distribution import mmd_linear, mmd_rbf
@@ -67,25 +67,23 @@ SMALL = 0.2
 TOGETHER = 8
 
 
-def edited_masks(
-    people: People, numbers: Sequence[int], law: Law, control: Control, device: torch.device
-) -> Tensor:
-    """(n, K + 1, d, h, w): of each the label map of the one before, edited to the volumes that he
-    would have at this one's age and sex; where it can't be edited, as it is."""
-    maps = []
+def edited_masks(people: People, numbers: Sequence[int], law: Law, engine: Engine) -> Tensor:
+    """(n, K + 1, d, h, w): of each the masks of the one before, moved to the volumes that he would
+    have at this one's age and sex; where they can't be moved, as they are."""
+    control, device, found = engine.masked.control, str(engine.device), []
+    assert control is not None
     for before, number in zip(np.roll(numbers, 1).tolist(), numbers, strict=True):
         image = people.images[before].astype(np.float32)
-        here = {**measured(image, str(device)), **people.values(before), "ad": 0, "aud": 0}
-        changes = moving(world(law, here, {**here, **people.values(number)}).changes)
-        changes = {n: c for n, c in changes.items() if n in EDITED and n in control.regions}
-        anatomy = anatomy_of(on_grid(image, image, np.zeros_like(image), str(device)))
+        here = {**measured(image, device), **people.values(before), "ad": 0, "aud": 0}
+        opened = on_grid(image, image, np.zeros_like(image), device)
+        maps = anatomy_of(engine, opened, control.regions)
+        tissue = TissueEdits(Question(opened, law, here, [{**here, **people.values(number)}]))
         try:
-            labels = edited(anatomy, changes)
+            maps = moved_maps(maps, opened.prepared, tissue.moved(0).movement)
         except CfgenError as error:
             print(f"person {before}: {error}", flush=True)
-            labels = anatomy.labels
-        maps.append(control.masks(labels))
-    return torch.cat(maps)
+        found.append(control.masks(maps))
+    return torch.cat(found)
 
 
 @torch.inference_mode()
@@ -154,8 +152,8 @@ def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 def run(options: argparse.Namespace) -> None:
     out, device = options.out, pick_device(options.device)
     people, bundle = read_people(options.people), read_bundle(options.bundle)
-    models = load_models(bundle, device, masks=True)
-    control = models.control
+    engine = load_engine(options.bundle, options.device, way=Way("masks", "residual"))
+    models, control = engine.masked, engine.masked.control
     assert control is not None
     judges = load_judge(read_bundle(options.people / "judge"), device)
     latents, numbers = latents_of(options.people, "test")
@@ -166,8 +164,9 @@ def run(options: argparse.Namespace) -> None:
 
     def own_masks() -> Tensor:
         first = splits_of(options.people).index("test")
-        count, how = max(numbers) - first + 1, (options.workers, control.detail)
-        made = masks_of(options.people, options.out, "test", count, 1, *how)[:, 0]
+        count = max(numbers) - first + 1
+        how = Reading(control.shape, control.detail, options.workers, options.device)
+        made = masks_of(options.people, options.out, "test", count, 1, how)[:, 0]
         mine = made[torch.tensor(numbers) - first].float()
         return told(mine)
 
@@ -175,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
         law = Law(fitted(800, 5, PLAIN, "linear", None), "cohort")
         made = kept(
             out / "edited-masks.npy",
-            lambda: edited_masks(people, numbers, law, control, device).half().numpy(),
+            lambda: edited_masks(people, numbers, law, engine).half().numpy(),
         )
         return torch.from_numpy(made).float()
 

@@ -10,19 +10,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from cfgen import device as devices
-from cfgen.bundle import net_config, read_bundle, write_part
+from cfgen.bundle import copy_bundle, net_config, read_bundle, write_part
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import Edit, FitConfig, Generation
 from cfgen.data.parcellation import NAMES, STRUCTURES
 from cfgen.data.table import Row
-from cfgen.data.volume import Volume, write_new
+from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.diffusion.guidance import guided
 from cfgen.edit.control import BESIDE
 from cfgen.edit.generation import generate
 from cfgen.edit.latent import edit_latent, load_models
 from cfgen.errors import BundleError, ImageError, ManifestError, UsageError
-from cfgen.measure.region_masks import REGIONS, parse_regions, region_masks, told_masks
+from cfgen.measure.region_masks import (
+    REGIONS,
+    parse_regions,
+    region_fractions,
+    region_masks,
+    require_known,
+)
+from cfgen.measure.segmenter import load_segmenter
 from cfgen.nets.condition import Condition
 from cfgen.nets.controlnet import (
     ControlNet,
@@ -37,7 +46,8 @@ from cfgen.nets.controlnet import (
 )
 from cfgen.nets.convert import controlnet_from_monai, unet_from_monai
 from cfgen.nets.unet import UNet, UNetConfig
-from cfgen.space.grids import model_grid
+from cfgen.space.grids import model_grid, resample
+from cfgen.train.cohort import Cohort
 from cfgen.train.control import ControlConfig, ControlTask, region_contrast, removed
 from cfgen.train.latent_diffusion import LatentDiffusionConfig
 from cfgen.train.latents import LatentData, fit_mean, seen
@@ -76,6 +86,10 @@ def label_volume(path=None, change=0):
     labels[24:36, 40:52, 40 : 48 + change] = 10
     labels[44:56, 40:52, 40 : 48 + change] = 49
     return Volume(labels, GRID.affine, path)
+
+
+def one_hot(change=0):
+    return torch.from_numpy(region_masks(label_volume(change=change), THREE, GRID)).float()
 
 
 def test_a_control_network_equals_monai():
@@ -206,22 +220,66 @@ def test_masks_move_as_their_images_do():
     assert not torch.equal(blank[2], blank[3])
 
 
-def test_masks_of_scans_lie_beside_their_latents(tmp_path):
+@pytest.fixture(scope="module")
+def seeing_bundle(tiny_bundle, tmp_path_factory):
+    """Small random networks, and the shipped segmenter."""
+    shipped = read_bundle(DEFAULT_BUNDLE)
+    bundle = copy_bundle(tiny_bundle, tmp_path_factory.mktemp("bundles") / "seeing")
+    config = shipped.part("segmenter").config
+    return write_part(bundle, "segmenter", shipped.tensors("segmenter"), config, {})
+
+
+@pytest.fixture(scope="module")
+def brain(stripped_scan):
+    """A brain (D, H, W) on the model grid, as a prepared scan is."""
+    scan = read_volume(stripped_scan)
+    image = resample(scan.data, scan.grid, GRID)
+    return np.clip(image / np.percentile(image[image > 0], 99.5), 0, 1.2).astype(np.float32)
+
+
+def test_fractions_of_regions_follow_the_image(brain, seeing_bundle):
+    """A border that moves by a part of a voxel moves what is read by as much; of a label map
+    hardly a voxel flips."""
+    net = load_segmenter(seeing_bundle, CPU)
+    moved = ndimage.shift(brain, (0.1, 0, 0), order=3)
+    moved = np.where(brain > 0, np.maximum(moved, 1e-3), 0).astype(np.float32)
+    here, there = (
+        region_fractions(net, Volume(image, GRID.affine), ("cerebral_wm",), CPU)[0]
+        for image in (brain, moved)
+    )
+    assert here.min() >= 0
+    assert here.max() <= 1 + 1e-5
+    step = here.roll(1, 0) - here
+    slope = float(((there - here) * step).sum() / step.square().sum())
+    assert slope == pytest.approx(0.1, abs=0.03)
+    # Regions come in the order in which they are asked for.
+    both = region_fractions(net, Volume(brain, GRID.affine), ("csf", "cerebral_wm"), CPU)
+    assert torch.equal(both[1], here)
+
+
+def test_masks_of_scans_lie_beside_their_latents(brain, seeing_bundle, tmp_path):
     paths = [tmp_path / f"{n}.nii.gz" for n in range(2)]
-    for n, path in enumerate(paths):
-        write_new(label_volume(change=4 * n), path, np.int32)
-    rows = [Row(f"p{n}", path, labels=path) for n, path in enumerate(paths)]
-    reader = MaskReader(rows, THREE, "t1w-2mm", (10, 12, 11), 2, 0)
+    images = [brain, brain[::-1].copy()]
+    for image, path in zip(images, paths, strict=True):
+        write_new(Volume(image, GRID.affine), path, np.float32)
+    rows = [Row(f"p{n}", path) for n, path in enumerate(paths)]
+    weights, c = torch.ones(2), torch.zeros(2, 2)
+    cohort = Cohort(torch.from_numpy(np.stack(images)), c, weights, rows)
+    net = load_segmenter(seeing_bundle, CPU)
+    how = ControlConfig("masks", THREE, 2)
+    rest = "t1w-2mm", (10, 12, 11), CPU, 0
+    reader = MaskReader(net, cohort, how, *rest)
     found = reader.cached(2, tmp_path / "masks.npy")
     assert found.shape == (2, 2, 3, 8, 10, 12, 11)
     assert torch.equal(found, reader.all(2))
-    volumes = found[:, 0, 2].float().sum((1, 2, 3, 4)) * 64
-    assert volumes.tolist() == pytest.approx([2 * 12 * 12 * 8, 2 * 12 * 12 * 12])
-    # Another region is another file.
-    other = MaskReader(rows, THREE[:2], "t1w-2mm", (10, 12, 11), 2, 0).cached(
-        2, tmp_path / "masks.npy"
-    )
-    assert other.shape[2] == 2
+    # The second view of a scan is its mirror image; each part is 8 x 8 x 8 mm.
+    alike = found[0, 1].float() - found[1, 0].float()
+    assert alike.abs().mean() < 0.01
+    white = float(found[0, 0, 1].float().sum()) * 0.512
+    assert 500 < white < 850
+    # Other regions are another file.
+    fewer = MaskReader(net, cohort, replace(how, regions=THREE[:2]), *rest)
+    assert fewer.cached(2, tmp_path / "masks.npy").shape[2] == 2
 
 
 def small_task(kind, contrastive=0.0):
@@ -294,26 +352,23 @@ def test_the_contrast_is_in_the_loss_and_drives_the_masks():
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    """(image, labels) of three people, on the model grid."""
-    folder, pairs = tmp_path_factory.mktemp("scans"), []
-    for n in range(3):
-        volume = label_volume(change=2 * n)
-        pairs.append((folder / f"{n}.nii.gz", folder / f"{n}_dseg.nii.gz"))
-        image = Volume(volume.data / 60 * (1 + n / 10), GRID.affine)
-        write_new(image, pairs[-1][0], np.float32)
-        write_new(volume, pairs[-1][1], np.int32)
-    return pairs
+def scans(tmp_path_factory, brain):
+    """Images of three people, on the model grid."""
+    folder = tmp_path_factory.mktemp("scans")
+    paths = [folder / f"{n}.nii.gz" for n in range(3)]
+    for n, path in enumerate(paths):
+        write_new(Volume(brain * (1 - n / 20), GRID.affine), path, np.float32)
+    return paths
 
 
-def manifest(folder, scans, labels=True):
+def manifest(folder, scans):
     path = folder / "manifest.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["subject", "image", "split", "age", "sex", "labels"])
-        for n, (image, seg) in enumerate(scans):
+        writer.writerow(["subject", "image", "split", "age", "sex"])
+        for n, image in enumerate(scans):
             split, sex = ("train", "train", "val")[n], "MFM"[n]
-            writer.writerow([f"p{n}", image, split, 30 + 20 * n, sex, seg if labels else ""])
+            writer.writerow([f"p{n}", image, split, 30 + 20 * n, sex])
     return path
 
 
@@ -325,14 +380,14 @@ def train(bundle, table, out, *more):
 
 
 @pytest.fixture(scope="module")
-def guided_bundle(tiny_bundle, scans, tmp_path_factory):
+def guided_bundle(seeing_bundle, scans, tmp_path_factory):
     from cfgen.jobs.train_control import train_control
 
     folder = tmp_path_factory.mktemp("guided")
     torch.set_num_threads(1)
     return train_control(
         manifest(folder, scans),
-        tiny_bundle.path,
+        seeing_bundle.path,
         folder / "guided",
         FitConfig(1, 1e-3, batch_size=2),
         "cpu",
@@ -340,10 +395,10 @@ def guided_bundle(tiny_bundle, scans, tmp_path_factory):
     )
 
 
-def test_a_bundle_gains_a_part_and_keeps_the_others(cfgen, tiny_bundle, guided_bundle):
+def test_a_bundle_gains_a_part_and_keeps_the_others(cfgen, seeing_bundle, guided_bundle):
     made = read_bundle(guided_bundle.path)
-    assert set(made.parts) == {*tiny_bundle.parts, "controlnet"}
-    for name, part in tiny_bundle.parts.items():
+    assert set(made.parts) == {*seeing_bundle.parts, "controlnet"}
+    for name, part in seeing_bundle.parts.items():
         assert made.parts[name].sha256 == part.sha256
         assert made.parts[name].config == json.loads(json.dumps(part.config))
     config = made.part("controlnet").config
@@ -370,7 +425,7 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(
     plain = load_models(tiny_bundle, CPU)
     torch.manual_seed(0)
     vector, r = torch.zeros(1, 2), torch.randn(1, 8, 20, 24, 22)
-    masks = models.control.masks(label_volume())
+    masks = models.control.masks(one_hot())
     under = Condition(vector, masks)
     zt, t = r, torch.tensor([600])
     assert torch.equal(
@@ -382,9 +437,7 @@ def test_an_edit_hears_masks_and_a_bundle_without_them_is_as_it_was(
     said = models.denoiser(under, 1.0)(zt, t)
     alone = models.denoiser(Condition(vector), 1.0)(zt, t)
     assert (said - alone).norm() > 0.02 * alone.norm()
-    other = Condition(
-        vector, models.control.masks(label_volume(change=8), ["thalamus"], label_volume())
-    )
+    other = Condition(vector, models.control.masks(one_hot(change=8)))
     # Guidance takes the conditions away and leaves the masks.
     nothing = Condition(vector).tokens(torch.ones(1, dtype=torch.bool))
     with torch.inference_mode():
@@ -410,7 +463,7 @@ def test_a_bundle_with_a_widened_unet_hears_masks(tiny_bundle, tmp_path, monkeyp
     config = {"kind": "concatenate", "regions": list(THREE), "beside": beside}
     write_part(bundle, "controlnet", wide.state_dict(), net_config(wide.config) | config, {})
     models = load_models(read_bundle(copied), CPU, masks=True)
-    c = Condition(torch.zeros(1, 2), models.control.masks(label_volume()))
+    c = Condition(torch.zeros(1, 2), models.control.masks(one_hot()))
     zt, t = torch.randn(1, 8, 20, 24, 22), torch.tensor([600])
     expected = models.denoiser(Condition(c.vector), 1.0)(zt, t)
     found = models.denoiser(c, 1.0)(zt, t)
@@ -427,30 +480,13 @@ def test_a_bundle_with_a_widened_unet_hears_masks(tiny_bundle, tmp_path, monkeyp
     assert image.shape == GRID.shape
 
 
-def test_what_is_edited_is_told_where_it_was_and_where_it_is():
-    before, after = label_volume(), label_volume(change=8)
-    everything = told_masks(after, THREE, GRID, LATENT, 1)
-    assert bool((everything[:, -1] == 1).all())
-    assert float(everything[0, 2].sum()) * 64 == 2 * 12 * 12 * 16
-    some = told_masks(before, THREE, GRID, LATENT, 1, ["thalamus"], after)
-    zone = some[:, -1:]
-    assert 0 < zone.sum() < zone.numel()
-    assert torch.equal(some[:, :-1], told_masks(before, THREE, GRID, LATENT, 1)[:, :-1] * zone)
-    assert bool((zone[everything[:, 2:3] > 0] == 1).all())
-    alone = told_masks(before, THREE, GRID, LATENT, 1, ["thalamus"])
-    assert alone[:, -1].sum() < zone.sum()
-
-
 def test_masks_that_cannot_be_told_are_refused(tmp_path):
     labels = label_volume(tmp_path / "map.nii.gz")
     moved = Volume(labels.data, np.diag([2.0, 2, 2, 1]), labels.path)
     with pytest.raises(ImageError, match=r"map.nii.gz: the label map is not on the model grid"):
-        told_masks(moved, THREE, GRID, LATENT, 1)
+        region_masks(moved, THREE, GRID)
     with pytest.raises(UsageError, match=r"region 'amygdala'; expected those that the bundle was"):
-        told_masks(labels, THREE, GRID, LATENT, 1, ["amygdala"])
-    gone = Volume(np.where(np.isin(labels.data, (10, 49)), 2, labels.data), GRID.affine)
-    with pytest.raises(ImageError, match="its mask of thalamus is empty"):
-        told_masks(gone, THREE, GRID, LATENT, 1, ["thalamus"])
+        require_known(["amygdala"], THREE)
     whole = Volume(np.where(labels.data == 24, 3, labels.data), GRID.affine)
     with pytest.raises(ImageError, match="its cortex has no lobes"):
         region_masks(whole, REGIONS, GRID)
@@ -491,36 +527,27 @@ def test_networks_that_do_not_belong_together_are_refused(guided_bundle, tiny_bu
 
 
 @pytest.mark.parametrize(
-    ("options", "labels", "said"),
+    ("options", "said"),
     [
-        (["--control", "masks", "--regions", "brain"], True, "'brain'; expected one of csf"),
-        (["--control", "masks", "--init", "x"], True, "option of the diffusion model beside it"),
-        (["--control", "masks", "--contrastive", "-1"], True, "--contrastive: -1; expected 0"),
-        (["--regions", "csf"], True, "--regions: without --control"),
-        (["--control", "concatenate"], False, "no label map: manifest.csv:2"),
-        (["--control", "concatenate"], True, "its cortex has no lobes"),
+        (["--control", "masks", "--regions", "brain"], "'brain'; expected one of csf"),
+        (["--control", "masks", "--init", "x"], "option of the diffusion model beside it"),
+        (["--control", "masks", "--contrastive", "-1"], "--contrastive: -1; expected 0"),
+        (["--regions", "csf"], "--regions: without --control"),
+        (["--control", "concatenate"], "no part 'segmenter'"),
     ],
 )
-def test_what_cannot_be_trained(cfgen, tiny_bundle, scans, tmp_path, options, labels, said):
-    if said.startswith("its cortex"):
-        whole = label_volume()
-        write_new(
-            Volume(np.where(whole.data == 24, 3, whole.data), GRID.affine),
-            tmp_path / "l.nii",
-            np.int32,
-        )
-        scans = [(image, tmp_path / "l.nii") for image, _ in scans]
-    table = manifest(tmp_path, scans, labels)
+def test_what_cannot_be_trained(cfgen, tiny_bundle, scans, tmp_path, options, said):
+    table = manifest(tmp_path, scans)
     code, _, err = cfgen(*train(tiny_bundle.path, table, tmp_path / "out", "--dry-run", *options))
-    assert code in (2, 3), err
+    assert code in (2, 4), err
     assert said in err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trial_says_what_a_step_takes(cfgen, tiny_bundle, scans, tmp_path):
+def test_a_trial_says_what_a_step_takes(cfgen, seeing_bundle, scans, tmp_path):
     more = ("--control", "concatenate", "--regions", ",".join(THREE), "--dry-run")
     code, out, err = cfgen(
-        *train(tiny_bundle.path, manifest(tmp_path, scans), tmp_path / "out", *more)
+        *train(seeing_bundle.path, manifest(tmp_path, scans), tmp_path / "out", *more)
     )
     assert code == 0, err
     assert "control by concatenate: 0.1 M parameters" in out

@@ -10,18 +10,17 @@ from torch import Tensor
 
 from cfgen.bundle import Bundle
 from cfgen.config import Control as Kind
-from cfgen.data.volume import Volume
 from cfgen.errors import BundleError
-from cfgen.measure.region_masks import told_masks
 from cfgen.nets.controlnet import (
     ControlNet,
     ControlNetConfig,
     MaskedNet,
     concatenated,
     controlled,
+    pool_masks,
+    told,
 )
 from cfgen.nets.unet import UNet, UNetConfig
-from cfgen.space.grids import model_grid
 
 # What the network was trained beside, and is of no use without.
 BESIDE = ("autoencoder", "latent_mean", "unet")
@@ -30,26 +29,17 @@ BESIDE = ("autoencoder", "latent_mean", "unet")
 @dataclass(frozen=True)
 class Control:
     """`net`, of this `kind`, asks the diffusion model under masks of `regions`, told in this
-    `detail`; `grid` is the model grid, `shape` (d, h, w) the latent's."""
+    `detail`; `shape` (d, h, w) is the latent's."""
 
     kind: Kind
     net: MaskedNet
     regions: tuple[str, ...]
     detail: int
-    grid: str
     shape: tuple[int, ...]
 
-    def masks(
-        self, labels: Volume, edited: Sequence[str] = (), before: Volume | None = None
-    ) -> Tensor:
-        """What the network is told of a label map on the model grid: all of it,
-        or what lies around `edited` regions, which in the map `before` may lie elsewhere.
-
-        Raises UsageError and ImageError as `measure.region_masks.told_masks`.
-        """
-        grid = model_grid(self.grid)
-        how = self.regions, grid, self.shape, self.detail
-        return told_masks(labels, *how, edited, before)
+    def masks(self, maps: Tensor) -> Tensor:
+        """What the network is told of maps (K, D, H, W) of its regions on the model grid."""
+        return told(pool_masks(maps[None], self.shape, self.detail))
 
 
 def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch.device) -> Control:
@@ -72,4 +62,4 @@ def load_control(bundle: Bundle, unet: UNet, shape: Sequence[int], device: torch
         net = controlled(unet, bundle.network("controlnet", ControlNet, ControlNetConfig, device))
     # Bundles that do not say it were told whole voxels.
     how = config["kind"], net, tuple(config["regions"]), int(config.get("detail", 1))
-    return Control(*how, bundle.preprocess.grid, tuple(shape))
+    return Control(*how, tuple(shape))

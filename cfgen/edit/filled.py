@@ -26,7 +26,7 @@ tissue.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,13 @@ LEAST_WHITE = 1e-3
 
 @dataclass(frozen=True)
 class FilledEdits:
-    """Targets by moved tissue, and by a model that was told how it moved."""
+    """Targets by moved tissue, filled by a model that was told how it moved."""
 
-    tissue: TissueEdits
     masked: MaskedEdits
+
+    @property
+    def tissue(self) -> TissueEdits:
+        return self.masked.tissue
 
     @property
     def round_trip(self) -> float:
@@ -70,10 +73,10 @@ class FilledEdits:
         return self.masked.reconstruction
 
     def notices_of(self, number: int) -> list[Notice]:
-        return self.tissue.notices_of(number) + self.masked.notices_of(number)
+        return self.masked.notices_of(number)
 
     def account(self, number: int) -> Account:
-        return replace(self.tissue.account(number), masks=self.masked.records[number])
+        return self.masked.account(number)
 
     def write_field(self, number: int, path: Path, jacobian: Path) -> None:
         """How the tissue moved."""

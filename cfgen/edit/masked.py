@@ -1,48 +1,48 @@
-"""Counterfactuals by a diffusion model under edited masks of regions (PCGM sections 3.2 and 3.3).
+"""Counterfactuals by a diffusion model under moved masks of regions (PCGM section 3.3).
 
-The causal model says how large regions are to be; on the model grid the scan's label map is edited
-until its regions are (`anatomy.py`), or moved as its tissue was; the latent is inverted under the
-factual conditions and masks, and denoised under the new ones. Masks are told of the whole brain, so
-that what is not edited is told to stay, and all targets share one inversion.
+The causal model says how large regions are to be, and the scan's tissue is moved until they are
+(`tissue.py`). How much of each voxel a region fills is carried along; the latent is inverted under
+the factual conditions and masks, and denoised under the new ones. Masks are told of the whole
+brain, so that what does not move is told to stay, and all targets share one inversion.
+
+PCGM edits label maps at their borders (section 3.2; `cfgen edit-masks`). That a border moves by a
+tenth of a millimetre no label map says, and which voxels flip there is chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
-from cfgen.causal.partners import EDITED
 from cfgen.config import Render
 from cfgen.data.conditions import Values
-from cfgen.data.parcellation import region_text
-from cfgen.data.volume import Volume
-from cfgen.edit.anatomy import Anatomy, anatomy_of, edited, voxels_of
+from cfgen.edit.anatomy import anatomy_of, moved_maps
 from cfgen.edit.control import Control
-from cfgen.edit.edits import Account, Drawing, LatentEdits, Question, TissueEdits, edit_under
+from cfgen.edit.edits import Account, Drawing, LatentEdits, TissueEdits, edit_under
 from cfgen.edit.engine import Engine
 from cfgen.edit.latent import condition_of
 from cfgen.edit.sidecar import MaskRecord, MasksRecord
-from cfgen.errors import CfgenError, ImageError, Notice
-from cfgen.measure.region_masks import region_masks, require_known, require_there
+from cfgen.errors import ImageError, Notice
+from cfgen.measure.region_masks import require_known
 from cfgen.nets.condition import Condition
-from cfgen.progress import working
-from cfgen.space.grids import model_grid
+from cfgen.scan.open import Opened
 
 # Changes of log volumes below this are those of rounding.
 ROUNDING = 1e-9
+# A map of less than this, in voxels, is of nothing.
+EMPTY = 1.0
 
 
 @dataclass(frozen=True)
 class MaskedEdits:
-    """Targets by the masks of `records`, one a target. `moved` says that tissue was moved to make
-    them."""
+    """Targets by the masks of `records`, one a target, which moved as `tissue` did."""
 
-    question: Question
+    tissue: TissueEdits
     latents: LatentEdits
     records: list[MasksRecord]
-    moved: bool
 
     @property
     def round_trip(self) -> float:
@@ -57,84 +57,58 @@ class MaskedEdits:
         return self.latents.reconstruction
 
     def notices_of(self, number: int) -> list[Notice]:
-        """What the causal model never saw, what the network is not told, and masks that could not
-        be edited as far as they should."""
-        record = self.records[number]
-        notices = [] if self.moved else list(self.question.world(number).notices)
-        if record.not_told:
-            names = ", ".join(record.not_told)
-            text = f"the network was not trained with masks of {names}: it is told nothing of them"
-            notices.append(Notice("regions-not-told", text))
-        if not self.moved:
-            notices += [_unmet(r) for r in record.edited if abs(r.told - r.due) > 1]
-        return notices
+        """Those of moved tissue, and regions that the network is not told."""
+        notices, unknown = self.tissue.notices_of(number), self.records[number].not_told
+        if not unknown:
+            return notices
+        text = f"the network was not trained with masks of {', '.join(unknown)}"
+        return [*notices, Notice("regions-not-told", f"{text}: it is told nothing of them")]
 
     def account(self, number: int) -> Account:
-        changes = self.question.world(number).changes
-        return Account(changes, self.question.causal_record(number), self.records[number])
+        return replace(self.tissue.account(number), masks=self.records[number])
 
     def images(self, number: int) -> Iterator[np.ndarray]:
         return self.latents.images(number)
 
 
-def _unmet(record: MaskRecord) -> Notice:
-    region = region_text((record.structure, record.side))
-    text = f"{region}: a mask of {record.told} voxels of {record.due:.0f}, from {record.factual}"
-    return Notice("target-not-met", text)
-
-
 def edit_by_masks(
-    engine: Engine,
-    question: Question,
-    drawing: Drawing,
-    how: Render = "residual",
-    tissue: TissueEdits | None = None,
+    engine: Engine, tissue: TissueEdits, drawing: Drawing, how: Render = "residual"
 ) -> MaskedEdits:
-    """Every target of a question. With `tissue` the masks are moved as it was, else edited at their
-    borders.
+    """Every target of the question that moved `tissue` answers.
 
     Raises UsageError for a volume that is set of a region that the network was not trained with,
-    and ImageError for a region that the scan has nothing of, or whose mask can't be edited.
+    and ImageError for a region that the scan has nothing of, or that can't be brought to its
+    volume.
     """
-    control = engine.masked.control
+    control, question = engine.masked.control, tissue.question
     assert control is not None
-    before = anatomy_of(question.opened)
-    maps, records = [], []
-    with working("editing the masks", len(question.targets)) as step:
-        for number, target in enumerate(question.targets):
-            changes = moving(question.world(number).changes)
-            asked = [n for n in changes if target[n] != question.factual[n]]
-            editable = set(EDITED) | set(asked)
-            not_told = [n for n in changes if n in editable and n not in control.regions]
-            changes = {n: c for n, c in changes.items() if n in control.regions}
-            if tissue is None:
-                _require(asked, before.labels, control)
-                changes = {n: c for n, c in changes.items() if n in editable}
-                after = _edited(before, changes)
-            else:
-                after = anatomy_of(question.opened, tissue.moved(number).movement).labels
-            maps.append(after)
-            records.append(
-                MasksRecord(control.kind, mask_records(before.labels, after, changes), not_told)
-            )
-            step()
+    changes = [moving(question.world(n).within_head) for n in range(len(question.targets))]
+    asked = [
+        [n for n in due if target[n] != question.factual[n]]
+        for due, target in zip(changes, question.targets, strict=True)
+    ]
+    for names in asked:
+        require_known(names, control.regions)
+    before = anatomy_of(engine, question.opened, control.regions)
+    moved, records = [], []
+    for number, (names, due) in enumerate(zip(asked, changes, strict=True)):
+        _require_there(names, before, control, question.opened)
+        # What does not move stays the same to the bit.
+        moved.append(_moved(before, tissue, number) if due else before)
+        records.append(_record(control, before, moved[-1], due))
 
-    def told(values: Values, labels: Volume) -> Condition:
+    def told(values: Values, maps: Tensor) -> Condition:
         c = condition_of(engine.bundle.schema, values, engine.device)
-        return Condition(c.vector, control.masks(labels).to(engine.device))
+        return Condition(c.vector, control.masks(maps).to(engine.device))
 
-    targets = [told(values, labels) for values, labels in zip(question.targets, maps, strict=True)]
-    c = told(question.factual, before.labels)
+    targets = [told(values, maps) for values, maps in zip(question.targets, moved, strict=True)]
+    c = told(question.factual, before)
     latents = edit_under(engine, question.opened, c, targets, drawing, how)
-    return MaskedEdits(question, latents, records, tissue is not None)
+    return MaskedEdits(tissue, latents, records)
 
 
-def _edited(before: Anatomy, changes: Mapping[str, float]) -> Volume:
-    try:
-        return edited(before, changes)
-    except CfgenError as error:
-        found, fix = f"{error.where}: {error.found}", "ask for a smaller change, or for --by tissue"
-        raise ImageError(before.labels.path or "scan", found, error.expected, fix) from error
+def _moved(maps: Tensor, tissue: TissueEdits, number: int) -> Tensor:
+    return moved_maps(maps, tissue.opened.prepared, tissue.moved(number).movement)
 
 
 def moving(changes: Mapping[str, float]) -> dict[str, float]:
@@ -142,18 +116,23 @@ def moving(changes: Mapping[str, float]) -> dict[str, float]:
     return {name: change for name, change in changes.items() if abs(change) > ROUNDING}
 
 
-def _require(asked: Sequence[str], labels: Volume, control: Control) -> None:
-    """Volumes that are set need a mask."""
-    require_known(asked, control.regions)
-    masks = region_masks(labels, control.regions, model_grid(control.grid))
-    require_there(asked, masks, control.regions, labels.path or "scan")
+def _require_there(names: Sequence[str], maps: Tensor, control: Control, opened: Opened) -> None:
+    """Volumes that are set need something to grow or shrink."""
+    for name in names:
+        if maps[control.regions.index(name)].sum() < EMPTY:
+            where = opened.volume.path or "scan"
+            raise ImageError(where, f"its mask of {name} is empty", "a voxel of it at least")
 
 
-def mask_records(before: Volume, after: Volume, changes: Mapping[str, float]) -> list[MaskRecord]:
-    """Of every region by side that the scan has and that is due to change."""
-    factual, told = voxels_of(before), voxels_of(after)
-    return [
-        MaskRecord(*region, n, round(n * float(np.exp(changes[region[0]])), 1), told.get(region, 0))
-        for region, n in factual.items()
-        if region[0] in changes
-    ]
+def _record(
+    control: Control, before: Tensor, after: Tensor, changes: Mapping[str, float]
+) -> MasksRecord:
+    """Every region that is due to change, and that the network knows of or does not."""
+    edited = []
+    for region, *maps in zip(control.regions, before, after, strict=True):
+        if region in changes:
+            was, told = (float(m.sum()) for m in maps)
+            due = was * float(np.exp(changes[region]))
+            edited.append(MaskRecord(region, round(was, 1), round(due, 1), round(told, 1)))
+    unknown = [name for name in changes if name not in control.regions]
+    return MasksRecord(control.kind, edited, unknown)

@@ -110,18 +110,18 @@ class CausalRecord:
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """A region's mask in voxels of the model grid: in the scan, due, and as a model was told it."""
+    """A region's map, summed, in voxels of the model grid: in the scan, due, and as a model was
+    told it."""
 
     structure: str
-    side: str
-    factual: int
+    factual: float
     due: float
-    told: int
+    told: float
 
 
 @dataclass(frozen=True)
 class MasksRecord:
-    """What a model was told: the masks that changed; `control` is the kind of its network, and of
+    """What a model was told: the maps that changed; `control` is the kind of its network, and of
     regions `not_told` it knows nothing."""
 
     control: Control

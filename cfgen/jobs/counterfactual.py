@@ -168,12 +168,12 @@ class _Run:
             return edit_latents(engine, self.opened, known, targets, drawing, way.render)
         law = Law(engine.scm, options.rates, options.scale_head)
         question = Question(self.opened, law, self.values, targets)
-        if not way.moves:
-            return edit_by_masks(engine, question, drawing, way.render)
         tissue = TissueEdits(question, options.samples, options.keep_noise)
         if not way.generates:
             return tissue
-        return FilledEdits(tissue, edit_by_masks(engine, question, drawing, tissue=tissue))
+        if not way.moves:
+            return edit_by_masks(engine, tissue, drawing, way.render)
+        return FilledEdits(edit_by_masks(engine, tissue, drawing))
 
     def extrapolations(self, target: Values) -> list[Notice]:
         schema = self.engine.bundle.schema

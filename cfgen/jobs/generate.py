@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cfgen import __version__
 from cfgen.batch.lists import write_lists
@@ -102,8 +103,7 @@ def check_generation(
     if options.decoder == "diffusion":
         check_decoder(bundle)
     if options.masks is not None:
-        regions = bundle.part("controlnet").config["regions"]
-        region_masks(read_volume(options.masks), regions, model_grid(bundle.preprocess.grid))
+        _maps(bundle, options.masks)
     told = bundle.part("unet").config["net"].get("context_dim") is not None
     if not (told or bundle.part("latent_mean").config.get("conditional", True)):
         raise without_conditions(bundle)
@@ -117,6 +117,12 @@ def check_generation(
         raise UsageError(double.source or "generate", problem, fix="name the subjects apart")
     check_outputs(path for p in people for path in files_of(p, out).values())
     return [files_of(p, out)["image"] for p in people]
+
+
+def _maps(bundle: Bundle, labels: Path) -> Tensor:
+    """What a label map says of the regions that the bundle's network is told, (K, D, H, W)."""
+    regions, grid = bundle.part("controlnet").config["regions"], bundle.preprocess.grid
+    return torch.from_numpy(region_masks(read_volume(labels), regions, model_grid(grid))).float()
 
 
 def warn(schema: Schema, people: Sequence[Nobody]) -> None:
@@ -142,7 +148,7 @@ def generate_people(
     masks = None
     if options.masks is not None:
         assert models.control is not None
-        masks = models.control.masks(read_volume(options.masks))
+        masks = models.control.masks(_maps(bundle, options.masks))
     drift = models.drift(options.how.drift, options.how.steps)
 
     def work(person: Nobody) -> Made[Row]:

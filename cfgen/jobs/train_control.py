@@ -15,13 +15,14 @@ from cfgen.edit.control import BESIDE
 from cfgen.edit.latent import Models
 from cfgen.errors import UsageError
 from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of, models_to_train_on
+from cfgen.measure.segmenter import load_segmenter
 from cfgen.processes import leads
-from cfgen.train.cohort import read_splits
+from cfgen.train.cohort import Cohort, read_splits
 from cfgen.train.control import CONTROL, ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
 from cfgen.train.latents import LatentData, latent_data, trial_data
-from cfgen.train.masks import require_labels, with_masks
+from cfgen.train.masks import MaskReader, with_masks
 from cfgen.train.record import runs_folder, trained_on
 from cfgen.train.trial import Trial, try_steps
 
@@ -41,21 +42,25 @@ def train_control(
 ) -> Bundle:
     """A new bundle: that of `source` with a part 'controlnet'; everything else stays as it is.
 
-    Every scan of the manifest needs a label map on the model grid. Latents and masks lie in files
-    beside the bundle. Of several processes the first writes. Raises UsageError, BundleError,
-    ManifestError or ImageError before anything is trained.
+    The bundle's segmenter reads the masks in the scans. Latents and masks lie in files beside the
+    bundle. Of several processes the first writes. Raises UsageError, BundleError, ManifestError or
+    ImageError before anything is trained.
     """
     torch_device, runs = pick_device(device), runs_folder(out, f"controlnet-{control.kind}")
     check_control(control)
     bundle, models = models_to_train_on(source, torch_device, config.batch_size)
-    grid = bundle.preprocess.grid
+    segmenter, grid = load_segmenter(bundle, torch_device), bundle.preprocess.grid
     train, val = read_splits(manifest, bundle.schema, grid, folder=runs)
     val = val.spaced(1, HELD_OUT)
-    require_labels(manifest, [train, val])
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
     control = replace(control, detail=detail_of(grid, data.shape[1:]))
-    data = with_masks(data, train, val, control, grid, config.seed, runs)
+
+    def read(cohort: Cohort) -> MaskReader:
+        shape = data.shape[1:]
+        return MaskReader(segmenter, cohort, control, grid, shape, torch_device, config.seed)
+
+    data = with_masks(data, read, train, val, control.regions, runs)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)
     net = fit(task, config, runs)
@@ -79,13 +84,17 @@ def try_control(
     torch_device = pick_device(device)
     check_control(control)
     bundle, models = models_to_train_on(source, torch_device, config.batch_size)
-    grid = bundle.preprocess.grid
-    train, val = read_splits(manifest, bundle.schema, grid)
-    require_labels(manifest, [train, val])
+    segmenter, grid = load_segmenter(bundle, torch_device), bundle.preprocess.grid
+    train, _ = read_splits(manifest, bundle.schema, grid)
     few = train.spaced(1, TRIED)
     data = trial_data(few, models.autoencoder, torch_device, config.seed)
     control = replace(control, detail=detail_of(grid, data.shape[1:]))
-    data = with_masks(data, few, few, control, grid, config.seed, None)
+
+    def read(cohort: Cohort) -> MaskReader:
+        shape = data.shape[1:]
+        return MaskReader(segmenter, cohort, control, grid, shape, torch_device, config.seed)
+
+    data = with_masks(data, read, few, few, control.regions, None)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
     task = _task(models, data, torch_device, config, how, control)
     return try_steps(f"control by {control.kind}", task, config)

@@ -29,7 +29,7 @@ from cfgen.errors import BundleError, ImageError
 from cfgen.measure.window import fits, head, middle, upright, window
 from cfgen.nets.segmenter import Segmenter, SegmenterConfig
 from cfgen.space.grids import crop_box, crop_grid, largest_component
-from cfgen.space.sampling import sample
+from cfgen.space.sampling import points_in, sample
 
 # What the network sees the scan at.
 SPACING_MM = 2.0
@@ -213,7 +213,7 @@ def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
     grid = crop_grid(native, box)
     inside = np.zeros(grid.shape, bool)
     for slab in _slabs(grid):
-        points = _points(found.grid, crop_grid(grid, slab))
+        points = points_in(found.grid, crop_grid(grid, slab))
         inside[slab] = (sample(found.brain[None], points)[0] > 0.5).numpy()
     inside = ndimage.binary_fill_holes(largest_component(inside))
     mask, labels = np.zeros(native.shape, bool), np.zeros(native.shape, np.int32)
@@ -224,7 +224,7 @@ def _on_scan(found: Posteriors, native: Grid) -> tuple[np.ndarray, np.ndarray]:
     # Half of the box is no brain, and has no label.
     for slab in _slabs(grid):
         brain = inside[slab]
-        points = _points(found.grid, crop_grid(grid, slab))[torch.from_numpy(brain)]
+        points = points_in(found.grid, crop_grid(grid, slab))[torch.from_numpy(brain)]
         values = sample(field, points)
         best = values[:-1].argmax(0).numpy()
         labels[box][slab][brain] = np.where(values[-1].numpy() > 0.5, left[best], right[best])
@@ -252,14 +252,6 @@ def _box_of_brain(found: Posteriors, native: Grid) -> tuple[slice, slice, slice]
     return i, j, k
 
 
-def _points(source: Grid, target: Grid) -> Tensor:
-    """Where the voxels of a grid are in another, in its voxels: (*target.shape, 3)."""
-    matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
-    axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    return index @ matrix[:3, :3].T + matrix[:3, 3]
-
-
 def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     """Posteriors on a scan's grid: (I, J, K, channels) uint8 in 255ths, a channel for every
     structure and side in the order of `SIDED`."""
@@ -269,7 +261,7 @@ def channels_on(found: Posteriors, native: Grid) -> np.ndarray:
     for start in range(0, native.shape[0], 4):
         slab = (slice(start, min(start + 4, native.shape[0])), slice(None), slice(None))
         whole = tuple(slice(*s.indices(n)) for s, n in zip(slab, native.shape, strict=True))
-        points = _points(found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
+        points = points_in(found.grid, crop_grid(native, (whole[0], whole[1], whole[2])))
         values = sample(field, points)
         left, channel = values[-1], 0
         for s, p in zip(STRUCTURES, values[:-1], strict=True):

@@ -296,10 +296,10 @@ def _made_by(sidecar: Sidecar, before: str, after: str) -> list[str]:
         return sentences
     told = ""
     if sidecar.masks is not None:
-        how = "edited at their borders until they had" if sidecar.by == "masks" else "moved to"
         sentences.append(
-            f"Masks of regions on the model grid were {how} these volumes, and told to the "
-            f"diffusion model ({_CONTROL[sidecar.masks.control]})."
+            "How much of each voxel of the model grid a region fills was moved by a flow inside "
+            "the skull until the regions had these volumes, and told to the diffusion model "
+            f"({_CONTROL[sidecar.masks.control]})."
         )
         told = " and masks"
     return [

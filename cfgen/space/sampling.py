@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cfgen.data.grid import Grid
 
 # Of so many channels torch's `grid_sample` has fast code for volumes; beyond, rows are faster.
 GRID_SAMPLE_CHANNELS = 4
 # Points whose rows are gathered at once: what they take stays in the cache.
 POINTS_AT_ONCE = 200_000
+
+
+def points_in(source: Grid, target: Grid) -> Tensor:
+    """Where the voxels of `target` are in `source`, in its voxels: (*target.shape, 3)."""
+    matrix = torch.from_numpy(np.linalg.inv(source.affine) @ target.affine).float()
+    axes = [torch.arange(n, dtype=torch.float32) for n in target.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    return index @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def sample(

@@ -1,10 +1,14 @@
-"""Region masks of the training scans, moved as the views of each are, beside their latents."""
+"""Region masks of the training scans, moved as the views of each are, beside their latents.
+
+They are read by the segmenter that will read them in a scan that is edited, from the same prepared
+image: what it gets wrong is then wrong in both.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfgen.data.table import Row
-from cfgen.data.volume import read_volume
+from cfgen.data.volume import Volume
 from cfgen.errors import ManifestError
-from cfgen.measure.region_masks import region_masks
+from cfgen.measure.region_masks import region_fractions
 from cfgen.nets.controlnet import pool_masks
+from cfgen.nets.segmenter import Segmenter
 from cfgen.progress import each
 from cfgen.space.grids import model_grid
 from cfgen.train.augmentation import AUGMENTATION
@@ -26,100 +30,90 @@ from cfgen.train.latents import LatentData, seen
 from cfgen.train.mapped import mapped
 from cfgen.train.together import first_alone
 
+# A part of a latent voxel that is of a region by more than this.
+SEEN = 0.5
+
 
 class MaskReader:
-    """Masks (views, K, P, d, h, w) float16 of a scan's label map, in parts of the latent's voxels,
-    whose grid is of `shape`, `detail` along an edge."""
+    """Masks (views, K, P, d, h, w) float16 of prepared scans as a segmenter reads them, in parts of
+    the latent's voxels, whose grid is of `shape`, `detail` along an edge."""
 
     def __init__(
         self,
-        rows: Sequence[Row],
-        regions: Sequence[str],
+        net: Segmenter,
+        cohort: Cohort,
+        control: ControlConfig,
         grid: str,
         shape: Sequence[int],
-        detail: int,
+        device: torch.device,
         seed: int,
     ) -> None:
-        self.rows, self.regions, self.grid = rows, tuple(regions), grid
-        self.shape, self.detail, self.seed = tuple(shape), detail, seed
+        self.net, self.cohort, self.control = net, cohort, control
+        self.grid, self.shape = model_grid(grid), tuple(shape)
+        self.device, self.seed = device, seed
 
     def read(self, number: int, views: int) -> Tensor:
-        """Raises ImageError as `region_masks`."""
-        path = self.rows[number].labels
-        assert path is not None
-        masks = region_masks(read_volume(path), self.regions, model_grid(self.grid))
-        whole = torch.from_numpy(masks).float()
+        """Raises ImageError as `region_fractions`."""
+        image = self.cohort.images[number].float()
+        scan = Volume(image.numpy(), self.grid.affine, self.cohort.rows[number].image)
+        whole = region_fractions(self.net, scan, self.control.regions, self.device)
         # The image's own values decide nothing of where its voxels go.
-        walk = seen(torch.zeros_like(whole[0]), views, self.seed, number, whole)
-        moved = [m for _, m in walk if m is not None]
-        return torch.stack([pool_masks(m, self.shape, self.detail) for m in moved]).half()
+        walk = seen(torch.zeros_like(image), views, self.seed, number, whole)
+        detail = self.control.detail
+        return torch.stack([pool_masks(m, self.shape, detail) for _, m in walk if m is not None])
 
     def all(self, views: int) -> Tensor:
         """(N, views, K, P, d, h, w), in memory."""
-        numbers = each(range(len(self.rows)), len(self.rows), "label maps read")
-        return torch.stack([self.read(n, views) for n in numbers])
+        numbers = each(range(len(self.cohort.rows)), len(self.cohort.rows), "masks read")
+        return torch.stack([self.read(n, views) for n in numbers]).half()
 
     def cached(self, views: int, path: Path) -> Tensor:
         """The same in a .npy file at `path` that is mapped into memory (`mapped`)."""
-        files = [(str(r.labels), r.labels.stat()) for r in self.rows if r.labels is not None]
+        files = [(str(r.image), r.image.stat()) for r in self.cohort.rows]
         known = [(name, s.st_size, s.st_mtime_ns) for name, s in files]
-        how = self.regions, self.grid, self.shape, self.detail, self.seed
-        recipe = [known, *how, views, repr(AUGMENTATION)]
+        weights = hashlib.sha256()
+        for tensor in self.net.state_dict().values():
+            weights.update(tensor.cpu().numpy().tobytes())
+        how = self.control.regions, self.shape, self.control.detail, self.seed
+        recipe = [known, weights.hexdigest(), *how, views, repr(AUGMENTATION)]
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
         def make(number: int) -> np.ndarray:
             return self.read(number, views).numpy()
 
-        shape = (len(self.rows), views, len(self.regions), self.detail**3, *self.shape)
-        return mapped(path, digest, shape, make, "label maps read")
-
-
-def require_labels(manifest: Path, cohorts: Sequence[Cohort]) -> None:
-    """Raises ManifestError naming every row without a label map."""
-    faults = [r.source or r.subject for c in cohorts for r in c.rows if r.labels is None]
-    if faults:
-        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ManifestError(
-            manifest,
-            f"no label map: {', '.join(faults[:20])}{more}",
-            "a column labels, on the model grid",
-            "give 'cfgen preprocess' a manifest with label maps (cfgen segment)",
-        )
+        parts = len(self.control.regions), self.control.detail**3, *self.shape
+        return mapped(path, digest, (len(known), views, *parts), make, "masks read")
 
 
 def with_masks(
     data: LatentData,
+    read: Callable[[Cohort], MaskReader],
     train: Cohort,
     val: Cohort,
-    control: ControlConfig,
-    grid: str,
-    seed: int,
+    regions: Sequence[str],
     folder: Path | None,
 ) -> LatentData:
-    """The same latents with the masks of their views; in a file in `folder`, where there is one. Of
-    several processes the first makes it.
+    """The same latents with the masks of their views, as `read` by a segmenter; in a file in
+    `folder`, where there is one. Of several processes the first makes it.
 
-    Raises ImageError as `region_masks`, and ManifestError for a region that no scan of the train
-    split has.
+    Raises ImageError as `region_fractions`, and ManifestError for a region that no scan of the
+    train split has.
     """
-    regions, views = control.regions, data.latents.shape[1]
-    how = regions, grid, data.shape[1:], control.detail, seed
-    reader = MaskReader(train.rows, *how)
+    views = data.latents.shape[1]
     if folder is None:
-        masks = reader.all(views)
+        masks = read(train).all(views)
     else:
         path = folder / "masks.npy"
-        masks = first_alone(lambda: reader.cached(views, path))
+        masks = first_alone(lambda: read(train).cached(views, path))
     require_seen(masks, regions)
-    held_out = MaskReader(val.rows, *how).all(1)[:, 0]
-    return replace(data, masks=masks, held_out_masks=held_out)
+    return replace(data, masks=masks, held_out_masks=read(val).all(1)[:, 0])
 
 
 def require_seen(masks: Tensor, regions: Sequence[str]) -> None:
     """Raises ManifestError for a region that is empty in every scan of masks (N, views, K, ...)."""
     there = torch.zeros(len(regions), dtype=torch.bool)
     for scan in masks:
-        there |= scan[0].flatten(1).any(1)
+        there |= (scan[0] > SEEN).flatten(1).any(1)
         if bool(there.all()):
             return
     missing = [name for name, known in zip(regions, there.tolist(), strict=True) if not known]

@@ -73,7 +73,7 @@ SETTINGS = {
     "shifted": DEEP,
     # The first is what the latent mean does by itself.
     "ridge": (Rediffusion(1, 1.0, "ddpm"), *DEEP),
-    "slices": PAPER,
+    "slices": (PAPER[0], DEEP[0], *PAPER[1:]),
 }
 log = logging.getLogger("cfgen")
 

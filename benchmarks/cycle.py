@@ -34,6 +34,7 @@ from cycle_autoencoder import rows_of
 from cycle_brains import add_fit_options, fit_of
 from cycle_latents import AUTOENCODER, conditions_of, latents_of
 from cycle_people import read_people
+from paced import fit_within
 
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
@@ -95,15 +96,16 @@ def train_ldm(
     how: LatentDiffusionConfig,
     n: int,
     device: torch.device,
+    seconds: float = 0.0,
 ) -> None:
-    """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people."""
+    """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people; in so many
+    `seconds` where they are said, in place of steps."""
     rows = rows_of(read_people(out), "train")[:n]
     schema = fit_schema(rows, default_schema())
     data, reader = data_of(out, schema, n)
     mean = mean_of(data, schema, how)
-    net = fit(
-        LatentDiffusionTask(data, mean, device, config, how, reader), config, out / "runs" / name
-    )
+    task, runs = LatentDiffusionTask(data, mean, device, config, how, reader), out / "runs" / name
+    net = fit_within(task, config, runs, seconds) if seconds else fit(task, config, runs)
     source = read_bundle(out / AUTOENCODER)
     bundle = copy_bundle(replace(source, schema=schema), out / name)
     conditional = {"conditional": how.latent_mean}
@@ -199,6 +201,7 @@ def main() -> None:
     parser.add_argument("--first-term", choices=("factual", "target"), default=CYCLE.first_term)
     parser.add_argument("--t-low", type=float, default=CYCLE.t_low)
     parser.add_argument("--t-high", type=float, default=CYCLE.t_high)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of ldm, not --steps")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -218,7 +221,7 @@ def main() -> None:
     if options.stage == "pairs":
         pairs(out, config, how, options.train, device)
     elif options.stage == "ldm":
-        train_ldm(out, options.name, config, how, options.train, device)
+        train_ldm(out, options.name, config, how, options.train, device, options.seconds)
     elif options.stage in ("more", "cycle"):
         cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
         chosen = cycle if options.stage == "cycle" else None

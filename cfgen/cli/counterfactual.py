@@ -85,7 +85,7 @@ def counterfactual(
         cfg.By | None,
         typer.Option(
             "--by",
-            help="What makes it: the scan's tissue moved, a diffusion model under edited masks of "
+            help="What makes it: the scan's tissue moved, a diffusion model under moved masks of "
             "regions, both, or that model under the conditions alone; see README.",
             show_default="tissue, where the bundle has its parts, else conditions",
         ),

@@ -181,7 +181,7 @@ def train_ldm(
     goes on after an interruption. Under torchrun several processes share each batch.
 
     With --control the bundle keeps its diffusion model and gains a part 'controlnet', which is told
-    where regions are; every scan of the manifest needs a label map.
+    where regions are, which the bundle's segmenter reads in the scans.
 
     With --tune a trained bundle comes to 5 to 50 scans of another scanner: its latent mean in
     closed form, its diffusion model by fine-tuning that ends when the val scans gain no more.

@@ -79,7 +79,8 @@ def edited_masks(people: People, numbers: Sequence[int], law: Law, engine: Engin
         maps = anatomy_of(engine, opened, control.regions)
         tissue = TissueEdits(Question(opened, law, here, [{**here, **people.values(number)}]))
         try:
-            maps = moved_maps(maps, opened.prepared, tissue.moved(0).movement)
+            movement = tissue.moved(0).movement
+            maps = moved_maps(maps, control.regions, opened.prepared, movement)
         except CfgenError as error:
             print(f"person {before}: {error}", flush=True)
         found.append(control.masks(maps))

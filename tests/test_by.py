@@ -226,8 +226,19 @@ def middle(volume, affine):
 def test_masks_are_moved_as_the_tissue_was(by_masks, opened, maps):
     tissue = by_masks.tissue
     still = move_tissue(tissue.tissue, {}).movement
-    assert torch.allclose(moved_maps(maps, opened.prepared, still), maps, atol=1e-3)
-    moved = moved_maps(maps, opened.prepared, tissue.moved(0).movement)
+    assert torch.allclose(moved_maps(maps, REGIONS, opened.prepared, still), maps, atol=1e-3)
+    movement = tissue.moved(0).movement
+    moved = moved_maps(maps, REGIONS, opened.prepared, movement)
+    # Fluid comes where cortex goes: all of a voxel is of something still.
+    inside = maps.sum(0) > 0.99
+    assert moved.sum(0)[inside].mean() == pytest.approx(1.0, abs=0.01)
+    closed = replace(movement, opened=torch.zeros_like(movement.opened))
+    without = moved_maps(maps, REGIONS, opened.prepared, closed)
+    csf, cortex = REGIONS.index("csf"), [n.startswith("cortex") for n in REGIONS]
+    assert torch.allclose(moved.sum(0), without.sum(0), atol=1e-5)
+    gained = (moved - without)[csf]
+    assert gained.max() > 0.05
+    assert torch.allclose((without - moved)[cortex].sum(0), gained, atol=1e-5)
     grown = (moved.sum((1, 2, 3)) / maps.sum((1, 2, 3))).log()
     changes = tissue.question.world(0).within_head
     for r in by_masks.records[0].edited:
@@ -297,7 +308,7 @@ def test_the_share_that_is_new_is_what_was_stretched():
     def movement(factor):
         field = ((at - 9.5) * (1 / factor - 1) * 2.0).permute(3, 0, 1, 2)
         nothing = torch.zeros(shape)
-        return Movement(field, nothing, nothing, nothing, Plain.grid)
+        return Movement(field, nothing, nothing, nothing, nothing, Plain.grid)
 
     inner = (at - 9.5).norm(dim=-1) < 5
     lock = lock_of(Plain(), movement(2.0))

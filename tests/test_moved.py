@@ -42,7 +42,8 @@ def picture(at: np.ndarray) -> np.ndarray:
 def movement(shift: np.ndarray, **maps: torch.Tensor) -> Movement:
     """(D, H, W, 3) mm of the grid as a movement that adds and purifies nothing."""
     nothing = torch.zeros(GRID.shape)
-    given = {"added": nothing, "purified": nothing, "fluid": nothing} | maps
+    none = {"opened": nothing, "darker": nothing, "purified": nothing, "fluid": nothing}
+    given = none | maps
     field = torch.from_numpy(np.moveaxis(shift, -1, 0).copy()).float()
     return Movement(field, grid=GRID, **given)
 

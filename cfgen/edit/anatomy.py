@@ -30,13 +30,30 @@ def anatomy_of(engine: Engine, opened: Opened, regions: Sequence[str]) -> Tensor
     return region_fractions(net, image, regions, engine.device)
 
 
-def moved_maps(maps: Tensor, prepared: Prepared, movement: Movement) -> Tensor:
-    """Maps (K, D, H, W) on the model grid as the scan's tissue has moved."""
+def moved_maps(
+    maps: Tensor, regions: Sequence[str], prepared: Prepared, movement: Movement
+) -> Tensor:
+    """Maps (K, D, H, W) of regions on the model grid as the scan's tissue has moved, and sulci have
+    opened: there fluid takes the place of cortex, if both are among the regions. What comes from
+    beyond the brain is fluid."""
+    inside = torch.from_numpy(prepared.image > 0)
     to_scan = prepared.to_native @ prepared.grid.affine
     place = _carried(voxels(tuple(maps.shape[1:])), to_scan)
     at = _carried(place, np.linalg.inv(movement.grid.affine))
     moved = sample(movement.displacement, at, "zeros").movedim(0, -1)
-    return sample(maps, _carried(place + moved, np.linalg.inv(to_scan)))
+    around = torch.tensor([float(name == "csf") for name in regions])[:, None, None, None]
+    maps = torch.where(inside, maps, around)
+    out = sample(maps, _carried(place + moved, np.linalg.inv(to_scan))) * inside
+    cortex = [n for n, name in enumerate(regions) if name.startswith("cortex")]
+    if not cortex or "csf" not in regions:
+        return out
+    fluid, grey = out[regions.index("csf")], out[cortex].sum(0)
+    opened = sample(movement.opened[None], at, "zeros")[0]
+    # No more than there is; where there is no cortex none closes in either.
+    opened = torch.minimum(torch.maximum(opened, -torch.minimum(fluid, grey)), grey)
+    out[cortex] *= 1 - opened / grey.clamp(min=1e-6)
+    out[regions.index("csf")] += opened
+    return out
 
 
 def _carried(points: Tensor, matrix: np.ndarray) -> Tensor:

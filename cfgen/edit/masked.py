@@ -94,7 +94,7 @@ def edit_by_masks(
     for number, (names, due) in enumerate(zip(asked, changes, strict=True)):
         _require_there(names, before, control, question.opened)
         # What does not move stays the same to the bit.
-        moved.append(_moved(before, tissue, number) if due else before)
+        moved.append(_moved(before, control, tissue, number) if due else before)
         records.append(_record(control, before, moved[-1], due))
 
     def told(values: Values, maps: Tensor) -> Condition:
@@ -107,8 +107,9 @@ def edit_by_masks(
     return MaskedEdits(tissue, latents, records)
 
 
-def _moved(maps: Tensor, tissue: TissueEdits, number: int) -> Tensor:
-    return moved_maps(maps, tissue.opened.prepared, tissue.moved(number).movement)
+def _moved(maps: Tensor, control: Control, tissue: TissueEdits, number: int) -> Tensor:
+    movement = tissue.moved(number).movement
+    return moved_maps(maps, control.regions, tissue.opened.prepared, movement)
 
 
 def moving(changes: Mapping[str, float]) -> dict[str, float]:

@@ -152,7 +152,8 @@ def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:
     darker = means[TISSUES.index("fluid")] - means[TISSUES.index("grey")]
     return Movement(
         (at - voxels(tissue.cavity.shape)).permute(3, 0, 1, 2) * tissue.grid.spacing[0],
-        _shared_out(tissue, at) * darker,
+        _shared_out(tissue, at),
+        darker,
         _purified(tissue, at, shrunk),
         means[TISSUES.index("fluid")],
         tissue.grid,

@@ -31,16 +31,23 @@ STILL_MM = 1e-3
 @dataclass(frozen=True)
 class Movement:
     """How tissue moved, on a `grid`: what is at x afterwards was at x + `displacement` (3, D, H, W)
-    mm in RAS. Maps (D, H, W): `added` is brightness on top; of the moved brightness the part
+    mm in RAS. Maps (D, H, W): the part `opened` of a voxel is fluid in place of cortex on top of
+    that, which makes it brighter by `darker` times as much; of the moved brightness the part
     `purified` gives way to that of `fluid`. `out_mm` is how far tissue may grow out of the brain
     mask."""
 
     displacement: Tensor
-    added: Tensor
+    opened: Tensor
+    darker: Tensor
     purified: Tensor
     fluid: Tensor
     grid: Grid
     out_mm: float = 0.0
+
+    @property
+    def added(self) -> Tensor:
+        """Brightness on top (D, H, W)."""
+        return self.opened * self.darker
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@
         --as-made --people build/cycle
 
 Simulates people and their true counterfactuals, and makes each anew by the conditions alone, moved
-tissue, edited masks, and moved tissue that is filled; beside them `copy`, the scan as it is,
-`oracle`, the truth, and `truth, coded`: the change to the truth once through the autoencoder, which
-is the most that an edit of latents can show. The law of volumes is fitted to 800 other simulated
-people. Of every image: skill, slope, correlation and leakage against the truth
+tissue, moved masks, and moved tissue that is filled; beside them `copy`, the scan as it is,
+`oracle`, the truth, `truth, coded`: the change to the truth once through the autoencoder, which is
+the most that an edit of latents can show, and `truth, told`: masks that are read in the truth,
+which is what the network makes of masks that are right. The law of volumes is fitted to 800 other
+simulated people. Of every image: skill, slope, correlation and leakage against the truth
 (`metrics/truth.py`), and of every region that is due to change the log change that is read in it,
 against what was due: slopes through the origin, with BCa bootstrap intervals over people;
 `occipital` is the change of that lobe over the mean change of the others, where the law asks for
@@ -43,10 +44,20 @@ from cfgen.data.conditions import Values
 from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
 from cfgen.data.volumes import sums
-from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, decoded, edit_latents
+from cfgen.edit.anatomy import anatomy_of
+from cfgen.edit.edits import (
+    Drawing,
+    Edits,
+    Question,
+    TissueEdits,
+    decoded,
+    edit_latents,
+    edit_under,
+)
 from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.filled import FilledEdits
-from cfgen.edit.masked import edit_by_masks
+from cfgen.edit.latent import condition_of
+from cfgen.edit.masked import MaskedEdits, edit_by_masks
 from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
@@ -63,6 +74,8 @@ import matplotlib.pyplot as plt
 BYS: tuple[By, ...] = ("conditions", "tissue", "masks", "tissue+masks")
 # The scan, the truth, and what the autoencoder lets through of the change between them.
 COPY, ORACLE, CODED = "copy", "oracle", "truth, coded"
+# What the network makes of the truth's own masks.
+TOLD = "truth, told"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
 REGIONS = (
     *(f"cortex_{lobe}" for lobe in LOBES),
@@ -108,6 +121,25 @@ def coded(engine: Engine, opened: Opened, truth: np.ndarray) -> np.ndarray:
         for image in (opened.prepared.image, again)
     )
     return render(opened.volume, opened.prepared, before, after, "residual")
+
+
+def told_truth(
+    engine: Engine, masked: MaskedEdits, true: Row, truth: np.ndarray, drawing: Drawing
+) -> np.ndarray:
+    """The scan under the masks that its true counterfactual (D, H, W) has."""
+    control, opened = engine.masked.control, masked.tissue.opened
+    assert control is not None
+    cap = engine.bundle.preprocess.intensity_cap
+    again = replace(
+        opened, prepared=replace(opened.prepared, image=opened.prepared.again(truth, cap))
+    )
+    conditions = []
+    for values, scan in ((masked.tissue.question.factual, opened), (true.values, again)):
+        masks = control.masks(anatomy_of(engine, scan, control.regions))
+        conditions.append(
+            replace(condition_of(engine.bundle.schema, values, engine.device), masks=masks)
+        )
+    return next(edit_under(engine, opened, conditions[0], conditions[1:], drawing).images(0))
 
 
 def as_made(opened: Opened, cap: float) -> Opened:
@@ -161,12 +193,15 @@ def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
             opened = as_made(opened, cap)
         try:
             edits = edits_of(engine, law, drawing, opened, factual, true)
-            images = {by: next(edit.images(0)) for by, edit in edits.items()}
+            images: dict[str, np.ndarray] = {by: next(e.images(0)) for by, e in edits.items()}
+            truth = read_volume(true.image).data
+            masked = edits["masks"]
+            assert isinstance(masked, MaskedEdits)
+            images[TOLD] = told_truth(engine, masked, true, truth, drawing)
         except CfgenError as error:
             print(f"{true.subject} {query}: {error}", flush=True)
             continue
         scan = opened.volume.data
-        truth = read_volume(true.image).data
         images = {COPY: scan, **images, CODED: coded(engine, opened, truth), ORACLE: truth}
         account = edits["tissue"].account(0)
         assert account is not None

@@ -12,26 +12,20 @@ and of the median person.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from acquisition_diffusion import DEEP, TOGETHER
-from acquisition_people import ANOTHER, CONFOUNDING, SEED, cases, read, unscaled
+from acquisition_diffusion import DEEP, TOGETHER, Ways, brought, protocols_of
+from acquisition_people import ANOTHER, CONFOUNDING, cases, read
 from acquisition_scan import look
 from torch import Tensor
 
 from cfgen.bundle import Bundle, read_bundle
 from cfgen.cli.options import DEFAULT_BUNDLE
-from cfgen.data.acquisition import Protocol
-from cfgen.edit.acquired import encoded
 from cfgen.edit.latent import Models, load_models
-from cfgen.edit.rediffuse import rediffused
 from cfgen.measure.segmenter import load_segmenter
-from cfgen.nets.condition import Condition
 from cfgen.nets.segmenter import Segmenter
-from cfgen.streams import Purpose, torch_stream
 
 CPU = torch.device("cpu")
 # All of the noise, no guidance: nothing is drawn.
@@ -42,17 +36,13 @@ def edited(
     models: Models,
     bundle: Bundle,
     images: Tensor,
-    ways: tuple[Sequence[Protocol], Sequence[Protocol]],
+    ways: Ways,
     lock: Segmenter | None,
 ) -> Tensor:
     """Images (N, D, H, W) from the first protocols to the second ones, inside the brain."""
-    pair = tuple(Condition(encoded(bundle.schema, protocols)) for protocols in ways)
-    made = []
-    for some in torch.arange(len(images)).split(TOGETHER["shifted"]):
-        conditions = tuple(Condition(c.vector[some]) for c in pair)
-        draws = [torch_stream(SEED, Purpose.SAMPLES, int(n)) for n in some]
-        made.append(rediffused(models, images[some, None], conditions, SETTING, draws)[:, 0])  # type: ignore[arg-type]
-    guesses = torch.where(images > 0, torch.cat(made), 0.0)
+    names = [str(n) for n in range(len(images))]
+    made = brought(models, bundle.schema, images, ways, SETTING, names, TOGETHER["shifted"])
+    guesses = torch.where(images > 0, made, 0.0)
     if lock is None:
         return guesses
     scans = [look(lock, image) for image in images]
@@ -79,12 +69,9 @@ def main() -> None:
     people = read(options.out / f"{options.cohort}-test")
     asked = [c for c in cases(people) if c.target == ANOTHER][: options.tested]
     images = torch.stack([people.image(c.scan) for c in asked])
-    own, other = (
-        [unscaled(people.protocol(n)) for n in places]
-        for places in ([c.scan for c in asked], [c.truth for c in asked])
-    )
+    own, other = protocols_of(people, asked)
     # The protocol of the one after next.
-    third = other[1:] + other[:1]
+    third = [*other[1:], *other[:1]]
     segmenter = load_segmenter(read_bundle(DEFAULT_BUNDLE), CPU)
     print("| | left of the way there and back | straight against by way of a third |")
     print("|---|---|---|")

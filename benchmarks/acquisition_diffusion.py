@@ -18,14 +18,16 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from acquisition_people import CONFOUNDING, SEED, VAL, cases, read, unscaled
+from acquisition_people import CONFOUNDING, SEED, VAL, Case, People, cases, read, unscaled
 from paced import fit_within
+from torch import Tensor
 
 import cfgen
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
@@ -36,11 +38,11 @@ from cfgen.config import (
     FitConfig,
     Rediffusion,
 )
-from cfgen.data.acquisition import acquisition_conditions
+from cfgen.data.acquisition import Protocol, acquisition_conditions
 from cfgen.data.conditions import Schema
 from cfgen.device import pick_device
 from cfgen.edit.acquired import encoded
-from cfgen.edit.latent import load_autoencoder, load_models
+from cfgen.edit.latent import Models, load_autoencoder, load_models
 from cfgen.edit.rediffuse import rediffused
 from cfgen.jobs.train_acquisition import known_by_acquisition
 from cfgen.jobs.train_latent_diffusion import unet_description
@@ -152,6 +154,36 @@ def train(run: Run, source: Bundle, config: FitConfig) -> None:
     log.info("%s %s: %.0f s", model, name, time.monotonic() - began)
 
 
+# Each image's own acquisition, and the other.
+Ways = tuple[Sequence[Protocol], Sequence[Protocol]]
+
+
+def protocols_of(people: People, asked: Sequence[Case]) -> Ways:
+    """Of the scans and of their targets."""
+    own = [unscaled(people.protocol(case.scan)) for case in asked]
+    return own, [unscaled(people.protocol(case.truth)) for case in asked]
+
+
+def brought(
+    models: Models,
+    schema: Schema,
+    images: Tensor,
+    ways: Ways,
+    setting: Rediffusion,
+    names: Sequence[str],
+    together: int,
+) -> Tensor:
+    """Images (N, D, H, W) under the other acquisitions, so many at a time; noise is drawn by
+    name."""
+    own, other = (encoded(schema, protocols) for protocols in ways)
+    made = []
+    for some in torch.arange(len(images)).split(together):
+        pair = Condition(own[some]), Condition(other[some])
+        generators = [torch_stream(SEED, Purpose.SAMPLES, names[n]) for n in some.tolist()]
+        made.append(rediffused(models, images[some, None], pair, setting, generators)[:, 0])
+    return torch.cat(made)
+
+
 def edit(run: Run) -> None:
     """OUT/edits/MODEL-COHORT/SETTING.npy (cases, D, H, W) float16, of as many settings as fit."""
     out, name, model, seconds = run.out, run.cohort, run.model, run.seconds
@@ -160,6 +192,9 @@ def edit(run: Run) -> None:
     models = load_models(bundle, run.device)
     people = read(out / f"{name}-test")
     asked = [case for case in cases(people) if case.person < run.tested]
+    images = torch.stack([people.image(case.scan) for case in asked])
+    ways = protocols_of(people, asked)
+    names = [f"{case.person}{case.target}" for case in asked]
     folder = out / "edits" / f"{model}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     for setting in SETTINGS[model]:
@@ -169,18 +204,8 @@ def edit(run: Run) -> None:
         if seconds and time.monotonic() - start > seconds:
             log.info("no time left for %s", label)
             return
-        made = []
-        for at in range(0, len(asked), TOGETHER[model]):
-            few = asked[at : at + TOGETHER[model]]
-            images = torch.stack([people.image(case.scan) for case in few])[:, None]
-            pair = tuple(
-                Condition(encoded(bundle.schema, [unscaled(people.protocol(n)) for n in places]))
-                for places in zip(*((case.scan, case.truth) for case in few), strict=True)
-            )
-            names = [f"{case.person}{case.target}" for case in few]
-            generators = [torch_stream(SEED, Purpose.SAMPLES, n) for n in names]
-            made.append(rediffused(models, images, pair, setting, generators)[:, 0].half())
-        np.save(folder / f"{label}.part.npy", torch.cat(made).numpy())
+        made = brought(models, bundle.schema, images, ways, setting, names, TOGETHER[model]).half()
+        np.save(folder / f"{label}.part.npy", made.numpy())
         (folder / f"{label}.part.npy").replace(folder / f"{label}.npy")
         log.info("%s: %s after %.0f s", model, label, time.monotonic() - start)
 

@@ -114,14 +114,10 @@ def question_of(person: Person, opened: Opened, law: Law) -> Question:
 def edits_of(how: How, tissue: TissueEdits) -> Edits:
     if how.by == "tissue":
         return tissue
-    engine, drawing, question = (
-        engine_of(how.bundle, how.device),
-        Drawing(how.edit),
-        tissue.question,
-    )
+    engine, drawing = engine_of(how.bundle, how.device), Drawing(how.edit)
     if how.by == "conditions":
-        known, targets = question.factual, question.targets
-        return edit_latents(engine, question.opened, known, targets, drawing)
+        asked = tissue.question
+        return edit_latents(engine, asked.opened, asked.factual, asked.targets, drawing)
     masked = edit_by_masks(engine, tissue, drawing)
     return masked if how.by == "masks" else FilledEdits(masked)
 

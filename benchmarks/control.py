@@ -32,25 +32,25 @@ from aud_people import segmenter
 from cycle import data_of
 from cycle_autoencoder import DEFAULT
 from cycle_latents import CHUNK, VIEWS, latents_of
-from cycle_people import SHAPE, read_people
+from cycle_people import read_people
 from paced import fit_within
 from torch import Tensor
 
 from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.config import DEFAULT_GRID, FitConfig
-from cfgen.data.volume import Volume, write_atomically
+from cfgen.data.volume import write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
 from cfgen.jobs.train_control import control_description
 from cfgen.jobs.train_latent_diffusion import diffusion_of
-from cfgen.measure.region_masks import REGIONS, region_fractions
+from cfgen.measure.region_masks import REGIONS
 from cfgen.nets.condition import Condition
-from cfgen.nets.controlnet import pool_masks, told
-from cfgen.space.grids import model_grid
+from cfgen.nets.controlnet import told
 from cfgen.train.control import ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionTask
-from cfgen.train.latents import LatentData, LatentReader, fit_reader, seen
+from cfgen.train.latents import LatentData, LatentReader, fit_reader
+from cfgen.train.masks import MaskReader
 
 CPU = torch.device("cpu")
 READ = ("ventricles", "frontal", "parietal", "temporal", "occipital", "cingulate", "insula")
@@ -80,13 +80,12 @@ def one_persons_masks(
     image = torch.from_numpy(read_people(people).images[number].astype(np.float32))
     if not image.any():
         return np.zeros((views, len(REGIONS), how.detail**3, *how.shape), np.float16)
-    scan = Volume(image.numpy(), model_grid(DEFAULT_GRID).affine)
-    masks = region_fractions(segmenter(how.device), scan, REGIONS, pick_device(how.device))  # type: ignore[arg-type]
     # The views of benchmarks/cycle_latents.py: chunks of so many, each with its own seed.
     first = start + (number - start) // CHUNK * CHUNK
-    walk = seen(torch.zeros(SHAPE), views, first, number - first, masks)
-    moved = [pool_masks(m, how.shape, how.detail).half() for _, m in walk if m is not None]
-    return torch.stack(moved).numpy()
+    net, control = segmenter(how.device), ControlConfig(regions=REGIONS, detail=how.detail)
+    device = pick_device(how.device)
+    reader = MaskReader(net, control, DEFAULT_GRID, how.shape, device, first)  # type: ignore[arg-type]
+    return reader.read(image, number - first, views).half().numpy()
 
 
 def splits_of(people: Path) -> list[str]:
@@ -207,11 +206,10 @@ def reading(options: argparse.Namespace) -> Reading:
 
 
 def data_with_masks(
-    options: argparse.Namespace, bundle: Bundle
+    options: argparse.Namespace, bundle: Bundle, how: Reading
 ) -> tuple[LatentData, dict[str, tuple[LatentReader, Tensor, Tensor]]]:
     """The first `options.n` people, and readers of volumes of READERS people."""
     people: Path = options.people
-    how = reading(options)
     masks = masks_of(people, options.out, "train", options.n, VIEWS, how)
     val_masks = masks_of(people, options.out, "val", options.val, 1, how)
     data, _ = data_of(people, bundle.schema, max(READERS, options.n))
@@ -265,15 +263,15 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
+    how = reading(options)
     if options.masks_only:
-        how = reading(options)
         masks_of(options.people, options.out, "val", options.val, 1, how)
         masks_of(options.people, options.out, "train", options.n, VIEWS, how)
         return
     bundle, device = read_bundle(options.people / options.bundle), pick_device(options.device)
     # Every step has the same shapes.
     torch.backends.cudnn.benchmark = True
-    data, readers = data_with_masks(options, bundle)
+    data, readers = data_with_masks(options, bundle, how)
     config = FitConfig(
         options.steps,
         options.rate,
@@ -283,7 +281,7 @@ def main() -> None:
     )
     for kind in options.kinds:
         name = kind if options.seconds else f"{kind}-{options.steps}"
-        task = learner(kind, bundle, data, device, config, reading(options).detail)
+        task = learner(kind, bundle, data, device, config, how.detail)
         runs = options.out / "runs" / name
         started = time.monotonic()
         if options.seconds:

@@ -267,19 +267,18 @@ def test_masks_of_scans_lie_beside_their_latents(brain, seeing_bundle, tmp_path)
     cohort = Cohort(torch.from_numpy(np.stack(images)), c, weights, rows)
     net = load_segmenter(seeing_bundle, CPU)
     how = ControlConfig("masks", THREE, 2)
-    rest = "t1w-2mm", (10, 12, 11), CPU, 0
-    reader = MaskReader(net, cohort, how, *rest)
-    found = reader.cached(2, tmp_path / "masks.npy")
+    reader = MaskReader(net, how, "t1w-2mm", (10, 12, 11), CPU, 0)
+    found = reader.cached(cohort, 2, tmp_path / "masks.npy")
     assert found.shape == (2, 2, 3, 8, 10, 12, 11)
-    assert torch.equal(found, reader.all(2))
+    assert torch.equal(found, reader.all(cohort, 2))
     # The second view of a scan is its mirror image; each part is 8 x 8 x 8 mm.
     alike = found[0, 1].float() - found[1, 0].float()
     assert alike.abs().mean() < 0.01
     white = float(found[0, 0, 1].float().sum()) * 0.512
     assert 500 < white < 850
     # Other regions are another file.
-    fewer = MaskReader(net, cohort, replace(how, regions=THREE[:2]), *rest)
-    assert fewer.cached(2, tmp_path / "masks.npy").shape[2] == 2
+    fewer = replace(reader, control=replace(how, regions=THREE[:2]))
+    assert fewer.cached(cohort, 2, tmp_path / "masks.npy").shape[2] == 2
 
 
 def small_task(kind, contrastive=0.0):

@@ -16,8 +16,9 @@ from cfgen.edit.latent import Models
 from cfgen.errors import UsageError
 from cfgen.jobs.train_latent_diffusion import HELD_OUT, diffusion_of, models_to_train_on
 from cfgen.measure.segmenter import load_segmenter
+from cfgen.nets.segmenter import Segmenter
 from cfgen.processes import leads
-from cfgen.train.cohort import Cohort, read_splits
+from cfgen.train.cohort import read_splits
 from cfgen.train.control import CONTROL, ControlConfig, ControlTask, detail_of
 from cfgen.train.fit import fit
 from cfgen.train.latent_diffusion import LATENT_DIFFUSION, LatentDiffusionConfig
@@ -54,15 +55,10 @@ def train_control(
     val = val.spaced(1, HELD_OUT)
     views = LATENT_DIFFUSION.views
     data = latent_data(train, val, models.autoencoder, views, torch_device, config.seed, runs)
-    control = replace(control, detail=detail_of(grid, data.shape[1:]))
-
-    def read(cohort: Cohort) -> MaskReader:
-        shape = data.shape[1:]
-        return MaskReader(segmenter, cohort, control, grid, shape, torch_device, config.seed)
-
-    data = with_masks(data, read, train, val, control.regions, runs)
+    reader = _reader(segmenter, data, control, grid, torch_device, config.seed)
+    data = with_masks(data, reader, train, val, runs)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
-    task = _task(models, data, torch_device, config, how, control)
+    task = _task(models, data, torch_device, config, how, reader.control)
     net = fit(task, config, runs)
     if not leads():
         return bundle
@@ -88,16 +84,26 @@ def try_control(
     train, _ = read_splits(manifest, bundle.schema, grid)
     few = train.spaced(1, TRIED)
     data = trial_data(few, models.autoencoder, torch_device, config.seed)
-    control = replace(control, detail=detail_of(grid, data.shape[1:]))
-
-    def read(cohort: Cohort) -> MaskReader:
-        shape = data.shape[1:]
-        return MaskReader(segmenter, cohort, control, grid, shape, torch_device, config.seed)
-
-    data = with_masks(data, read, few, few, control.regions, None)
+    reader = _reader(segmenter, data, control, grid, torch_device, config.seed)
+    data = with_masks(data, reader, few, few, None)
     how = replace(diffusion_of(bundle, LATENT_DIFFUSION), checkpointing=checkpointing)
-    task = _task(models, data, torch_device, config, how, control)
+    task = _task(models, data, torch_device, config, how, reader.control)
     return try_steps(f"control by {control.kind}", task, config)
+
+
+def _reader(
+    net: Segmenter,
+    data: LatentData,
+    control: ControlConfig,
+    grid: str,
+    device: torch.device,
+    seed: int,
+) -> MaskReader:
+    """What reads the masks of latents, in the detail that they are told in."""
+    shape = tuple(data.shape[1:])
+    return MaskReader(
+        net, replace(control, detail=detail_of(grid, shape)), grid, shape, device, seed
+    )
 
 
 def control_description(task: ControlTask, bundle: Bundle) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfgen.causal.latent_mean import LatentMean, fit_latent_mean, fit_plain_mean
 from cfgen.config import LATENT_SCALE, LatentScale
@@ -146,10 +146,15 @@ def _views(
     return torch.stack(latents)
 
 
+def hash_weights(digest: hashlib._Hash, net: nn.Module) -> None:
+    """Have all weights of a network count in a digest."""
+    for value in net.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+
+
 def _fingerprint(autoencoder: AnyAutoencoder, images: Tensor, views: int, seed: int) -> str:
     digest = hashlib.sha256(repr((tuple(images.shape), views, seed, AUGMENTATION)).encode())
-    for value in autoencoder.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+    hash_weights(digest, autoencoder)
     # A slice of every image: reading all of a large cohort would take as long as half of the work.
     digest.update(images[:, images.shape[1] // 2].contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from cfgen.space.grids import model_grid
 from cfgen.train.augmentation import AUGMENTATION
 from cfgen.train.cohort import Cohort
 from cfgen.train.control import ControlConfig
-from cfgen.train.latents import LatentData, seen
+from cfgen.train.latents import LatentData, hash_weights, seen
 from cfgen.train.mapped import mapped
 from cfgen.train.together import first_alone
 
@@ -34,79 +34,70 @@ from cfgen.train.together import first_alone
 SEEN = 0.5
 
 
+@dataclass(frozen=True)
 class MaskReader:
-    """Masks (views, K, P, d, h, w) float16 of prepared scans as a segmenter reads them, in parts of
-    the latent's voxels, whose grid is of `shape`, `detail` along an edge."""
+    """Masks (views, K, P, d, h, w) of prepared scans as the segmenter `net` reads them, told as
+    `control` says, of latents whose grid is of `shape`; their views are drawn by `seed`."""
 
-    def __init__(
-        self,
-        net: Segmenter,
-        cohort: Cohort,
-        control: ControlConfig,
-        grid: str,
-        shape: Sequence[int],
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.net, self.cohort, self.control = net, cohort, control
-        self.grid, self.shape = model_grid(grid), tuple(shape)
-        self.device, self.seed = device, seed
+    net: Segmenter
+    control: ControlConfig
+    grid: str
+    shape: tuple[int, ...]
+    device: torch.device
+    seed: int
 
-    def read(self, number: int, views: int) -> Tensor:
-        """Raises ImageError as `region_fractions`."""
-        image = self.cohort.images[number].float()
-        scan = Volume(image.numpy(), self.grid.affine, self.cohort.rows[number].image)
+    def read(self, image: Tensor, number: int, views: int, path: Path | None = None) -> Tensor:
+        """Of a scan (D, H, W), the `number`-th of its cohort. Raises ImageError as
+        `region_fractions`."""
+        scan = Volume(image.float().numpy(), model_grid(self.grid).affine, path)
         whole = region_fractions(self.net, scan, self.control.regions, self.device)
         # The image's own values decide nothing of where its voxels go.
-        walk = seen(torch.zeros_like(image), views, self.seed, number, whole)
+        walk = seen(torch.zeros(image.shape), views, self.seed, number, whole)
         detail = self.control.detail
         return torch.stack([pool_masks(m, self.shape, detail) for _, m in walk if m is not None])
 
-    def all(self, views: int) -> Tensor:
-        """(N, views, K, P, d, h, w), in memory."""
-        numbers = each(range(len(self.cohort.rows)), len(self.cohort.rows), "masks read")
-        return torch.stack([self.read(n, views) for n in numbers]).half()
+    def of(self, cohort: Cohort, number: int, views: int) -> Tensor:
+        return self.read(cohort.images[number], number, views, cohort.rows[number].image)
 
-    def cached(self, views: int, path: Path) -> Tensor:
+    def all(self, cohort: Cohort, views: int) -> Tensor:
+        """(N, views, K, P, d, h, w) float16, in memory."""
+        numbers = each(range(len(cohort.rows)), len(cohort.rows), "masks read")
+        return torch.stack([self.of(cohort, n, views) for n in numbers]).half()
+
+    def cached(self, cohort: Cohort, views: int, path: Path) -> Tensor:
         """The same in a .npy file at `path` that is mapped into memory (`mapped`)."""
-        files = [(str(r.image), r.image.stat()) for r in self.cohort.rows]
+        files = [(str(r.image), r.image.stat()) for r in cohort.rows]
         known = [(name, s.st_size, s.st_mtime_ns) for name, s in files]
         weights = hashlib.sha256()
-        for tensor in self.net.state_dict().values():
-            weights.update(tensor.cpu().numpy().tobytes())
+        hash_weights(weights, self.net)
         how = self.control.regions, self.shape, self.control.detail, self.seed
         recipe = [known, weights.hexdigest(), *how, views, repr(AUGMENTATION)]
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
         def make(number: int) -> np.ndarray:
-            return self.read(number, views).numpy()
+            return self.of(cohort, number, views).numpy()
 
         parts = len(self.control.regions), self.control.detail**3, *self.shape
         return mapped(path, digest, (len(known), views, *parts), make, "masks read")
 
 
 def with_masks(
-    data: LatentData,
-    read: Callable[[Cohort], MaskReader],
-    train: Cohort,
-    val: Cohort,
-    regions: Sequence[str],
-    folder: Path | None,
+    data: LatentData, reader: MaskReader, train: Cohort, val: Cohort, folder: Path | None
 ) -> LatentData:
-    """The same latents with the masks of their views, as `read` by a segmenter; in a file in
-    `folder`, where there is one. Of several processes the first makes it.
+    """The same latents with the masks of their views; in a file in `folder`, where there is one. Of
+    several processes the first makes it.
 
     Raises ImageError as `region_fractions`, and ManifestError for a region that no scan of the
     train split has.
     """
     views = data.latents.shape[1]
     if folder is None:
-        masks = read(train).all(views)
+        masks = reader.all(train, views)
     else:
         path = folder / "masks.npy"
-        masks = first_alone(lambda: read(train).cached(views, path))
-    require_seen(masks, regions)
-    return replace(data, masks=masks, held_out_masks=read(val).all(1)[:, 0])
+        masks = first_alone(lambda: reader.cached(train, views, path))
+    require_seen(masks, reader.control.regions)
+    return replace(data, masks=masks, held_out_masks=reader.all(val, 1)[:, 0])
 
 
 def require_seen(masks: Tensor, regions: Sequence[str]) -> None:

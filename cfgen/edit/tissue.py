@@ -23,7 +23,7 @@ from cfgen.data.regions import FLUID
 from cfgen.data.volume import Volume
 from cfgen.errors import ImageError
 from cfgen.measure.background import levelled
-from cfgen.measure.fractions import TISSUES, brightness, refined, sharpened, tissue_of
+from cfgen.measure.fractions import TISSUES, brightness, mean_around, refined, sharpened, tissue_of
 from cfgen.measure.segmenter import Posteriors
 from cfgen.scan.moved import Movement
 from cfgen.space.flow import Flow, grow, missed
@@ -39,6 +39,9 @@ SHARED = 0.5
 # Of the contrast of white matter to fluid: in a noisy scan a thin sulcus is as faint as noise, and
 # would stay where it was.
 MOST_NOISE = 0.08
+# Fluid is as bright as it is in the ventricles within this SD, where they are surely ventricles: all
+# of a brain's fluid is darker in the simulator's dark half of it, and flows in the third and fourth.
+VENTRICLES_WITHIN_MM, SURELY = 5.0, 8
 # A region that stays further than this from its volume, as a logarithm, can't be moved there.
 MISSED = 0.02
 # What stays further than this from it is said.
@@ -73,6 +76,17 @@ class Tissue:
         """The brightness of each of `TISSUES` around every voxel: (4, D, H, W)."""
         fractions = torch.stack([self.of(tissue) for tissue in TISSUES])
         return brightness(fractions, self.image, self.cavity, self.grid.spacing[0])
+
+    @property
+    def ventricles(self) -> Tensor:
+        """The map (D, H, W) of the ventricles."""
+        return self.maps[[i for i, (name, _) in enumerate(self.keys) if name in FLUID]].sum(0)
+
+    @property
+    def ventricles_brightness(self) -> Tensor:
+        """Around every voxel, of what is well inside of them: (D, H, W)."""
+        sd = VENTRICLES_WITHIN_MM / self.grid.spacing[0]
+        return mean_around(self.image, self.ventricles**SURELY * self.cavity, sd)
 
     @property
     def most_noise(self) -> float:
@@ -155,7 +169,7 @@ def _movement(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Movement:
         _shared_out(tissue, at),
         darker,
         _purified(tissue, at, shrunk),
-        means[TISSUES.index("fluid")],
+        tissue.ventricles_brightness,
         tissue.grid,
         tissue.shell_mm,
     )
@@ -167,8 +181,7 @@ def _purified(tissue: Tissue, at: Tensor, shrunk: Tensor) -> Tensor:
     Tissue in a voxel that is mostly fluid does not grow with it: where a voxel grew by G, what sets
     it apart from fluid is a G-th of what it was.
     """
-    ventricles = [i for i, (name, _) in enumerate(tissue.keys) if name in FLUID]
-    there = sample(tissue.maps[ventricles].sum(0, keepdim=True), at)[0]
+    there = sample(tissue.ventricles[None], at)[0]
     return there * (1 - shrunk.clamp(max=1)) * tissue.cavity
 
 

@@ -111,10 +111,16 @@ def brightness(fractions: Tensor, image: Tensor, cavity: Tensor, spacing_mm: flo
             if len(values):
                 weight = weight * (image <= values.median())
             around = 2 * sd
-        overall = (weight * image).sum() / weight.sum().clamp(min=1e-3)
-        near = smoothed(weight, around)
-        means.append((smoothed(weight * image, around) + 1e-3 * overall) / (near + 1e-3))
+        means.append(mean_around(image, weight, around))
     return F.interpolate(torch.stack(means)[None], shape, mode="trilinear")[0]
+
+
+def mean_around(image: Tensor, weight: Tensor, sd: float) -> Tensor:
+    """The weighted mean (D, H, W) of an image within `sd` voxels; far from all weight the mean of
+    the whole."""
+    overall = (weight * image).sum() / weight.sum().clamp(min=1e-3)
+    near = smoothed(weight, sd)
+    return (smoothed(weight * image, sd) + 1e-3 * overall) / (near + 1e-3)
 
 
 def _corrected(fractions: Tensor, means: Tensor, image: Tensor, cavity: Tensor) -> Tensor:

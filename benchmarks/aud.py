@@ -4,7 +4,7 @@ disorder and 199 controls.
     python benchmarks/aud.py scans --out build/aud --workers 2
     python benchmarks/aud.py edits --out build/aud --by tissue
     python benchmarks/aud.py edits --out build/aud --by masks tissue+masks \
-        --bundle build/control/concatenate
+        --bundle build/control/concatenate --depth 1 --steps 20
     python benchmarks/aud.py table --out build/aud
     python benchmarks/aud.py power --out build/aud
 
@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
     parser.add_argument("--law", choices=("true", "measured"), default="true")
+    parser.add_argument("--steps", type=int, default=EDIT.steps)
+    parser.add_argument("--depth", type=float, default=EDIT.depth)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
@@ -202,7 +204,13 @@ def main() -> None:
         job = partial(draw_person, out=out, device=options.device)
         for_all(job, people, options.workers)
     elif options.stage == "edits":
-        edit = replace(EDIT, guidance=options.guidance, guidance_from="masks")
+        edit = replace(
+            EDIT,
+            steps=options.steps,
+            depth=options.depth,
+            guidance=options.guidance,
+            guidance_from="masks",
+        )
         hows = [
             How(out, by, options.bundle, options.law, options.device, edit) for by in options.by
         ]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
+from cfgen.data.schema import Variable
 from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
 from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
@@ -97,11 +99,14 @@ def train_ldm(
     n: int,
     device: torch.device,
     seconds: float = 0.0,
+    ill: Sequence[str] = (),
 ) -> None:
-    """A bundle OUT/NAME with a latent mean and a UNet, from the first `n` train people; in so many
-    `seconds` where they are said, in place of steps."""
+    """A bundle OUT/NAME with a latent mean and a UNet that know age, sex and how `ill` people are,
+    from the first `n` train people; in so many `seconds` where they are said, in place of
+    steps."""
     rows = rows_of(read_people(out), "train")[:n]
-    schema = fit_schema(rows, default_schema())
+    illnesses = (Variable(name, "continuous", "", 0.0, 1.0) for name in ill)
+    schema = fit_schema(rows, Schema((*default_schema().variables, *illnesses)))
     data, reader = data_of(out, schema, n)
     mean = mean_of(data, schema, how)
     task, runs = LatentDiffusionTask(data, mean, device, config, how, reader), out / "runs" / name
@@ -202,6 +207,7 @@ def main() -> None:
     parser.add_argument("--t-low", type=float, default=CYCLE.t_low)
     parser.add_argument("--t-high", type=float, default=CYCLE.t_high)
     parser.add_argument("--seconds", type=float, default=0.0, help="of ldm, not --steps")
+    parser.add_argument("--ill", nargs="*", default=[], help="Of ldm: ad aud, conditions too.")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -221,7 +227,8 @@ def main() -> None:
     if options.stage == "pairs":
         pairs(out, config, how, options.train, device)
     elif options.stage == "ldm":
-        train_ldm(out, options.name, config, how, options.train, device, options.seconds)
+        seconds, ill = options.seconds, options.ill
+        train_ldm(out, options.name, config, how, options.train, device, seconds, ill)
     elif options.stage in ("more", "cycle"):
         cycle = Cycle(options.weight, options.first_term, options.t_low, options.t_high)
         chosen = cycle if options.stage == "cycle" else None

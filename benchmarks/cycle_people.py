@@ -47,9 +47,10 @@ class People:
         return np.array(there)
 
     def values(self, number: int) -> dict[str, Any]:
-        """Age and sex of a person, as a manifest has them."""
+        """Age, sex and illnesses of a person, as a manifest has them."""
         person = self.table[number]
-        return {"age": float(person["age"]), "sex": "M" if float(person["male"]) else "F"}
+        ill = {name: float(person[name]) for name in ("ad", "aud")}
+        return {"age": float(person["age"]), "sex": "M" if float(person["male"]) else "F", **ill}
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         return np.array([float(self.table[n][name]) for n in rows])
@@ -134,12 +135,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--val", type=int, default=40)
     parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--preset", default="lifespan")
+    parser.add_argument("--seed", type=int, default=SEED, help="Of people; another are others.")
     parser.add_argument("--workers", type=int, default=1, help="Processes.")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     counts = (options.n, options.val, options.test)
-    subjects = cohort.sample(graph(), cohort.preset("lifespan"), SEED, 0, sum(counts))
+    subjects = cohort.sample(graph(), cohort.preset(options.preset), options.seed, 0, sum(counts))
     splits = [name for name, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     path = out / "people.csv"
     if path.exists():

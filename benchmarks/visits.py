@@ -1,6 +1,8 @@
 """Later visits of the simulator's people from the first: PCGM's task 2.
 
     python benchmarks/visits.py --out build/visits --n 40 --by tissue
+    python benchmarks/visits.py --out build/visits --n 40 --by masks tissue+masks \
+        --bundle build/control/concatenate --depth 1 --steps 20
     python benchmarks/visits.py --out build/visits --n 40 --by conditions --bundle build/cycle/full
 
 Everybody comes five times, a year and a half apart (preset 'lifespan', nobody ill at first): his
@@ -18,7 +20,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from scm import fitted
 
 from cfgen.config import DEFAULT_GRID, EDIT, SEED, By
 from cfgen.data.volume import write_atomically
-from cfgen.edit.edits import Question
+from cfgen.edit.edits import Question, TissueEdits
 from cfgen.edit.volumes import Law
 from cfgen.errors import CfgenError
 from cfgen.metrics.morphometry import trajectory
@@ -87,26 +89,33 @@ def first_scan(visits: Sequence[Subject], out: Path, device: str) -> Scan | None
     return Scan(number, first.image, levelled(first), values_of(visits[0]), read[0], {}, (true, {}))
 
 
-def follow(visits: Sequence[Subject], how: How) -> None:
-    """OUT/WAY/NUMBER.json: what is read in the later scans that a way makes."""
-    path = how.out / how.by / f"{visits[0].number}.json"
-    if path.exists():
+def follow(visits: Sequence[Subject], hows: Sequence[How]) -> None:
+    """OUT/WAY/NUMBER.json of every way: what is read in the later scans that it makes."""
+    number = visits[0].number
+    left = [how for how in hows if not (how.out / how.by / f"{number}.json").exists()]
+    if not left:
         return
-    scan = first_scan(visits, how.out, how.device)
+    scan = first_scan(visits, left[0].out, left[0].device)
     if scan is None:
         return
     here = {**scan.measured, **scan.conditions}
     targets = [{**here, "age": values_of(s)["age"]} for s in visits[1:]]
-    question = Question(opened_of(scan, how.device), law(), here, targets)
-    asked = [question.world(k).changes for k in range(len(targets))]
-    try:
-        edits = edits_of(how, question)
-        made = [measured(next(edits.images(k)), how.device) for k in range(len(targets))]
-    except CfgenError as error:
-        print(f"{scan.number}: {error}", flush=True)
-        return
-    text = json.dumps({"made": made, "asked": asked})
-    write_atomically(path, lambda p: p.write_text(text))
+    # All ways move the same tissue.
+    tissue = TissueEdits(Question(opened_of(scan, left[0].device), law(), here, targets))
+    asked = [tissue.question.world(k).changes for k in range(len(targets))]
+    for how in left:
+        try:
+            edits = edits_of(how, tissue)
+            made = [measured(next(edits.images(k)), how.device) for k in range(len(targets))]
+        except CfgenError as error:
+            print(f"{number}, {how.by}: {error}", flush=True)
+            continue
+        text = json.dumps({"made": made, "asked": asked})
+        write_atomically(how.out / how.by / f"{number}.json", partial(_written, text))
+
+
+def _written(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def table(out: Path) -> str:
@@ -163,15 +172,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--by", choices=WAYS, nargs="*", default=["tissue"])
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
+    parser.add_argument("--steps", type=int, default=EDIT.steps)
+    parser.add_argument("--depth", type=float, default=EDIT.depth)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in ("real", *options.by):
         (options.out / name).mkdir(parents=True, exist_ok=True)
-    ways = [How(options.out, by, options.bundle, "true", options.device, EDIT) for by in options.by]
+    edit = replace(EDIT, steps=options.steps, depth=options.depth)
+    ways = [How(options.out, by, options.bundle, "true", options.device, edit) for by in options.by]
     for visits in people(options.n):
-        for how in ways:
-            follow(visits, how)
+        follow(visits, ways)
     text = table(options.out)
     (options.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

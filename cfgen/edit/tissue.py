@@ -39,9 +39,9 @@ SHARED = 0.5
 # Of the contrast of white matter to fluid: in a noisy scan a thin sulcus is as faint as noise, and
 # would stay where it was.
 MOST_NOISE = 0.08
-# Fluid is as bright as it is in the ventricles within this SD, where they are surely ventricles: all
-# of a brain's fluid is darker in the simulator's dark half of it, and flows in the third and fourth.
-VENTRICLES_WITHIN_MM, SURELY = 5.0, 8
+# A ventricle grows by fluid as bright as its own within this SD, where it is surely ventricle: the
+# power of its map. The darkest fluid of a head, cisterns that flow, is too dark for it.
+OWN_FLUID_MM, SURELY = 5.0, 8
 # A region that stays further than this from its volume, as a logarithm, can't be moved there.
 MISSED = 0.02
 # What stays further than this from it is said.
@@ -85,7 +85,7 @@ class Tissue:
     @property
     def ventricles_brightness(self) -> Tensor:
         """Around every voxel, of what is well inside of them: (D, H, W)."""
-        sd = VENTRICLES_WITHIN_MM / self.grid.spacing[0]
+        sd = OWN_FLUID_MM / self.grid.spacing[0]
         return mean_around(self.image, self.ventricles**SURELY * self.cavity, sd)
 
     @property

@@ -18,10 +18,10 @@ from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import Edit
 from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
-from cfgen.data.volume import read_volume
+from cfgen.data.volume import Grid, read_volume
 from cfgen.edit.engine import Engine, load_engine, variables_of
 from cfgen.edit.sidecar import Sidecar, read_sidecar
-from cfgen.edit.tissue import move_tissue, tissue_maps
+from cfgen.edit.tissue import Tissue, move_tissue, tissue_maps
 from cfgen.edit.volumes import Law, world
 from cfgen.edit.way import Way, way_of
 from cfgen.errors import BundleError, ImageError, UsageError
@@ -269,6 +269,28 @@ def test_maps_and_fluid_fill_the_cavity(engine, stripped_scan):
     assert shelled.cavity.sum() > 1.1 * bare.cavity.sum()
     with pytest.raises(ImageError, match="ask for a smaller change"):
         move_tissue(bare, {"cerebral_wm": 1.0})
+
+
+def test_a_ventricle_grows_by_its_own_fluid():
+    """Its fluid is 40, a voxel of its border less, and the fluid around the brain 10."""
+    shape, spacing = (40, 40, 40), 2.0
+    r = (voxels(shape) - 19.5).square().sum(-1).sqrt()
+    cavity = r < 18
+    ventricle = (6.5 - r).clamp(0, 1)
+    fluid = (r - 14.5).clamp(0, 1) * cavity
+    white = (1 - ventricle - fluid) * cavity
+    image = 40 * ventricle + 10 * fluid + 100 * white
+    grid = Grid(shape, np.diag([spacing, spacing, spacing, 1.0]))
+    keys = (("lateral_ventricle", "both"), ("cerebral_wm", "both"))
+    tissue = Tissue(torch.stack([ventricle, white]), keys, fluid, cavity, image, grid)
+    movement = move_tissue(tissue, {"lateral_ventricle": 0.4}).movement
+    grown = movement.purified > 0.1
+    assert grown.sum() > 500
+    torch.testing.assert_close(
+        movement.fluid[grown], torch.full((int(grown.sum()),), 40.0), atol=2.0, rtol=0
+    )
+    # Further out than any ventricle there is no fluid but that of the whole.
+    assert 10 < movement.fluid[1, 19, 19] < 50
 
 
 def test_the_sidecar_is_json_that_reads_back(edits):

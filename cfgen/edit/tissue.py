@@ -84,9 +84,14 @@ class Tissue:
 
     @property
     def ventricles_brightness(self) -> Tensor:
-        """Around every voxel, of what is well inside of them: (D, H, W)."""
-        sd = OWN_FLUID_MM / self.grid.spacing[0]
-        return mean_around(self.image, self.ventricles**SURELY * self.cavity, sd)
+        """Around every voxel, of their fluid: (D, H, W)."""
+        weight = self.ventricles**SURELY * self.cavity
+        values = self.image[weight > 0.6]
+        if len(values):
+            # Noise goes both ways, choroid plexus and partial volumes are brighter.
+            low, middle = values.quantile(torch.tensor([0.1, 0.5])).tolist()
+            weight = weight * (self.image <= 2 * middle - low)
+        return mean_around(self.image, weight, OWN_FLUID_MM / self.grid.spacing[0])
 
     @property
     def most_noise(self) -> float:

@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--shared", action="store_true", help="table of whom every way has made")
     parser.add_argument("--replications", type=int, default=REPLICATIONS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,7 +224,7 @@ def main() -> None:
         draw(out)
     else:
         for how_adjusted in ADJUSTED:
-            text = table(out, how_adjusted)
+            text = table(out, how_adjusted, shared=options.shared)
             (out / how_adjusted.file).write_text(text, encoding="utf-8")
             print(text)
 

@@ -115,8 +115,14 @@ def real_difference(people: Sequence[Person], how: Adjusted) -> list[Finding]:
     return [f for f in findings if f.comparison.startswith("control vs counterfactual control")]
 
 
-def table(out: Path, how: Adjusted) -> str:
+def table(out: Path, how: Adjusted, *, shared: bool = False) -> str:
+    """Of everybody, or of those whom every way has made, who are `shared`."""
     people = read_facts(out)
+    ways = made_by(out, people)
+    if shared:
+        people = [p for p in people if all(p.number in made for made in ways.values())]
+        some = {p.number for p in people}
+        ways = {way: {n: made[n] for n in some} for way, made in ways.items()}
     controls = sum(not p.ill for p in people)
     real = _cells(real_difference(people, how))
     text = [
@@ -125,7 +131,7 @@ def table(out: Path, how: Adjusted) -> str:
         f"people who are real, controls against patients: {real}",
     ]
     lines, rows = [], []
-    for way, made in made_by(out, people).items():
+    for way, made in ways.items():
         if len(made) < 20:
             continue
         findings = replicate(cohort_of(people, made, how))

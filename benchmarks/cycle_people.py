@@ -47,9 +47,9 @@ class People:
         return np.array(there)
 
     def values(self, number: int) -> dict[str, Any]:
-        """Age, sex and illnesses of a person, as a manifest has them."""
+        """Age and sex of a person, and how ill a simulated one is, as a manifest has them."""
         person = self.table[number]
-        ill = {name: float(person[name]) for name in ("ad", "aud")}
+        ill = {name: float(person[name]) for name in ("ad", "aud") if name in person}
         return {"age": float(person["age"]), "sex": "M" if float(person["male"]) else "F", **ill}
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:

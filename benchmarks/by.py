@@ -56,8 +56,7 @@ from cfgen.edit.edits import (
 )
 from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.filled import FilledEdits
-from cfgen.edit.latent import condition_of
-from cfgen.edit.masked import MaskedEdits, edit_by_masks
+from cfgen.edit.masked import MaskedEdits, edit_by_masks, told
 from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
@@ -133,13 +132,11 @@ def told_truth(
     again = replace(
         opened, prepared=replace(opened.prepared, image=opened.prepared.again(truth, cap))
     )
-    conditions = []
-    for values, scan in ((masked.tissue.question.factual, opened), (true.values, again)):
-        masks = control.masks(anatomy_of(engine, scan, control.regions))
-        conditions.append(
-            replace(condition_of(engine.bundle.schema, values, engine.device), masks=masks)
-        )
-    return next(edit_under(engine, opened, conditions[0], conditions[1:], drawing).images(0))
+    c, target = (
+        told(engine, control, values, anatomy_of(engine, scan, control.regions))
+        for values, scan in ((masked.tissue.question.factual, opened), (true.values, again))
+    )
+    return next(edit_under(engine, opened, c, [target], drawing).images(0))
 
 
 def as_made(opened: Opened, cap: float) -> Opened:

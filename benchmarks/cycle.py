@@ -41,10 +41,11 @@ from cfgen.bundle import Bundle, copy_bundle, half, read_bundle, write_part
 from cfgen.causal.latent_mean import LatentMean
 from cfgen.config import CYCLE, LATENT_DIFFUSION_FIT, Cycle, FitConfig
 from cfgen.data.conditions import Schema, default_schema, fit_schema
-from cfgen.data.schema import Variable
 from cfgen.device import pick_device
 from cfgen.edit.latent import load_models
 from cfgen.jobs.train_latent_diffusion import diffusion_of, unet_description
+from cfgen.sim import cohort
+from cfgen.sim.graph import graph
 from cfgen.train.cohort import splined
 from cfgen.train.cycle import CycleTask
 from cfgen.train.fit import fit
@@ -105,7 +106,7 @@ def train_ldm(
     from the first `n` train people; in so many `seconds` where they are said, in place of
     steps."""
     rows = rows_of(read_people(out), "train")[:n]
-    illnesses = (Variable(name, "continuous", "", 0.0, 1.0) for name in ill)
+    illnesses = [cohort.schema(graph()).variable(name) for name in ill]
     schema = fit_schema(rows, Schema((*default_schema().variables, *illnesses)))
     data, reader = data_of(out, schema, n)
     mean = mean_of(data, schema, how)

@@ -20,7 +20,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -102,20 +102,21 @@ def follow(visits: Sequence[Subject], hows: Sequence[How]) -> None:
     targets = [{**here, "age": values_of(s)["age"]} for s in visits[1:]]
     # All ways move the same tissue.
     tissue = TissueEdits(Question(opened_of(scan, left[0].device), law(), here, targets))
-    asked = [tissue.question.world(k).changes for k in range(len(targets))]
     for how in left:
-        try:
-            edits = edits_of(how, tissue)
-            made = [measured(next(edits.images(k)), how.device) for k in range(len(targets))]
-        except CfgenError as error:
-            print(f"{number}, {how.by}: {error}", flush=True)
-            continue
-        text = json.dumps({"made": made, "asked": asked})
-        write_atomically(how.out / how.by / f"{number}.json", partial(_written, text))
+        follow_by(how, number, tissue)
 
 
-def _written(text: str, path: Path) -> None:
-    path.write_text(text)
+def follow_by(how: How, number: int, tissue: TissueEdits) -> None:
+    visits = range(len(tissue.question.targets))
+    asked = [tissue.question.world(k).changes for k in visits]
+    try:
+        edits = edits_of(how, tissue)
+        made = [measured(next(edits.images(k)), how.device) for k in visits]
+    except CfgenError as error:
+        print(f"{number}, {how.by}: {error}", flush=True)
+        return
+    text = json.dumps({"made": made, "asked": asked})
+    write_atomically(how.out / how.by / f"{number}.json", lambda p: p.write_text(text))
 
 
 def table(out: Path) -> str:

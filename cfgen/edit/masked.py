@@ -97,14 +97,17 @@ def edit_by_masks(
         moved.append(_moved(before, control, tissue, number) if due else before)
         records.append(_record(control, before, moved[-1], due))
 
-    def told(values: Values, maps: Tensor) -> Condition:
-        c = condition_of(engine.bundle.schema, values, engine.device)
-        return Condition(c.vector, control.masks(maps).to(engine.device))
-
-    targets = [told(values, maps) for values, maps in zip(question.targets, moved, strict=True)]
-    c = told(question.factual, before)
+    pairs = zip(question.targets, moved, strict=True)
+    targets = [told(engine, control, values, maps) for values, maps in pairs]
+    c = told(engine, control, question.factual, before)
     latents = edit_under(engine, question.opened, c, targets, drawing, how)
     return MaskedEdits(tissue, latents, records)
+
+
+def told(engine: Engine, control: Control, values: Values, maps: Tensor) -> Condition:
+    """What the network is told of a person: `values`, and maps (K, D, H, W) of its regions."""
+    c = condition_of(engine.bundle.schema, values, engine.device)
+    return Condition(c.vector, control.masks(maps).to(engine.device))
 
 
 def _moved(maps: Tensor, control: Control, tissue: TissueEdits, number: int) -> Tensor:

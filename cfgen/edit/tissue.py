@@ -77,12 +77,12 @@ class Tissue:
         fractions = torch.stack([self.of(tissue) for tissue in TISSUES])
         return brightness(fractions, self.image, self.cavity, self.grid.spacing[0])
 
-    @property
+    @cached_property
     def ventricles(self) -> Tensor:
         """The map (D, H, W) of the ventricles."""
         return self.maps[[i for i, (name, _) in enumerate(self.keys) if name in FLUID]].sum(0)
 
-    @property
+    @cached_property
     def ventricles_brightness(self) -> Tensor:
         """Around every voxel, of their fluid: (D, H, W)."""
         weight = self.ventricles**SURELY * self.cavity

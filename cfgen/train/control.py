@@ -33,6 +33,7 @@ from cfgen.nets.controlnet import (
 from cfgen.nets.unet import UNet
 from cfgen.space.grids import model_grid
 from cfgen.streams import Purpose, torch_stream
+from cfgen.train.ahead import Ahead
 from cfgen.train.fit import seed_weights
 from cfgen.train.latent_diffusion import (
     DRAWN,
@@ -74,6 +75,29 @@ def detail_of(grid: str, shape: Sequence[int]) -> int:
     return max(1, round(edge_mm / PART_MM))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A whole batch, whose masks (B, K, P, d, h, w) are as they lie in the file, and what each
+    element is told of them: `kind` (B,) and `chosen` (B, K) say where (`ControlTask.zone`), and
+    `region` (B,) is one that it has, for the contrast."""
+
+    batch: Batch
+    kind: Tensor
+    chosen: Tensor
+    region: Tensor | None
+
+    @property
+    def pooled(self) -> Tensor:
+        masks = self.batch.c.masks
+        assert masks is not None
+        return masks
+
+    def part(self, which: slice) -> Drawn:
+        """Some of its elements."""
+        region = None if self.region is None else self.region[which]
+        return Drawn(self.batch.part(which), self.kind[which], self.chosen[which], region)
+
+
 class ControlTask(LatentDiffusionTask):
     """`unet` is the trained one: it stays beside a control network, and is where the network that
     takes concatenated masks starts. `data` has masks of `control.regions`."""
@@ -94,6 +118,7 @@ class ControlTask(LatentDiffusionTask):
         net = control_of(unet, channels) if beside else widened(unet, channels)
         super().__init__(data, latent_mean, device, fit, config, None, net)
         self.control = control
+        self._drawn = Ahead(self.draw, fit.seed, device)
         self.unet = channels_last(unet, device).eval().requires_grad_(False) if beside else None
 
     def forward(
@@ -105,13 +130,11 @@ class ControlTask(LatentDiffusionTask):
         return under(zt, level, c.tokens(dropped), masks)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = self.batch(generator)
-        pooled = batch.c.masks
-        assert pooled is not None
-        zone = self.zones(pooled, generator)
-        region = _any_of(pooled, generator)
-        part = my_part(self.fit.batch_size)
-        batch, pooled, zone, region = batch.part(part), pooled[part], zone[part], region[part]
+        drawn = self._drawn.batch(step, generator).part(my_part(self.fit.batch_size))
+        batch = drawn.batch
+        # Masks are most of what a step moves: they come as they lie in the file.
+        pooled = drawn.pooled.to(self.device).float()
+        zone = self.zone(drawn, pooled)
         r, eps = batch.r.to(self.device), batch.eps.to(self.device)
         zt = self.schedule.add_noise(r, batch.t, eps)
         zt = zt.contiguous(memory_format=torch.channels_last_3d)
@@ -119,12 +142,14 @@ class ControlTask(LatentDiffusionTask):
         error = (output - self.schedule.target(r, eps, batch.t)).square().flatten(1).mean(1)
         weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
         loss = (weights.to(error) * error).mean()
-        if not self.control.contrastive:
+        if drawn.region is None:
             return loss, {}
+        region = drawn.region
         without = self._told(zt, batch, told(removed(pooled, region, self.control.regions), zone))
         share = pooled[torch.arange(len(region)), region].mean(1, keepdim=True)
-        inside = (share * zone).to(self.device)
-        contrast = region_contrast(output, without, inside, self.control.contrastive_margin).mean()
+        contrast = region_contrast(
+            output, without, share * zone, self.control.contrastive_margin
+        ).mean()
         figures = {"error": loss.item(), "contrast": contrast.item()}
         return loss + self.control.contrastive * contrast, figures
 
@@ -132,14 +157,21 @@ class ControlTask(LatentDiffusionTask):
         c = Condition(batch.c.vector, masks)
         return self.ask(self.net, zt, batch.t, c, batch.dropped)
 
-    def zones(self, pooled: Tensor, generator: torch.Generator) -> Tensor:
-        """Where the masks (B, K, P, d, h, w) of a batch are told: (B, 1, d, h, w)."""
-        size, count = pooled.shape[:2]
-        kind = torch.rand(size, generator=generator)[:, None, None, None, None]
+    def draw(self, generator: torch.Generator) -> Drawn:
+        batch = self.batch(generator)
+        assert batch.c.masks is not None
+        size, count = batch.c.masks.shape[:2]
+        kind = torch.rand(size, generator=generator)
         # Of few regions more often than of many, as edits are.
         share = 0.5 * torch.rand(size, 1, generator=generator)
         chosen = torch.rand(size, count, generator=generator) < share
-        around = zone_of(pooled, chosen)
+        region = _any_of(batch.c.masks, generator) if self.control.contrastive else None
+        return Drawn(batch, kind, chosen, region)
+
+    def zone(self, drawn: Drawn, pooled: Tensor) -> Tensor:
+        """Where the masks (B, K, P, d, h, w) of a batch are told: (B, 1, d, h, w)."""
+        kind = drawn.kind.to(pooled.device)[:, None, None, None, None]
+        around = zone_of(pooled, drawn.chosen.to(pooled.device))
         untold, zones = self.control.untold, self.control.zones
         some = torch.where(kind < untold + zones, around, torch.ones_like(around))
         return torch.where(kind < untold, torch.zeros_like(around), some)

@@ -198,7 +198,7 @@ class LatentDiffusionTask:
         t = 1 + (spread * last).long().clamp(max=last - 1)
         eps = torch.randn(r.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.drop_conditions
-        masks = None if data.masks is None else data.masks[chosen, views].float()
+        masks = None if data.masks is None else data.masks[chosen, views]
         if self.config.unsaid:
             c = some_unsaid(c, self.config.inputs, self.config.unsaid, generator)
         return Batch(r, Condition(c, masks), t, eps, dropped)

@@ -56,7 +56,7 @@ from cfgen.edit.edits import (
 )
 from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.filled import FilledEdits
-from cfgen.edit.masked import MaskedEdits, edit_by_masks, told
+from cfgen.edit.masked import MaskedEdits, edit_by_masks, heard, told
 from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
@@ -127,6 +127,7 @@ def told_truth(
 ) -> np.ndarray:
     """The scan under the masks that its true counterfactual (D, H, W) has."""
     control, opened = engine.masked.control, masked.tissue.opened
+    here = masked.tissue.question.factual
     assert control is not None
     cap = engine.bundle.preprocess.intensity_cap
     again = replace(
@@ -134,7 +135,7 @@ def told_truth(
     )
     c, target = (
         told(engine, control, values, anatomy_of(engine, scan, control.regions))
-        for values, scan in ((masked.tissue.question.factual, opened), (true.values, again))
+        for values, scan in ((here, opened), (heard(engine, here, true.values), again))
     )
     return next(edit_under(engine, opened, c, [target], drawing).images(0))
 

@@ -157,17 +157,17 @@ def run(options: argparse.Namespace) -> None:
     models, control = engine.masked, engine.masked.control
     assert control is not None
     judges = load_judge(read_bundle(options.people / "judge"), device)
-    latents, numbers = latents_of(options.people, "test")
+    latents, numbers = latents_of(options.people, options.split)
     numbers = numbers[: options.n]
     real = torch.from_numpy(people.images[numbers].astype(np.float32))
     c = torch.from_numpy(np.stack([bundle.schema.encode(people.values(n)) for n in numbers]))
     volumes = kept(out / "volumes.npy", lambda: volumes_of(real, options.device))
 
     def own_masks() -> Tensor:
-        first = splits_of(options.people).index("test")
+        first = splits_of(options.people).index(options.split)
         count = max(numbers) - first + 1
         how = Reading(control.shape, control.detail, options.workers, options.device)
-        made = masks_of(options.people, options.out, "test", count, 1, how)[:, 0]
+        made = masks_of(options.people, options.out, options.split, count, 1, how)[:, 0]
         mine = made[torch.tensor(numbers) - first].float()
         return told(mine)
 
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--split", default="test", help="of the people")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--guidance", type=float, default=1.0)

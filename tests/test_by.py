@@ -18,6 +18,7 @@ from cfgen.data.conditions import parse_interventions
 from cfgen.data.parcellation import BRAIN_FROM, NAMES, STRUCTURES
 from cfgen.data.volume import Volume, read_volume, write_new
 from cfgen.diffusion.guidance import led
+from cfgen.edit import masked
 from cfgen.edit.anatomy import anatomy_of, moved_maps
 from cfgen.edit.control import BESIDE
 from cfgen.edit.decoder import DiffusionDecoder
@@ -266,6 +267,22 @@ def test_a_null_edit_is_the_scan_and_a_mask_alone_changes_it(by_masks, opened):
     assert hippocampus.due == pytest.approx(0.8 * hippocampus.factual, abs=0.1)
     assert hippocampus.told < 0.9 * hippocampus.factual
     assert by_masks.records[2].edited == []
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_age_reaches_the_image_by_masks_alone_where_the_mean_follows_it(
+    guided, question, conditional, monkeypatch, tmp_path
+):
+    bundle = copy_bundle(guided, tmp_path / "bundle")
+    mean = bundle.tensors("latent_mean")
+    bundle = write_part(bundle, "latent_mean", mean, {"conditional": conditional}, {})
+    engine = load_engine(bundle.path, "cpu", way=Way("masks", "residual"))
+    monkeypatch.setattr(masked, "_moved", lambda maps, *_: maps)
+    older = replace(question, targets=question.targets[:1])
+    edits = edit_by_masks(engine, TissueEdits(older), Drawing(QUICK))
+    (latent,) = edits.latents.latents
+    assert torch.equal(latent.counterfactuals[0], latent.reconstruction) == conditional
+    assert edits.records[0].conditions == ("factual" if conditional else "target")
 
 
 def test_what_the_network_does_not_know_is_said(by_masks):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -95,13 +96,31 @@ def edit_by_masks(
         _require_there(names, before, control, question.opened)
         # What does not move stays the same to the bit.
         moved.append(_moved(before, control, tissue, number) if due else before)
-        records.append(_record(control, before, moved[-1], due))
+        records.append(_record(engine, control, before, moved[-1], due))
 
     pairs = zip(question.targets, moved, strict=True)
-    targets = [told(engine, control, values, maps) for values, maps in pairs]
+    targets = [
+        told(engine, control, heard(engine, question.factual, values), maps)
+        for values, maps in pairs
+    ]
     c = told(engine, control, question.factual, before)
     latents = edit_under(engine, question.opened, c, targets, drawing, how)
     return MaskedEdits(tissue, latents, records)
+
+
+def masks_alone(engine: Engine) -> bool:
+    """Whether an edit tells new masks and leaves the conditions those of the scan.
+
+    Where the latent mean follows conditions it moves what is moved in the average person, where the
+    average person has it. Masks say what is moved in this one: with both it is moved twice
+    (docs/by.md).
+    """
+    return bool(engine.bundle.part("latent_mean").config.get("conditional", True))
+
+
+def heard(engine: Engine, factual: Values, target: Values) -> Values:
+    """The conditions that the network is told with the masks of a target."""
+    return factual if masks_alone(engine) else target
 
 
 def told(engine: Engine, control: Control, values: Values, maps: Tensor) -> Condition:
@@ -129,7 +148,7 @@ def _require_there(names: Sequence[str], maps: Tensor, control: Control, opened:
 
 
 def _record(
-    control: Control, before: Tensor, after: Tensor, changes: Mapping[str, float]
+    engine: Engine, control: Control, before: Tensor, after: Tensor, changes: Mapping[str, float]
 ) -> MasksRecord:
     """Every region that is due to change, and that the network knows of or does not."""
     edited = []
@@ -139,4 +158,5 @@ def _record(
             due = was * float(np.exp(changes[region]))
             edited.append(MaskRecord(region, round(was, 1), round(due, 1), round(told, 1)))
     unknown = [name for name in changes if name not in control.regions]
-    return MasksRecord(control.kind, edited, unknown)
+    conditions: Literal["factual", "target"] = "factual" if masks_alone(engine) else "target"
+    return MasksRecord(control.kind, edited, unknown, conditions)

@@ -121,12 +121,14 @@ class MaskRecord:
 
 @dataclass(frozen=True)
 class MasksRecord:
-    """What a model was told: the maps that changed; `control` is the kind of its network, and of
-    regions `not_told` it knows nothing."""
+    """What a model was told: the maps that changed, and whose `conditions` with them (`heard` of
+    edit/masked.py); `control` is the kind of its network, and of regions `not_told` it knows
+    nothing."""
 
     control: Control
     edited: list[MaskRecord]
     not_told: list[str]
+    conditions: Literal["factual", "target"] = "target"
 
 
 @dataclass(frozen=True)

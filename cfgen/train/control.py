@@ -84,7 +84,7 @@ class Drawn:
     batch: Batch
     kind: Tensor
     chosen: Tensor
-    region: Tensor | None
+    region: Tensor
 
     @property
     def pooled(self) -> Tensor:
@@ -94,8 +94,9 @@ class Drawn:
 
     def part(self, which: slice) -> Drawn:
         """Some of its elements."""
-        region = None if self.region is None else self.region[which]
-        return Drawn(self.batch.part(which), self.kind[which], self.chosen[which], region)
+        return Drawn(
+            self.batch.part(which), self.kind[which], self.chosen[which], self.region[which]
+        )
 
 
 class ControlTask(LatentDiffusionTask):
@@ -142,7 +143,7 @@ class ControlTask(LatentDiffusionTask):
         error = (output - self.schedule.target(r, eps, batch.t)).square().flatten(1).mean(1)
         weights = loss_weights(self.config.loss_weights, self.schedule, batch.t)
         loss = (weights.to(error) * error).mean()
-        if drawn.region is None:
+        if not self.control.contrastive:
             return loss, {}
         region = drawn.region
         without = self._told(zt, batch, told(removed(pooled, region, self.control.regions), zone))
@@ -165,8 +166,7 @@ class ControlTask(LatentDiffusionTask):
         # Of few regions more often than of many, as edits are.
         share = 0.5 * torch.rand(size, 1, generator=generator)
         chosen = torch.rand(size, count, generator=generator) < share
-        region = _any_of(batch.c.masks, generator) if self.control.contrastive else None
-        return Drawn(batch, kind, chosen, region)
+        return Drawn(batch, kind, chosen, _any_of(batch.c.masks, generator))
 
     def zone(self, drawn: Drawn, pooled: Tensor) -> Tensor:
         """Where the masks (B, K, P, d, h, w) of a batch are told: (B, 1, d, h, w)."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,9 +47,10 @@ from aud_people import (
 )
 from aud_tables import ADJUSTED, REPLICATIONS, draw, power, table
 from cycle_autoencoder import DEFAULT
+from sampling_options import add_sampling, sampling_of
 
 from cfgen.bundle import read_bundle
-from cfgen.config import EDIT, By, Edit
+from cfgen.config import By, Edit
 from cfgen.data.volume import write_atomically
 from cfgen.device import pick_device
 from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, edit_latents
@@ -188,9 +189,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
     parser.add_argument("--law", choices=("true", "measured"), default="true")
-    parser.add_argument("--steps", type=int, default=EDIT.steps)
-    parser.add_argument("--depth", type=float, default=EDIT.depth)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    add_sampling(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--shared", action="store_true", help="table of whom every way has made")
@@ -205,13 +204,7 @@ def main() -> None:
         job = partial(draw_person, out=out, device=options.device)
         for_all(job, people, options.workers)
     elif options.stage == "edits":
-        edit = replace(
-            EDIT,
-            steps=options.steps,
-            depth=options.depth,
-            guidance=options.guidance,
-            guidance_from="masks",
-        )
+        edit = sampling_of(options)
         hows = [
             How(out, by, options.bundle, options.law, options.device, edit) for by in options.by
         ]

@@ -36,10 +36,11 @@ from cycle import data_of
 from cycle_latents import latents_of
 from moved_pictures import PLANES, planes, upright
 from moved_truth import Judge, cohort_in, read, write
+from sampling_options import add_sampling, sampling_of
 from scm import STRUCTURES, fitted
 
 from cfgen.bundle import read_bundle
-from cfgen.config import EDIT, By, GuidedFrom
+from cfgen.config import By, GuidedFrom
 from cfgen.data.conditions import Values
 from cfgen.data.table import Row
 from cfgen.data.volume import read_volume
@@ -61,7 +62,7 @@ from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
 from cfgen.measure.segmenter import soft_volumes
-from cfgen.metrics.statistics import mean_over_people, ratio_over_people
+from cfgen.metrics.statistics import Estimate, mean_over_people, ratio_over_people
 from cfgen.scan.gate import Gate
 from cfgen.scan.open import Opened, open_scan
 from cfgen.scan.render import render
@@ -101,11 +102,15 @@ def edits_of(
     here = values_of(factual, opened)
     ill = {name: float(true.extra.get(name) or 0) for name in ILLNESSES}
     there = {**here, **ill, "age": true.values["age"], "sex": true.values["sex"]}
-    question = Question(opened, law, here, [there])
-    tissue = TissueEdits(question)
+    return every_way(engine, Question(opened, law, here, [there]), drawing)
+
+
+def every_way(engine: Engine, question: Question, drawing: Drawing) -> dict[By, Edits]:
+    """The answers of every `--by`, which share the movement of the tissue."""
+    tissue, factual, targets = TissueEdits(question), question.factual, question.targets
     masked = edit_by_masks(engine, tissue, drawing)
     return {
-        "conditions": edit_latents(engine, opened, here, [there], drawing),
+        "conditions": edit_latents(engine, question.opened, factual, targets, drawing),
         "tissue": tissue,
         "masks": masked,
         "tissue+masks": FilledEdits(masked),
@@ -170,14 +175,8 @@ class Ruler:
 def run(ruler: Ruler, law: Law, options: argparse.Namespace) -> list[dict]:
     engine, out = ruler.engine, options.out
     cap = engine.bundle.preprocess.intensity_cap
-    edit = replace(
-        EDIT,
-        steps=options.steps,
-        depth=options.depth,
-        guidance=options.guidance,
-        guidance_from=options.guidance_from,
-    )
-    drawing, lines = Drawing(edit), read(out / "edits.csv")
+    drawing = Drawing(sampling_of(options, options.guidance_from))
+    lines = read(out / "edits.csv")
     done = {(line["subject"], line["query"]) for line in lines}
     subjects: set[str] = set()
     for factual, true in cohort_in(out / "people", options.n, options.query, "anatomy", engine):
@@ -257,7 +256,7 @@ def report(lines: Sequence[Mapping[str, object]]) -> Iterator[str]:
             cells = []
             for name in ("skill", "slope", "correlation", "leakage"):
                 e = mean_over_people(column(own, name), who)
-                cells.append(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
+                cells.append(cell(e))
             cells.insert(1, f"{np.median(column(own, 'skill')):.2f}")
             yield f"| {method} | {' | '.join(cells)} |"
         due = {n: column([x for x in some if x["method"] == COPY], f"due {n}") for n in REGIONS}
@@ -287,8 +286,11 @@ def slopes(
             lobes = [n for n in names if n.startswith("cortex_")]
             effect = np.mean([column(own, f"{instrument} {n}") for n in lobes], 0)
             found.append(ratio_over_people(column(own, f"{instrument} {OCCIPITAL}"), effect, who))
-        cells = [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in found]
-        yield f"| {method} | {' | '.join(cells)} |"
+        yield f"| {method} | {' | '.join(map(cell, found))} |"
+
+
+def cell(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def column(lines: Sequence[Mapping[str, object]], name: str) -> np.ndarray:
@@ -302,9 +304,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--people", type=Path, help="Of benchmarks/cycle.py: read latents too.")
     parser.add_argument("--query", nargs="+", default=["age=+20", "aud=1"])
-    parser.add_argument("--steps", type=int, default=EDIT.steps)
-    parser.add_argument("--depth", type=float, default=EDIT.depth)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    add_sampling(parser)
     parser.add_argument("--guidance-from", choices=get_args(GuidedFrom), default="masks")
     parser.add_argument("--as-made", action="store_true")
     options = parser.parse_args()

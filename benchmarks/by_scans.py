@@ -16,22 +16,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from by import BYS, COPY, REGIONS, Ruler, column, picture, slopes
+from by import BYS, COPY, REGIONS, Ruler, cell, column, every_way, picture, slopes
 from moved_truth import read, write
+from sampling_options import add_sampling, sampling_of
 
 from cfgen.bundle import read_bundle
-from cfgen.config import EDIT, By
+from cfgen.config import By
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row
-from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, edit_latents
+from cfgen.edit.edits import Drawing, Edits, Question
 from cfgen.edit.engine import Engine, load_engine
-from cfgen.edit.filled import FilledEdits
-from cfgen.edit.masked import edit_by_masks
 from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
@@ -44,7 +43,6 @@ from cfgen.scan.open import Opened, open_scan
 
 AGES = (20.0, 86.0)
 CPU = torch.device("cpu")
-OLDER, YOUNGER = "older", "younger"
 
 
 @dataclass(frozen=True)
@@ -73,26 +71,14 @@ def edits_of(
     known = {name: row.values[name] for name in engine.bundle.schema.names}
     here = {**known, **volumes_by_structure(regions.result.volumes)}
     there = [{**here, "age": age} for age in ages]
-    tissue = TissueEdits(Question(opened, Law(engine.scm, "cohort"), here, there))
-    masked = edit_by_masks(engine, tissue, drawing)
-    return {
-        "conditions": edit_latents(engine, opened, here, there, drawing),
-        "tissue": tissue,
-        "masks": masked,
-        "tissue+masks": FilledEdits(masked),
-    }
+    question = Question(opened, Law(engine.scm, "cohort"), here, there)
+    return every_way(engine, question, drawing)
 
 
 def run(options: argparse.Namespace, engine: Engine) -> list[dict]:
     out, bundle = options.out, engine.bundle
-    edit = replace(
-        EDIT,
-        steps=options.steps,
-        depth=options.depth,
-        guidance=options.guidance,
-        guidance_from="masks",
-    )
-    drawing, lines = Drawing(edit, decoder=options.decoder), read(out / "edits.csv")
+    drawing = Drawing(sampling_of(options), decoder=options.decoder)
+    lines = read(out / "edits.csv")
     done = {line["subject"] for line in lines}
     ruler = Ruler(engine, {})
     ages = AgeReader(engine, load_judge(bundle, CPU), load_predictor(bundle, CPU))
@@ -144,14 +130,14 @@ def report(lines: Sequence[Mapping[str, object]]) -> Iterator[str]:
         own = [x for x in lines if x["method"] == method]
         cells = []
         for instrument in ("judge", "predictor"):
-            for way in (OLDER, YOUNGER):
-                some = [x for x in own if (float(str(x["years"])) > 0) == (way == OLDER)]
+            for older in (True, False):
+                some = [x for x in own if (float(str(x["years"])) > 0) == older]
                 if not some:
                     cells.append("")
                     continue
                 x, y = column(some, "years"), column(some, instrument)
-                e = ratio_over_people(x * y, x * x, [str(x["subject"]) for x in some])
-                cells.append(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]")
+                who = [str(x["subject"]) for x in some]
+                cells.append(cell(ratio_over_people(x * y, x * x, who)))
         e = mean_over_people(column(own, "edges"), [str(x["subject"]) for x in own])
         yield f"| {method} | {' | '.join(cells)} | {e.value:.2f} |"
     yield from slopes(lines, "segmenter", REGIONS, still=False)
@@ -165,9 +151,7 @@ def main() -> None:
     parser.add_argument("--n", type=int)
     parser.add_argument("--years", nargs="+", type=float, default=[-20.0, 20.0])
     parser.add_argument("--by", nargs="+", default=list(BYS), choices=BYS)
-    parser.add_argument("--steps", type=int, default=EDIT.steps)
-    parser.add_argument("--depth", type=float, default=EDIT.depth)
-    parser.add_argument("--guidance", type=float, default=1.0, help="from the scan's own masks")
+    add_sampling(parser)
     parser.add_argument("--decoder", choices=("kl", "diffusion"), default="kl")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfgen.bundle import read_bundle
+from cfgen.bundle import copy_bundle, half, read_bundle, write_part
 from cfgen.config import ADAPT_FITS, FitConfig
 from cfgen.data.conditions import Schema, with_added
 from cfgen.data.volume import Volume, write_new
@@ -532,8 +532,11 @@ def test_the_parent_is_named_where_it_is_missing(cfgen, images, tmp_path):
 def test_an_autoencoder_is_adapted(cfgen, tiny_bundle, images, tmp_path, monkeypatch, tune):
     # The last weights: two steps need not be better than none.
     monkeypatch.setattr("cfgen.jobs.adapt_autoencoder.PATIENCE", 0)
+    parent = write_part(
+        copy_bundle(tiny_bundle, tmp_path / "parent"), "decoder", {"w": torch.zeros(1)}, {}, {}
+    )
     arguments = (
-        *("train-ae", "--manifest", manifest(tmp_path, images), "--init", tiny_bundle.path),
+        *("train-ae", "--manifest", manifest(tmp_path, images), "--init", parent.path),
         *("--tune", tune, "--out", tmp_path / "ours", "--threads", 1, "--steps", 2),
     )
     code, _, said = cfgen(*arguments)
@@ -541,6 +544,9 @@ def test_an_autoencoder_is_adapted(cfgen, tiny_bundle, images, tmp_path, monkeyp
     bundle = read_bundle(tmp_path / "ours")
     changed_parts = {n for n, p in bundle.parts.items() if p.sha256 != tiny_bundle.parts[n].sha256}
     assert changed_parts == {"autoencoder"}
+    # That of an autoencoder that is no more.
+    assert set(parent.parts) - set(bundle.parts) == {"decoder"}
+    assert "diffusion decoder of the old autoencoder is left out" in said
     psnr_db = bundle.part("autoencoder").trained["psnr_db"]
     assert psnr_db["after"] != psnr_db["before"]
     assert ("latents moved" in said) == (tune == "all")
@@ -568,7 +574,6 @@ def test_an_autoencoder_needs_scans_and_a_parent(cfgen, tiny_bundle, images, tmp
 
 
 def test_a_new_condition_may_be_asked_for_or_left_unsaid(cfgen, tiny_bundle, tmp_path):
-    from cfgen.bundle import copy_bundle, half, write_part
     from cfgen.jobs.train_latent_diffusion import unet_description
 
     models = load_models(tiny_bundle, CPU)

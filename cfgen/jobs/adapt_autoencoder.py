@@ -42,8 +42,9 @@ class Asked:
 
 
 def adapt_autoencoder(asked: Asked, out: Path, config: FitConfig, device: str) -> Bundle:
-    """A new bundle: the parent with its autoencoder fine-tuned; everything else stays as it is. The
-    part says the PSNR (dB, inside the brain) of scans that are held out, before and after.
+    """A new bundle: the parent with its autoencoder fine-tuned, without a diffusion decoder of the
+    old one; everything else stays as it is. The part says the PSNR (dB, inside the brain) of scans
+    that are held out, before and after.
 
     With tune 'decoder' latents stay what they are. With 'all' they do not: the diffusion model is
     then to be adapted too. Raises ManifestError for scans that are too few, none held out, of
@@ -60,7 +61,7 @@ def adapt_autoencoder(asked: Asked, out: Path, config: FitConfig, device: str) -
     after = task.report(net, _picture(runs, "after"))
     psnr_db = {"before": before["psnr_db"], "after": after["psnr_db"]}
     log.info("PSNR of held-out scans: %.2f dB, before %.2f", after["psnr_db"], before["psnr_db"])
-    parts = set(bundle.parts) & {"unet", "latent_mean", "decoder", "controlnet"}
+    parts = set(bundle.parts) & {"unet", "latent_mean", "controlnet"}
     if asked.tune == "all" and parts:
         named = " and ".join(sorted(parts))
         log.warning("warning: latents moved; adapt %s next: train-ldm --init %s --tune", named, out)
@@ -69,7 +70,16 @@ def adapt_autoencoder(asked: Asked, out: Path, config: FitConfig, device: str) -
         "from": bundle.part("autoencoder").trained,
         "psnr_db": psnr_db,
     }
-    return write_part(copy_bundle(bundle, out), "autoencoder", half(net), description, trained)
+    adapted = copy_bundle(_without_decoder(bundle), out)
+    return write_part(adapted, "autoencoder", half(net), description, trained)
+
+
+def _without_decoder(bundle: Bundle) -> Bundle:
+    """A diffusion decoder belongs to one autoencoder, and knows nothing of the new scanner."""
+    if "decoder" not in bundle.parts:
+        return bundle
+    log.info("the diffusion decoder of the old autoencoder is left out: train it again (--decoder)")
+    return replace(bundle, parts={k: v for k, v in bundle.parts.items() if k != "decoder"})
 
 
 def try_adapt_autoencoder(asked: Asked, config: FitConfig, device: str) -> Trial:

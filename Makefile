@@ -69,6 +69,8 @@ default-bundle: venv
 	$(BIN)/python benchmarks/ixi_volumes.py --data $(DATA) --table $(VOLUMES) \
 		--out $(BUILD)/ixi_volumes.csv
 	$(BIN)/cfgen fit-scm --table $(BUILD)/ixi_volumes.csv --missing site --prior none \
-		--bundle $(BUILD)/6-judge --out $(BUILD)/default --overwrite
+		--bundle $(BUILD)/6-judge --out $(BUILD)/7-scm --overwrite
+	$(BIN)/cfgen train-ae --manifest $(BUILD)/prepared/manifest.csv --decoder diffusion \
+		--init $(BUILD)/7-scm --out $(BUILD)/default
 	mkdir -p cfgen/bundles/default
 	cp $(BUILD)/default/bundle.json $(BUILD)/default/*.safetensors cfgen/bundles/default

@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DATA, needs_data
 
 from cfgen import device as devices
 from cfgen.bundle import read_bundle, write_part
+from cfgen.cli.options import DEFAULT_BUNDLE
 from cfgen.config import Decoding, FitConfig
 from cfgen.data.volume import Volume, write_new
 from cfgen.diffusion.schedule import Schedule
 from cfgen.edit.decoder import DiffusionDecoder, brightness, load_decoder, voxels
+from cfgen.edit.latent import load_models
 from cfgen.errors import BundleError, UsageError
+from cfgen.measure.segmenter import load_segmenter
+from cfgen.metrics.image import psnr
 from cfgen.nets.autoencoder import Autoencoder, AutoencoderConfig, start_from_cosines
 from cfgen.nets.diffusion_decoder import (
     DecoderConfig,
@@ -26,6 +31,9 @@ from cfgen.nets.diffusion_decoder import (
     tiled,
     upsampled,
 )
+from cfgen.scan.brain import BrainFinder
+from cfgen.scan.gate import Gate
+from cfgen.scan.open import open_scan
 from cfgen.space.grids import model_grid
 from cfgen.train.diffusion_decoder import SCHEDULE, DecoderRecipe, DecoderTask
 from cfgen.train.presets import NETWORKS
@@ -249,3 +257,20 @@ def test_the_command_adds_a_decoder_of_this_autoencoder(cfgen, tiny_bundle, tmp_
         assert code == 2
         assert problem in err
         assert not (tmp_path / "no").exists()
+
+
+@needs_data
+def test_the_shipped_decoder_gives_more_of_a_brain_back_than_the_autoencoder():
+    """A scan of split val."""
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    finder = BrainFinder("auto", None, load_segmenter(bundle, CPU), CPU)
+    path = DATA / "ixi" / "t1" / "IXI217_T1w.nii.gz"
+    scan = open_scan(path, None, finder, bundle.preprocess, Gate(bundle.card))
+    image = scan.prepared.image
+    found = {}
+    for kind in ("kl", "diffusion"):
+        models = load_models(bundle, CPU, decoder=kind)
+        made = models.decode(models.encode(torch.from_numpy(image)[None, None]))
+        found[kind] = psnr(made[0, 0].numpy(), image, scan.prepared.mask)
+    assert found["kl"] > 26
+    assert found["diffusion"] > found["kl"] + 0.3

@@ -115,3 +115,37 @@ def test_everybody_is_in_the_law_of_the_other_folds(benchmark, tmp_path: Path) -
     assert len(laws) == aud.FOLDS
     effects = [law.mechanisms["cortex_frontal"].beta[-1] for law in laws]
     assert len(set(np.round(effects, 6))) == aud.FOLDS
+
+
+def test_people_of_another_age_differ_by_their_regression_and_edits_by_their_images(
+    benchmark,
+) -> None:
+    maps = benchmark("age_maps")
+    age, male = np.linspace(20, 80, 40), np.arange(40) % 2.0
+    law = np.stack([3 * age + 0.05 * age**2 + 10 * male, -age], 1)
+    people = maps.People(law, age, male)
+    assert people.change(30, 50) == pytest.approx([60 + 80, -20])
+    # Half of that by the first method, nothing by the other; once up and once down.
+    edits = []
+    for now, then in ((30, 50), (50, 30)):
+        scan = np.array([500.0, 40.0])
+        made = np.stack([scan, scan + 0.5 * people.change(now, then), scan])
+        edits.append({"ages": np.array([now, then]), "volumes": made})
+    due, (first, second) = maps.per_20_years(people, edits, "volumes")
+    assert due == pytest.approx([140, -20])
+    assert first == pytest.approx([70, -10])
+    assert second == pytest.approx([0, 0])
+
+
+def test_brightness_is_read_by_depth_below_the_edge(benchmark) -> None:
+    maps = benchmark("age_maps")
+    x, y, z = np.mgrid[:80, :96, :88] - np.array([40, 48, 44]).reshape(3, 1, 1, 1)
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    # A ball of 60 mm, dark in the outermost 4 mm, with a ventricle that is no edge.
+    image = np.where(radius < 30, np.where(radius < 28, 0.9, 0.3), 0)
+    image[radius < 3] = 0
+    depth = maps.depth_of(image)
+    assert depth.max() == pytest.approx(60, abs=2)
+    rim, *_, deep = maps.shells(image, depth)
+    assert rim == pytest.approx(0.3)
+    assert deep == pytest.approx(0.9)

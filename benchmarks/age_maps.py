@@ -23,23 +23,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from by_scans import AGES, CPU
+from aud_people import save_arrays
+from by_scans import AGES, CPU, question_of
 from cycle_autoencoder import DEFAULT
 from cycle_people import read_people
 from scipy import ndimage
 
 from cfgen.bundle import read_bundle
-from cfgen.config import DEFAULT_GRID, EDIT
+from cfgen.config import DEFAULT_GRID, EDIT, GRIDS
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row
 from cfgen.data.volume import Volume, write_atomically
-from cfgen.edit.edits import Drawing, Edits, Question, TissueEdits, edit_latents
+from cfgen.edit.edits import Drawing, Edits, TissueEdits, edit_latents
 from cfgen.edit.engine import Engine, load_engine
-from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
 from cfgen.errors import CfgenError
 from cfgen.measure.region_masks import REGIONS, region_fractions
-from cfgen.measure.segmenter import load_segmenter
 from cfgen.scan.gate import Gate
 from cfgen.scan.open import open_scan
 from cfgen.space.grids import model_grid
@@ -59,7 +58,7 @@ TISSUES = {
     "hindbrain": HINDBRAIN,
 }
 YEARS, MIDDLE = 20.0, 45.0
-SD_MM, SPACING_MM = 6.0, 2.0
+SD_MM, SPACING_MM = 6.0, GRIDS[DEFAULT_GRID][1]
 DEPTHS_MM = (0, 2, 4, 6, 10, 18, 32)
 # Slices from here on are above the brainstem.
 UPPER = 40
@@ -104,11 +103,7 @@ def kept(path: Path, make: Callable[[], Reading]) -> Reading:
     if not path.exists():
         found = make()
 
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **found)  # type: ignore[arg-type]
-
-        write_atomically(path, write)
+        write_atomically(path, partial(save_arrays, found))
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -118,23 +113,20 @@ def edits_of(engine: Engine, row: Row, now: float, then: float, read: Reader) ->
     that the law asks for, mL."""
     bundle = engine.bundle
     opened = open_scan(row.image, None, engine.finder, bundle.preprocess, Gate(bundle.card))
-    assert opened.brain.regions is not None
-    known = {name: row.values[name] for name in bundle.schema.names}
-    here = {**known, **volumes_by_structure(opened.brain.regions.result.volumes)}
-    there = [{**here, "age": then}]
-    tissue = TissueEdits(Question(opened, Law(engine.scm, "cohort"), here, there))
+    question = question_of(engine, opened, row, [then])
+    here, tissue = question.factual, TissueEdits(question)
     # The mean alone: the diffusion adds nothing to it that could be measured.
     drawing = Drawing(replace(EDIT, depth=0.0))
     ways: dict[str, Edits] = {
         "tissue": tissue,
-        "conditions": edit_latents(engine, opened, here, there, drawing),
+        "conditions": edit_latents(engine, opened, here, question.targets, drawing),
     }
     again = partial(opened.prepared.again, cap=bundle.preprocess.intensity_cap)
     images = [again(opened.volume.data)]
     images += [again(next(ways[method].images(0))) for method in METHODS]
     depth = depth_of(images[0])
     found = [read(image, depth) for image in images]
-    changes = tissue.question.world(0).changes
+    changes = question.world(0).changes
     share = [float(here[n]) * np.expm1(changes[n]) for n in CORTEX]
     of_all = sum(share) / sum(float(here[n]) for n in CORTEX)
     together = {key: np.stack([f[key] for f in found]) for key in found[0]}
@@ -156,12 +148,15 @@ class People:
         return np.asarray(self.beta[1] * (b - a) + self.beta[2] * (b**2 - a**2))
 
 
+def upward(edit: Reading) -> float:
+    """1 of an edit to an older age, -1 to a younger."""
+    return float(np.sign(edit["ages"][1] - edit["ages"][0]))
+
+
 def per_20_years(people: People, edits: list[Reading], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Means over the edits, as of 20 years up: what people differ by, and what each method made."""
-    signs = [np.sign(e["ages"][1] - e["ages"][0]) for e in edits]
-    pairs = list(zip(edits, signs, strict=True))
-    due = np.mean([s * people.change(*e["ages"]) for e, s in pairs], 0)
-    return due, np.mean([s * (e[key][1:] - e[key][0]) for e, s in pairs], 0)
+    due = np.mean([upward(e) * people.change(*e["ages"]) for e in edits], 0)
+    return due, np.mean([upward(e) * (e[key][1:] - e[key][0]) for e in edits], 0)
 
 
 def line(title: str, cells: Iterable[str]) -> str:
@@ -180,7 +175,7 @@ def report(people: dict[str, People], edits: list[Reading]) -> Iterator[str]:
     ):
         if not some:
             continue
-        law = np.mean([np.sign(e["ages"][1] - e["ages"][0]) * e["cortex"] for e in some])
+        law = np.mean([upward(e) * e["cortex"] for e in some])
         yield f"\n{title}, {len(some)} edits; the law asks {law:+.1f} mL of the cortex\n"
         yield line("", TISSUES)
         yield "|" + "---|" * (1 + len(TISSUES))
@@ -206,7 +201,9 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     bundle = read_bundle(options.bundle)
-    read = reader(load_segmenter(bundle, CPU))
+    engine = load_engine(options.bundle, "cpu", way=way_of(bundle, "tissue"))
+    assert engine.finder.segmenter is not None
+    read = reader(engine.finder.segmenter)
     real = read_people(options.people)
     train, found = real.rows("train"), []
     for number in train:
@@ -215,7 +212,7 @@ def main() -> None:
         found.append(kept(path, lambda image=image: read(image, depth_of(image))))  # type: ignore[misc]
     age, male = real.column("age", train), real.column("male", train)
     people = {k: People(np.stack([f[k] for f in found]), age, male) for k in found[0]}
-    engine, edits = load_engine(options.bundle, "cpu", way=way_of(bundle, "tissue")), []
+    edits = []
     for row in read_manifest(options.manifest, bundle.schema)[: options.n]:
         now = float(row.values["age"])
         then = now + YEARS if now + YEARS <= AGES[1] else now - YEARS

@@ -112,11 +112,11 @@ def draw_person(number: int, out: Path, device: str) -> None:
     arrays = {"image": here.image.astype(np.float32), "level": levelled(here)}
     if number < PICTURED:
         arrays["there"] = there.image.astype(np.float32)
-    write_atomically(path, partial(_savez, arrays))
+    write_atomically(path, partial(save_arrays, arrays))
     write_atomically(facts_path, lambda p: p.write_text(json.dumps(facts)))
 
 
-def _savez(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

@@ -26,10 +26,9 @@ from moved_truth import read, write
 from sampling_options import add_sampling, sampling_of
 
 from cfgen.bundle import read_bundle
-from cfgen.config import By
 from cfgen.data.manifest import read_manifest
 from cfgen.data.table import Row
-from cfgen.edit.edits import Drawing, Edits, Question
+from cfgen.edit.edits import Drawing, Question
 from cfgen.edit.engine import Engine, load_engine
 from cfgen.edit.volumes import Law, volumes_by_structure
 from cfgen.edit.way import way_of
@@ -63,16 +62,14 @@ class AgeReader:
         }
 
 
-def edits_of(
-    engine: Engine, opened: Opened, row: Row, ages: Sequence[float], drawing: Drawing
-) -> dict[By, Edits]:
+def question_of(engine: Engine, opened: Opened, row: Row, ages: Sequence[float]) -> Question:
+    """What the law of the bundle says of a person at other ages."""
     regions = opened.brain.regions
     assert regions is not None
     known = {name: row.values[name] for name in engine.bundle.schema.names}
     here = {**known, **volumes_by_structure(regions.result.volumes)}
     there = [{**here, "age": age} for age in ages]
-    question = Question(opened, Law(engine.scm, "cohort"), here, there)
-    return every_way(engine, question, drawing)
+    return Question(opened, Law(engine.scm, "cohort"), here, there)
 
 
 def run(options: argparse.Namespace, engine: Engine) -> list[dict]:
@@ -97,7 +94,8 @@ def run(options: argparse.Namespace, engine: Engine) -> list[dict]:
 
         before, found, images = seen(scan.data), [], {}
         try:
-            edits = edits_of(engine, opened, row, [now + y for y in years], drawing)
+            question = question_of(engine, opened, row, [now + y for y in years])
+            edits = every_way(engine, question, drawing)
             for number, asked in enumerate(years):
                 account = edits["tissue"].account(number)
                 assert account is not None

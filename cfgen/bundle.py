@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -65,6 +65,10 @@ class Bundle:
                 f"train it: cfgen {TRAINED_BY[name]}",
             )
         return self.parts[name]
+
+    def without(self, names: Collection[str]) -> Bundle:
+        """The bundle without these parts; nothing is written."""
+        return replace(self, parts={k: v for k, v in self.parts.items() if k not in names})
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a part, its hash checked. Raises BundleError when damaged or missing."""

@@ -79,7 +79,7 @@ def _without_decoder(bundle: Bundle) -> Bundle:
     if "decoder" not in bundle.parts:
         return bundle
     log.info("the diffusion decoder of the old autoencoder is left out: train it again (--decoder)")
-    return replace(bundle, parts={k: v for k, v in bundle.parts.items() if k != "decoder"})
+    return bundle.without(["decoder"])
 
 
 def try_adapt_autoencoder(asked: Asked, config: FitConfig, device: str) -> Trial:

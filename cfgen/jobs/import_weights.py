@@ -124,7 +124,7 @@ def _start(
     for name in left_out:
         if name not in files:
             log.info("%s: its %s is left out: it was fitted to what is replaced", source, name)
-    return replace(bundle, parts={k: v for k, v in bundle.parts.items() if k not in left_out})
+    return bundle.without(left_out)
 
 
 def _autoencoder(path: Path, state: dict[str, Tensor], untold: Untold) -> Imported:
